@@ -1,0 +1,99 @@
+"""What each query or sample contributed to a task's score, and comparisons built on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from mteb.abstasks import AbsTask
+from scipy.stats import rankdata
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A score as a statistic over samples, so that it can be resampled.
+
+    ``mean``: the mean of ``values`` (nDCG@10 per query, accuracy per text over the experiments,
+    v-measure per clustering). ``spearman`` and ``average_precision``: of ``values`` (cosines)
+    against ``gold``.
+    """
+
+    statistic: Literal["mean", "spearman", "average_precision"]
+    values: list[float]
+    gold: list[float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``results.json``."""
+        return asdict(self)
+
+    def scores(self, draws: Array) -> Array:
+        """The statistic on each row of sample indices ``(resamples, n)``."""
+        values = np.asarray(self.values)[draws]
+        if self.statistic == "mean":
+            return values.mean(axis=1)
+        gold = np.asarray(self.gold)[draws]
+        if self.statistic == "spearman":
+            a, b = rankdata(values, axis=1), rankdata(gold, axis=1)
+            a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+            norms = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+            return (a * b).sum(axis=1) / norms
+        order = np.argsort(-values, axis=1, kind="stable")
+        hits = np.take_along_axis(gold, order, axis=1)
+        precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+        return (precision * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1)
+
+
+def samples_of(task: AbsTask, predictions: Any) -> Samples | None:
+    """Read mteb's predictions of one task (default subset, test split); None for other types."""
+    kind = task.metadata.type
+    data = task.dataset
+    if kind == "Retrieval":
+        relevant = data["default"]["test"]["relevant_docs"]
+        values = [
+            ndcg_at_10(predictions.get(query, {}), documents)
+            for query, documents in relevant.items()
+        ]
+        return Samples("mean", values)
+    if kind == "Classification":
+        gold = np.asarray(data["test"]["label"])
+        return Samples("mean", (np.asarray(predictions) == gold).mean(axis=0).tolist())
+    if kind == "PairClassification":
+        return Samples(
+            "average_precision", list(predictions["cosine_scores"]), list(data["test"]["labels"])
+        )
+    if kind == "STS":
+        return Samples("spearman", list(predictions["cosine_scores"]), list(data["test"]["score"]))
+    return None
+
+
+def ndcg_at_10(scores: dict[str, float], relevant: dict[str, int]) -> float:
+    """nDCG@10 of one query with binary relevance."""
+    top = sorted(scores, key=lambda document: -scores[document])[:10]
+    gain = sum(1 / np.log2(rank + 2) for rank, document in enumerate(top) if document in relevant)
+    best = sum(1 / np.log2(rank + 2) for rank in range(min(10, len(relevant))))
+    return float(gain / best)
+
+
+def paired_bootstrap(
+    one: Samples, other: Samples, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of ``one``'s score minus ``other``'s over the same resampled samples."""
+    count = len(one.values)
+    if count != len(other.values) or one.statistic != other.statistic or one.gold != other.gold:
+        raise ValueError("the two scores are not of the same samples")
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    gaps = np.concatenate(
+        [one.scores(part) - other.scores(part) for part in np.array_split(draws, 20)]
+    )
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean_of(samples: Sequence[Samples]) -> float:
+    """The mean of several tasks' scores."""
+    whole = [s.scores(np.arange(len(s.values))[None])[0] for s in samples]
+    return float(np.mean(whole))

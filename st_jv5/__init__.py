@@ -1,0 +1,102 @@
+"""Distil a large text-embedding model into a small one with four LoRA task adapters.
+
+Importing this package makes its module classes known to sentence-transformers, so that a saved
+model loads as plain ``SentenceTransformer(path)``.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sentence_transformers.base.model import BaseModel
+
+from st_jv5.adapter_file import Adapter
+from st_jv5.adapters import (
+    add_task,
+    average_adapters,
+    merge_task,
+    merged,
+    put_task,
+    take_task,
+    tasks,
+    train_task,
+)
+from st_jv5.encoding import encode, encode_all_tasks, encode_mixed
+from st_jv5.jina import load_jina_v5
+from st_jv5.losses import (
+    CompositeLoss,
+    CoSENTDistillLoss,
+    CoSENTLoss,
+    GORLoss,
+    InfoNCELoss,
+    ProjectedCosineDistillLoss,
+    RelationalKDLoss,
+    classification_loss,
+    clustering_loss,
+    retrieval_loss,
+    text_matching_loss,
+)
+from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+from st_jv5.projection import Projection, fit_projection
+from st_jv5.sampling import weighted
+from st_jv5.student import new_student
+from st_jv5.teacher import TeacherStore, fill
+from st_jv5.trainer import AdapterTrainer, trainer_prompts
+
+__all__ = [
+    "Adapter",
+    "AdapterRouter",
+    "AdapterTrainer",
+    "CoSENTDistillLoss",
+    "CoSENTLoss",
+    "CompositeLoss",
+    "GORLoss",
+    "InfoNCELoss",
+    "LastTokenPooling",
+    "MatryoshkaTruncate",
+    "ProjectedCosineDistillLoss",
+    "Projection",
+    "RelationalKDLoss",
+    "TeacherStore",
+    "add_task",
+    "average_adapters",
+    "classification_loss",
+    "clustering_loss",
+    "encode",
+    "encode_all_tasks",
+    "encode_mixed",
+    "fill",
+    "fit_projection",
+    "load_jina_v5",
+    "merge_task",
+    "merged",
+    "new_student",
+    "put_task",
+    "retrieval_loss",
+    "take_task",
+    "tasks",
+    "text_matching_loss",
+    "train_task",
+    "trainer_prompts",
+    "weighted",
+]
+
+__version__ = "0.1.0"
+
+
+def _make_modules_loadable() -> None:
+    classes = {
+        f"{module.__module__}.{module.__name__}": module
+        for module in (AdapterRouter, LastTokenPooling, MatryoshkaTruncate)
+    }
+    known = getattr(BaseModel, "_module_classes", None)
+    if isinstance(known, dict):
+        known.update(classes)
+    else:
+        logging.getLogger(__name__).warning(
+            "this sentence-transformers takes no module classes from plugins; load st_jv5 models "
+            "with SentenceTransformer(path, trust_remote_code=True)"
+        )
+
+
+_make_modules_loadable()

@@ -1,0 +1,97 @@
+"""One adapter outside any model: a folder in PEFT's format that knows its task and its base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import LoraConfig
+from safetensors import safe_open
+from torch import Tensor
+
+from st_jv5.files import read_json, write_json, write_tensors
+from st_jv5.tasks import Task
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What ``adapters/<task>/`` holds; ``PeftModel.from_pretrained(backbone, folder)`` reads it.
+
+    Task and base stand in the header of the weights, so the folder can travel alone.
+    """
+
+    task: Task
+    config: LoraConfig
+    tensors: Mapping[str, Tensor]
+    """PEFT's names -> weights."""
+    base_sha256: str
+    """Hash of the backbone's weights that the adapter was trained on."""
+    lost: float = 0.0
+    """Share of the mean's squared norm beyond the rank, 0..1 (:func:`st_jv5.average_adapters`)."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``."""
+        config = {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in self.config.to_dict().items()
+        }
+        told = {
+            "task": self.task.name,
+            "prompts": dict(self.task.prompts),
+            "aliases": list(self.task.aliases),
+            "base_sha256": self.base_sha256,
+        }
+        write_json(
+            Path(folder) / CONFIG_FILE,
+            {**config, "inference_mode": True, "base_model_name_or_path": None},
+        )
+        write_tensors(Path(folder) / WEIGHTS_FILE, self.tensors, {"st_jv5": json.dumps(told)})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Adapter:
+        """Read a folder; errors name the file that is missing or does not fit."""
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (Path(folder) / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}")
+        return cls.from_files(Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE)
+
+    @classmethod
+    def from_files(cls, config_path: str | Path, weights_path: str | Path) -> Adapter:
+        """:meth:`load` for two files that were found one by one (on the Hub)."""
+        tensors, metadata = read_tensors(weights_path)
+        if "st_jv5" not in metadata:
+            raise ValueError(f"{weights_path} does not say which task and base it belongs to")
+        told = json.loads(metadata["st_jv5"])
+        return cls(
+            task=Task(told["task"], told["prompts"], tuple(told["aliases"])),
+            config=read_config(config_path),
+            tensors=tensors,
+            base_sha256=told["base_sha256"],
+        )
+
+
+def read_config(path: str | Path) -> LoraConfig:
+    """Read an ``adapter_config.json``; only plain LoRA is taken."""
+    stored = read_json(path)
+    for feature in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+        if stored.get(feature):
+            raise ValueError(f"{path}: {feature} is not supported, only plain LoRA is")
+    try:
+        return LoraConfig(**stored)
+    except TypeError as error:
+        raise ValueError(f"{path} is not a LoRA config of this peft: {error}") from error
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header's metadata of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error

@@ -1,0 +1,303 @@
+"""Adapters as things: add, train, take out, put in, average, merge."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from torch import Tensor, nn
+
+from st_jv5.adapter_file import Adapter
+from st_jv5.modules.adapter_router import TEXT_ONLY, AdapterRouter
+from st_jv5.student import transformer_blocks
+from st_jv5.tasks import BASE, TASKS, Task, unknown_name
+
+
+def router_of(model: SentenceTransformer) -> AdapterRouter:
+    """The model's first module; an error if the model is not one of ours."""
+    router = model[0]
+    if not isinstance(router, AdapterRouter):
+        raise ValueError(
+            f"this model starts with {type(router).__name__}, not with an AdapterRouter; build it "
+            f"with st_jv5.new_student(...) or load one that st_jv5 saved"
+        )
+    return router
+
+
+def tasks(model: SentenceTransformer) -> list[str]:
+    """The names of the model's adapters.
+
+    Example:
+        >>> tasks(student)
+        []
+    """
+    return list(router_of(model).tasks)
+
+
+def add_task(
+    model: SentenceTransformer,
+    name: str,
+    rank: int = 32,
+    alpha: int = 32,
+    dropout: float | None = None,
+    prompts: Mapping[str, str] | None = None,
+) -> None:
+    """Add a fresh LoRA adapter on every linear layer of the blocks, and make it the one to train.
+
+    Gaussian start for A and zero for B (section 3 of arXiv:2602.15547): a fresh adapter is the
+    base, exactly.
+
+    Args:
+        model: A model of ours.
+        name: One of the four tasks, or a name of your own.
+        rank: LoRA rank.
+        alpha: LoRA alpha; the update is scaled by ``alpha / rank``.
+        dropout: LoRA dropout; None takes the task table's (0.1; classification 0.05).
+        prompts: Prompt name -> text; None takes the task table's, for your own task the document
+            prompt.
+
+    Example:
+        >>> add_task(student, "retrieval")
+        >>> tasks(student)
+        ['retrieval']
+    """
+    router = router_of(model)
+    task = TASKS.get(name, Task(name))
+    if prompts is not None:
+        if "document" not in prompts:
+            raise ValueError(f"prompts need a 'document' entry, got {sorted(prompts)}")
+        task = replace(task, prompts=dict(prompts))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=task.dropout if dropout is None else dropout,
+        target_modules=_block_linears(router),
+        init_lora_weights="gaussian",
+        bias="none",
+    )
+    router.add_adapter(task, config)
+    train_task(model, name)
+
+
+def _block_linears(router: AdapterRouter) -> list[str]:
+    """Names of the blocks' linear layers: short ones (q_proj) where nothing else has them.
+
+    ``dense`` in BERT also names the pooler's layer, so there the path within the block is kept.
+    """
+    path, blocks = transformer_blocks(router.model)
+
+    def linears(module: nn.Module) -> list[str]:
+        return [
+            name.removesuffix(".base_layer")
+            for name, layer in module.named_modules()
+            if isinstance(layer, nn.Linear) and not {"lora_A", "lora_B"} & set(name.split("."))
+        ]
+
+    outside = {n.split(".")[-1] for n in linears(router.model) if not n.startswith(f"{path}.")}
+    inside = dict.fromkeys(name for block in blocks for name in linears(block))
+    short = {name: name.split(".")[-1] for name in inside}
+    return sorted({name if short[name] in outside else short[name] for name in inside})
+
+
+def train_task(model: SentenceTransformer, name: str) -> None:
+    """Freeze everything but one adapter, and give the trainer's batches to it.
+
+    Args:
+        model: A model of ours.
+        name: An adapter, or ``"base"``: unfreezes the backbone and freezes the adapters.
+    """
+    router = router_of(model)
+    adapter = None if name == BASE else router.resolve(name)
+    for parameter in router.model.parameters():
+        parameter.requires_grad_(False)
+    if adapter is None:
+        chosen = list(router.base_parameters())
+        router._base_sha256 = None
+    else:
+        chosen = list(router.adapter_tensors(adapter).values())
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    router.training_task = adapter or BASE
+
+
+def take_task(model: SentenceTransformer, name: str, folder: str | Path) -> None:
+    """Write one adapter to a folder of its own; the model keeps it."""
+    router = router_of(model)
+    if name not in router.tasks:
+        raise ValueError(unknown_name("task", name, router.tasks, "this model"))
+    router.take_adapter(name).save(folder)
+
+
+def put_task(model: SentenceTransformer, folder: str | Path | Adapter) -> None:
+    """Put an adapter from a folder (or :func:`average_adapters`) into a model.
+
+    A task that the model has already gets the new weights.
+
+    Raises:
+        ValueError: The adapter was trained on another base (by the hash of the base's weights).
+    """
+    router = router_of(model)
+    adapter = folder if isinstance(folder, Adapter) else Adapter.load(folder)
+    source = "the adapter" if isinstance(folder, Adapter) else folder
+    if adapter.base_sha256 != (own := router.base_sha256()):
+        raise ValueError(
+            f"{source} was trained on another base: its base has sha256 "
+            f"{adapter.base_sha256[:12]}, this model's {own[:12]}"
+        )
+    if adapter.task.name in router.tasks:
+        router.fill_adapter(adapter.task.name, adapter.tensors, source)
+    else:
+        router.add_adapter(adapter.task, adapter.config, adapter.tensors, source)
+
+
+def average_adapters(
+    folders: Sequence[str | Path],
+    weights: Sequence[float] | None = None,
+    method: str = "product",
+) -> Adapter:
+    """Average adapters of one base, such as two checkpoints of a run.
+
+    Args:
+        folders: Adapter folders, each of one task, base, rank and alpha.
+        weights: One each, scaled to sum 1; None weighs all alike.
+        method: ``"product"`` averages the updates B·A and factors the mean back to the rank by
+            SVD: the closest adapter to the mean, ``lost`` says how close. ``"factors"`` averages A
+            and B each for itself: exact only where one of them is shared.
+
+    Returns:
+        The adapter; ``lost`` is the share of the mean's squared norm beyond the rank, in 0..1.
+    """
+    if not folders:
+        raise ValueError("no folders to average")
+    if method not in ("product", "factors"):
+        raise ValueError(f"method must be 'product' or 'factors', not {method!r}")
+    weights = [1.0] * len(folders) if weights is None else list(weights)
+    if len(weights) != len(folders) or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"{len(folders)} folders need as many weights >= 0, got {weights}")
+    shares = [weight / sum(weights) for weight in weights]
+    adapters = [Adapter.load(folder) for folder in folders]
+    first = adapters[0]
+    for folder, other in zip(folders, adapters, strict=True):
+        for what, ours, theirs in (
+            ("task", first.task.name, other.task.name),
+            ("base", first.base_sha256, other.base_sha256),
+            ("rank", first.config.r, other.config.r),
+            ("alpha", first.config.lora_alpha, other.config.lora_alpha),
+            ("layers", sorted(first.tensors), sorted(other.tensors)),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{folder} has another {what} than {folders[0]}")
+    tensors: dict[str, Tensor] = {}
+    lost = total = 0.0
+    for key in first.tensors:
+        if ".lora_B." in key:
+            continue
+        key_b = key.replace(".lora_A.", ".lora_B.")
+        all_a = [adapter.tensors[key].double() for adapter in adapters]
+        all_b = [adapter.tensors[key_b].double() for adapter in adapters]
+        if method == "factors":
+            a = sum(share * a for share, a in zip(shares, all_a, strict=True))
+            b = sum(share * b for share, b in zip(shares, all_b, strict=True))
+        else:
+            b, a, layer_lost, layer_total = _mean_product(all_b, all_a, shares)
+            lost, total = lost + layer_lost, total + layer_total
+        tensors[key] = a.to(first.tensors[key].dtype)
+        tensors[key_b] = b.to(first.tensors[key_b].dtype)
+    share = lost / total if total else 0.0
+    return replace(first, tensors=tensors, lost=share)
+
+
+def _mean_product(
+    all_b: list[Tensor], all_a: list[Tensor], shares: list[float]
+) -> tuple[Tensor, Tensor, float, float]:
+    """Factor sum_k share_k B_k A_k to the rank; also the squared norm lost, and the whole.
+
+    The sum is (stacked B)(stacked A): two thin QR's leave an SVD of size count x rank.
+    """
+    rank = all_a[0].shape[0]
+    q_b, r_b = torch.linalg.qr(torch.cat(all_b, dim=1))
+    q_a, r_a = torch.linalg.qr(
+        torch.cat([share * a for share, a in zip(shares, all_a, strict=True)]).T
+    )
+    u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+    root = s[:rank].sqrt()
+    b = q_b @ (u[:, :rank] * root)
+    a = (root[:, None] * vh[:rank]) @ q_a.T
+    padding = rank - root.shape[0]  # a layer narrower than the rank
+    if padding > 0:
+        b = nn.functional.pad(b, (0, padding))
+        a = nn.functional.pad(a, (0, 0, 0, padding))
+    return b, a, float(s[rank:].square().sum()), float(s.square().sum())
+
+
+# --------------------------------------------------------------------------------------- merging
+
+
+@contextmanager
+def merged(model: SentenceTransformer, name: str) -> Iterator[SentenceTransformer]:
+    """Inside the block the model is one task, its adapter folded into the weights.
+
+    The base tensors are set aside and put back, never recomputed, so nothing drifts. Encode from
+    the thread that entered the block only, and only this task: every other one raises.
+
+    Example:
+        >>> with merged(model, "retrieval"):
+        ...     vectors = model.encode(["hello"], task="retrieval")
+    """
+    router = router_of(model)
+    adapter = router.resolve(name)
+    if adapter is None:
+        yield model
+        return
+    kept: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for _, layer in router.lora_layers():
+            weight = layer.get_base_layer().weight
+            with torch.no_grad(), torch.inference_mode(False):
+                folded = weight.data + layer.get_delta_weight(adapter).to(weight.dtype)
+            kept.append((weight, weight.data))
+            weight.data = folded
+        router.merged_task = adapter
+        yield model
+    finally:
+        router.merged_task = None
+        for weight, data in kept:
+            weight.data = data
+
+
+def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
+    """A new model of stock modules only: one task's adapter folded into the backbone.
+
+    The prompts come along. Its vectors have unit length at full width; cut vectors of a stock
+    model need ``normalize_embeddings=True``.
+    """
+    router = router_of(model)
+    with merged(model, name), tempfile.TemporaryDirectory() as folder:
+        router.model.save_pretrained(folder, state_dict=router.base_state_dict())
+        router.processor.save_pretrained(folder)
+        transformer = Transformer(
+            folder,
+            model_kwargs={"dtype": router.model.dtype},
+            modality_config=TEXT_ONLY,
+            module_output_name="token_embeddings",
+        )
+    transformer.max_seq_length = router.max_seq_length
+    return SentenceTransformer(
+        modules=[
+            transformer,
+            Pooling(router.get_embedding_dimension(), pooling_mode="lasttoken"),
+            Normalize(),
+        ],
+        prompts=dict(model.prompts),
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name="cosine",
+        device=str(model.device),
+    )

@@ -1,0 +1,113 @@
+"""The paper's four compositions, with its weights as defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from st_jv5.losses.composite import CompositeLoss
+from st_jv5.losses.distill import ProjectedCosineDistillLoss
+from st_jv5.losses.gor import GORLoss
+from st_jv5.losses.infonce import InfoNCELoss
+from st_jv5.losses.relational_kd import RelationalKDLoss
+from st_jv5.losses.scheduled import CoSENTDistillLoss
+
+
+def retrieval_loss(
+    model: SentenceTransformer,
+    teacher_dim: int,
+    *,
+    temperature: float = 0.02,
+    learn_temperature: bool = False,
+    infonce_weight: float = 1.0,
+    distill_weight: float = 2.0,
+    gor_weight: float = 1.0,
+    train_projection: bool = True,
+    store: Any = None,
+    **composite: Any,
+) -> CompositeLoss:
+    """``1 * InfoNCE + 2 * distill + 1 * GOR`` (section 3 of arXiv:2602.15547).
+
+    A weight of 0 leaves its term out. Whether stage 2 trains the projection further is not
+    published; it does by default (our choice). ``composite`` takes
+    :class:`CompositeLoss`'s ``dims`` and the like.
+
+    Example:
+        >>> sorted(retrieval_loss(student, teacher_dim=384).weights.items())
+        [('distill', 2.0), ('gor', 1.0), ('infonce', 1.0)]
+    """
+    terms: dict[str, tuple[Any, float]] = {}
+    if infonce_weight:
+        infonce = InfoNCELoss(model, temperature, learn_temperature=learn_temperature)
+        terms["infonce"] = (infonce, infonce_weight)
+    if distill_weight:
+        distill = ProjectedCosineDistillLoss(
+            model, teacher_dim, train_projection=train_projection, store=store
+        )
+        terms["distill"] = (distill, distill_weight)
+    if gor_weight:
+        terms["gor"] = (GORLoss(model), gor_weight)
+    return CompositeLoss(model, terms, **composite)
+
+
+def text_matching_loss(
+    model: SentenceTransformer, teacher_dim: int, **overrides: Any
+) -> CoSENTDistillLoss:
+    """CoSENT on scored batches, ``1 * InfoNCE + 2 * distill`` on the others.
+
+    Example:
+        >>> sorted(text_matching_loss(student, teacher_dim=384).weights.items())
+        [('cosent', 1.0), ('distill', 2.0), ('infonce', 1.0)]
+    """
+    return CoSENTDistillLoss(model, teacher_dim, **overrides)
+
+
+def clustering_loss(
+    model: SentenceTransformer,
+    teacher_dim: int,
+    *,
+    train_projection: bool = True,
+    store: Any = None,
+    **composite: Any,
+) -> CompositeLoss:
+    """Stage 1's distillation again, on document prompts and a teacher told to name the topic.
+
+    Stage 1 itself uses it too.
+
+    Example:
+        >>> clustering_loss(student, teacher_dim=384).weights
+        {'distill': 1.0}
+    """
+    distill = ProjectedCosineDistillLoss(
+        model, teacher_dim, train_projection=train_projection, store=store
+    )
+    return CompositeLoss(model, {"distill": (distill, 1.0)}, **composite)
+
+
+def classification_loss(
+    model: SentenceTransformer,
+    teacher_dim: int | None = None,
+    *,
+    temperature: float = 0.02,
+    rkd_weight: float = 20.0,
+    include_diagonal: bool = True,
+    **composite: Any,
+) -> CompositeLoss:
+    """``InfoNCE(q->d) + InfoNCE(d->q) + 20 * relational distillation`` from the base.
+
+    Args:
+        teacher_dim: Ignored: the teacher is the base without adapter. The four compositions share
+            one signature.
+
+    Example:
+        >>> classification_loss(student).weights
+        {'infonce': 1.0, 'rkd': 20.0}
+    """
+    terms: dict[str, tuple[Any, float]] = {
+        "infonce": (InfoNCELoss(model, temperature, ("query_to_doc", "doc_to_query")), 1.0)
+    }
+    if rkd_weight:
+        rkd = RelationalKDLoss(model, include_diagonal=include_diagonal)
+        terms["rkd"] = (rkd, rkd_weight)
+    return CompositeLoss(model, terms, **composite)

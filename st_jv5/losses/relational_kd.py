@@ -1,0 +1,77 @@
+"""Relational distillation: keep the distances between texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from st_jv5 import functional as F
+from st_jv5.losses.embed import base_vectors, embed_columns
+from st_jv5.losses.labels import teacher_vectors
+
+Teacher = Literal["base", "labels"]
+
+
+class RelationalKDLoss(nn.Module):
+    r"""Keep the distances between all texts of the batch as the teacher has them (Eq. 8).
+
+    Args:
+        model: The model being trained.
+        teacher: ``"base"``, the paper's: the backbone without its adapter, run without gradients
+            on the same batch. ``"labels"``: vectors given as labels.
+        include_diagonal: Whether the mean distances count each text's zero to itself (the paper
+            does not say; True is our choice).
+        store: The teacher store that int labels are rows of (``teacher="labels"``).
+
+    Inputs:
+        any text columns, taken together as ``M = B x columns`` texts; for ``teacher="labels"`` the
+        columns and rows that have vectors.
+
+    Returns:
+        ``{"rkd": scalar >= 0}``.
+
+    References:
+        Eq. 8 of arXiv:2602.15547. The stock losses have none.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        teacher: Teacher = "base",
+        include_diagonal: bool = True,
+        store: Any = None,
+    ) -> None:
+        super().__init__()
+        if teacher not in get_args(Teacher):
+            raise ValueError(f"teacher must be one of {get_args(Teacher)}, not {teacher!r}")
+        self.model = model
+        self.teacher = teacher
+        self.include_diagonal = include_diagonal
+        self.store = store
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        sentence_features = list(sentence_features)
+        if self.teacher == "base":
+            labels = base_vectors(self.model, sentence_features)
+        return self.compute_loss_from_embeddings(
+            embed_columns(self.model, sentence_features), labels
+        )
+
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Tensor], labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """See the class; for ``teacher="base"`` the labels are the base's ``(B, C, D)`` vectors."""
+        vectors, present = teacher_vectors(labels, self.store, like=embeddings[0])
+        columns = min(vectors.shape[1], len(embeddings))
+        student = torch.stack(embeddings[:columns], dim=1)[present[:, :columns]]
+        teacher = vectors[:, :columns][present[:, :columns]]
+        return {"rkd": F.relational_distance(student, teacher, self.include_diagonal)}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"teacher": self.teacher, "include_diagonal": self.include_diagonal}

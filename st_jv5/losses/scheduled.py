@@ -1,0 +1,119 @@
+"""Text matching: CoSENT where pairs have scores, InfoNCE and distillation where they have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from st_jv5 import functional as F
+from st_jv5.losses.composite import CompositeLoss
+from st_jv5.losses.distill import ProjectedCosineDistillLoss
+from st_jv5.losses.embed import embed_columns
+from st_jv5.losses.infonce import InfoNCELoss
+from st_jv5.losses.labels import is_scores
+
+
+class CoSENTLoss(nn.Module):
+    """Rank scored pairs by cosine.
+
+    The stock loss says the same with ``scale = 1/temperature``; this one takes a temperature as
+    all of ours do, and refuses NaN scores with their rows.
+
+    Args:
+        model: The model being trained.
+        temperature: Positive.
+
+    Inputs:
+        two text columns; labels float or int ``(B,)``, similarity scores on any scale.
+
+    Returns:
+        ``{"cosent": scalar >= 0}``; equal scores give 0.
+
+    References:
+        Section 3 of arXiv:2602.15547, text-matching.
+    """
+
+    def __init__(self, model: SentenceTransformer, temperature: float = 0.05) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        self.model = model
+        self.temperature = temperature
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        return self.compute_loss_from_embeddings(
+            embed_columns(self.model, sentence_features), labels
+        )
+
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Tensor], labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """See the class; ``embeddings`` are unit rows ``(B, D)`` of the two columns."""
+        if labels is None or not is_scores(labels):
+            raise ValueError("CoSENT needs one similarity score per pair as the column 'label'")
+        if len(embeddings) != 2:
+            raise ValueError(f"CoSENT needs two text columns, got {len(embeddings)}")
+        cosines = (embeddings[0] * embeddings[1]).sum(dim=-1)
+        scores = labels.flatten().to(cosines.device)
+        return {"cosent": F.cosent(cosines, scores, self.temperature)}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"temperature": self.temperature}
+
+
+class CoSENTDistillLoss(CompositeLoss):
+    """The paper's text-matching loss: each batch's labels choose its terms.
+
+    A batch with scores (one number per pair) trains CoSENT alone; a batch with teacher rows or
+    vectors trains ``1 * InfoNCE + 2 * distill``. All three terms are logged for every batch, the
+    idle ones as 0.
+
+    Args:
+        model: The model being trained.
+        teacher_dim: Width of the teacher's vectors.
+        temperature: Of InfoNCE.
+        cosent_temperature: Of CoSENT.
+        infonce_weight: Weight of InfoNCE in an unscored batch.
+        distill_weight: Weight of distillation in an unscored batch.
+        store: The teacher store that int labels are rows of.
+        composite: ``dims`` and the like, see :class:`CompositeLoss`.
+
+    Returns:
+        ``{"cosent": ..., "infonce": ..., "distill": ...}``, weighted.
+
+    References:
+        Section 3 of arXiv:2602.15547, text-matching.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        teacher_dim: int,
+        temperature: float = 0.02,
+        cosent_temperature: float = 0.05,
+        infonce_weight: float = 1.0,
+        distill_weight: float = 2.0,
+        store: Any = None,
+        **composite: Any,
+    ) -> None:
+        terms = {
+            "cosent": (CoSENTLoss(model, cosent_temperature), 1.0),
+            "infonce": (InfoNCELoss(model, temperature), infonce_weight),
+            "distill": (
+                ProjectedCosineDistillLoss(model, teacher_dim, store=store),
+                distill_weight,
+            ),
+        }
+        super().__init__(model, terms, **composite)
+
+    def active_terms(self, labels: Tensor | None) -> Sequence[str]:
+        if labels is None:
+            raise ValueError(
+                "a text-matching batch needs the column 'label': scores, or teacher rows or vectors"
+            )
+        return ["cosent"] if is_scores(labels) else ["infonce", "distill"]

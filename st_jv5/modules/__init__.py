@@ -1,0 +1,7 @@
+"""The three modules of a model; ``modules.json`` stores their dotted paths, so never move them."""
+
+from st_jv5.modules.adapter_router import AdapterRouter
+from st_jv5.modules.matryoshka import MatryoshkaTruncate
+from st_jv5.modules.pooling import LastTokenPooling
+
+__all__ = ["AdapterRouter", "LastTokenPooling", "MatryoshkaTruncate"]

@@ -1,0 +1,425 @@
+"""The host's Transformer with any number of named LoRA adapters, one chosen per forward."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from sentence_transformers.base.modules import Transformer
+from torch import Tensor, nn
+
+from st_jv5 import rope
+from st_jv5.adapter_file import Adapter, read_config, read_tensors
+from st_jv5.eos import append_eos as make_tokenizer_append_eos
+from st_jv5.files import read_json, write_json
+from st_jv5.modules.routed_linear import RoutedLinear, active_adapter, routed
+from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
+from st_jv5.tasks import BASE, BASE_TASK, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
+
+SETTINGS_FILE = "st_jv5.json"
+FORMAT = 1
+REQUIREMENT = ">=0.1,<1"
+
+TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+"""Pinned, so that a tokenizer with a chat template does not turn texts into chats."""
+
+
+class AdapterRouter(Transformer):
+    """The first module of a model: tokenizer, backbone and LoRA adapters.
+
+    The adapter of a forward is the first that is named by: the ``task`` of ``encode``; the batch's
+    features (``args.router_mapping`` puts it there while training); :func:`st_jv5.train_task`, for
+    the trainer's batches only; ``default_task``. Nothing named: a model without adapters is its
+    base, a model with adapters raises. ``"base"`` is the backbone alone.
+
+    Build one with :func:`st_jv5.new_student` or load a saved folder with ``SentenceTransformer``.
+
+    Args:
+        model_name_or_path: Backbone folder or Hub id.
+        append_eos: Make the tokenizer end every input, also a truncated one, with EOS or SEP.
+            A tokenizer that already does so is left as it is. False leaves the tokenizer alone.
+        matryoshka_dims: Dims that the model is (to be) trained for, ascending.
+        default_task: Task of calls that name none, or None.
+        transformer_kwargs: The host's ``Transformer`` arguments.
+
+    Attributes:
+        tasks: Name -> :class:`~st_jv5.tasks.Task` of each adapter.
+        training_task: The task of the trainer's batches, set by :func:`st_jv5.train_task`.
+        merged_task: The task that :func:`st_jv5.merged` has folded into the weights, or None.
+        projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
+    """
+
+    forward_kwargs: ClassVar[set[str]] = {"task"}
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        append_eos: bool = False,
+        matryoshka_dims: Sequence[int] = (),
+        default_task: str | None = None,
+        **transformer_kwargs: Any,
+    ) -> None:
+        transformer_kwargs |= {
+            "modality_config": TEXT_ONLY,
+            "module_output_name": "token_embeddings",
+        }
+        super().__init__(model_name_or_path, **transformer_kwargs)
+        self.append_eos = append_eos
+        self.matryoshka_dims = tuple(matryoshka_dims)
+        self.default_task = default_task
+        self.tasks: dict[str, Task] = {}
+        self.training_task: str | None = None
+        self.projection: Projection | None = None
+        self.theta_train = self.theta_serve = rope.theta_of(self.config)
+        self.merged_task: str | None = None
+        self._base_sha256: str | None = None
+        self._tokenizer_lock = threading.RLock()
+        if append_eos:
+            make_tokenizer_append_eos(self.tokenizer)
+
+    # -------------------------------------------------------------- a batch, from text to tokens
+
+    def preprocess(  # type: ignore[override]
+        self,
+        inputs: Sequence[str],
+        prompt: str | None = None,
+        task: str | None = None,
+        dim: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Tokenise texts, each with the prompt of its task in front.
+
+        The host resolves ``prompt`` before it calls this and falls back to the default (document)
+        prompt, so ``task="query"`` turns that prompt, or none, into the query prompt; to encode
+        documents name ``task="document"`` or ``"retrieval"``.
+
+        Args:
+            inputs: Texts; anything else raises with its index.
+            prompt: The prompt's text, or None.
+            task: Task or alias; an unknown one raises here, before any forward.
+            dim: Belongs to :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate`; ignored.
+        """
+        for index, text in enumerate(inputs):
+            if not isinstance(text, str):
+                raise ValueError(f"texts must be str, but text {index} of the batch is {text!r}")
+        if task is not None:
+            prompt = self._prompt(task, prompt)
+        with self._tokenizer_lock:  # a fast tokenizer keeps its truncation in shared state
+            features: dict[str, Any] = super().preprocess(list(inputs), prompt=prompt, **kwargs)
+        features.pop("prompt_length", None)  # only pooling without the prompt would read it
+        return features
+
+    def _prompt(self, task: str, prompt: str | None) -> str | None:
+        name = self.resolve(task)
+        prompts = self.tasks[name].prompts if name else BASE_TASK.prompts
+        asked = next((key for key, text in PROMPTS.items() if text == prompt), None)
+        if task == "query" and (prompt is None or asked == DEFAULT_PROMPT_NAME):
+            asked = "query"
+        return prompt if asked is None else prompts.get(asked, prompt)
+
+    # ------------------------------------------------------------ a batch, from tokens to states
+
+    def forward(
+        self, features: dict[str, Any], task: str | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter."""
+        adapter = self.resolve(task or features.get("task"))
+        if "position_ids" not in features and self._counts_positions_from_the_left():
+            # Left padding would otherwise shift every text's absolute positions.
+            positions = features["attention_mask"].long().cumsum(-1) - 1
+            kwargs["position_ids"] = positions.clamp(min=0)
+        if self.training and self.tasks and getattr(self.model, "is_gradient_checkpointing", False):
+            self._checkpoint_with_adapter()
+        if self.merged_task is not None:
+            if adapter != self.merged_task:
+                raise ValueError(
+                    f"{self.merged_task!r} is merged into the weights; {adapter or BASE!r} cannot "
+                    f"run before the st_jv5.merged block ends"
+                )
+            adapter = None
+        with routed(adapter):
+            output: dict[str, Any] = super().forward(features, **kwargs)
+        return output
+
+    def resolve(self, task: str | None) -> str | None:
+        """The adapter of a task name or alias; None is the base."""
+        if task is None and not torch.is_inference_mode_enabled():  # encode sets inference mode
+            task = self.training_task
+        if task is None:
+            task = self.default_task
+        if task is None:
+            if self.tasks:
+                raise ValueError(
+                    f"this model has adapters and no default task; name one of: "
+                    f"{', '.join([*self.tasks, BASE])} (encode(..., task=...), "
+                    f"model[0].default_task = ..., or st_jv5.train_task(model, ...) to train one)"
+                )
+            return None
+        if task == BASE:
+            return None
+        if task in self.tasks:
+            return task
+        for name, known in self.tasks.items():
+            if task in known.aliases:
+                return name
+        if not self.tasks and task in PROMPTS:  # encode_query and encode_document of a student
+            return None
+        raise ValueError(unknown_name("task", task, [*self.tasks, BASE], "this model"))
+
+    def _counts_positions_from_the_left(self) -> bool:
+        # Learned absolute positions without a padding offset: BERT. RoBERTa's kin derive theirs
+        # from the padding token, and rotary positions are relative.
+        embeddings = getattr(self.model, "embeddings", None)
+        table = getattr(embeddings, "position_embeddings", None)
+        return isinstance(table, nn.Embedding) and table.padding_idx is None
+
+    def _checkpoint_with_adapter(self) -> None:
+        # Checkpointing runs a block again during backward, on autograd's own thread on a GPU: the
+        # context variable must be set there anew, so the checkpoint function is given contexts.
+        def contexts() -> tuple[Any, Any]:
+            return nullcontext(), routed(active_adapter.get())
+
+        for module in self.model.modules():
+            function = getattr(module, "_gradient_checkpointing_func", None)
+            if function is None or "context_fn" in getattr(function, "keywords", {}):
+                continue
+            if getattr(function, "keywords", {}).get("use_reentrant"):
+                raise ValueError(
+                    "adapters need gradient_checkpointing_kwargs={'use_reentrant': False}"
+                )
+            module._gradient_checkpointing_func = partial(function, context_fn=contexts)
+
+    # ------------------------------------------------------------------------- adapters and base
+
+    def add_adapter(
+        self,
+        task: Task,
+        config: LoraConfig,
+        tensors: Mapping[str, Tensor] | None = None,
+        source: str | Path = "the adapter",
+    ) -> None:
+        """Add an adapter for ``task``, fresh or with the given weights (PEFT's names).
+
+        Raises:
+            ValueError: The name is taken or unusable, or the tensors do not fit; ``source`` names
+                the culprit.
+        """
+        self._check_name(task)
+        config._register_custom_module({nn.Linear: RoutedLinear})
+        with torch.inference_mode(False):  # tensors made inside encode could not be trained
+            inject_adapter_in_model(config, self.model, adapter_name=task.name)
+        self.tasks[task.name] = task
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        if tensors is not None:
+            self.fill_adapter(task.name, tensors, source)
+
+    def _check_name(self, task: Task) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", task.name):
+            raise ValueError(
+                f"a task's name is letters, digits, '-' and '_' (it is a folder), not {task.name!r}"
+            )
+        for known in self.tasks.values():
+            if clash := {task.name, *task.aliases} & {known.name, *known.aliases}:
+                raise ValueError(f"this model has {', '.join(sorted(clash))} already")
+        if task.name == BASE or task.name in PROMPTS:
+            raise ValueError(f"{task.name!r} is reserved; choose another name for the task")
+
+    def fill_adapter(self, name: str, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+        """Replace an adapter's weights."""
+        own = self.adapter_tensors(name)
+        if missing := sorted(set(own) ^ set(tensors)):
+            raise ValueError(
+                f"{source} does not fit this backbone: {len(missing)} tensors are on one side "
+                f"only, such as {missing[0]}"
+            )
+        for key, tensor in own.items():
+            if tensor.shape != tensors[key].shape:
+                raise ValueError(
+                    f"{source}: {key} is {tuple(tensors[key].shape)}, this backbone needs "
+                    f"{tuple(tensor.shape)}"
+                )
+        with torch.no_grad(), torch.inference_mode(False):
+            for key, tensor in own.items():
+                tensor.copy_(tensors[key])
+
+    def lora_layers(self) -> Iterator[tuple[str, RoutedLinear]]:
+        """Path in the backbone -> layer, for every linear layer that carries adapters."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, RoutedLinear):
+                yield path, module
+
+    def adapter_tensors(self, name: str) -> dict[str, Tensor]:
+        """One adapter's parameters under PEFT's names."""
+        return {
+            f"base_model.model.{path}.{half}.weight": getattr(layer, half)[name].weight
+            for path, layer in self.lora_layers()
+            for half in ("lora_A", "lora_B")
+        }
+
+    def base_parameters(self) -> Iterator[nn.Parameter]:
+        """The backbone's own parameters."""
+        for name, parameter in self.model.named_parameters():
+            if not _is_lora(name):
+                yield parameter
+
+    def base_state_dict(self) -> dict[str, Tensor]:
+        """The backbone's weights under its stock class's names."""
+        return {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in self.model.state_dict().items()
+            if not _is_lora(name)
+        }
+
+    def base_sha256(self) -> str:
+        """Hash of the backbone's weights: names, dtypes, shapes and bytes.
+
+        A model that was loaded with adapters keeps the hash of its folder while its base stays
+        frozen, so that loading in bfloat16 is still the same base.
+        """
+        if self._base_sha256 and not any(p.requires_grad for p in self.base_parameters()):
+            return self._base_sha256
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.base_state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(flat.numpy().data)
+        return digest.hexdigest()
+
+    # -------------------------------------------------------------------------------- the folder
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Write backbone, tokenizer, adapters, projection and ``st_jv5.json``."""
+        if self.merged_task is not None:
+            raise ValueError(f"{self.merged_task!r} is merged; save after the st_jv5.merged block")
+        folder = Path(output_path)
+        base_sha256 = self.base_sha256()
+        self.model.save_pretrained(output_path, state_dict=self.base_state_dict())
+        rope.write_both_keys(folder / "config.json")
+        self.processor.save_pretrained(output_path)
+        self.save_config(output_path)
+        for stale in (folder / "adapters").glob("*"):
+            if stale.name not in self.tasks:
+                shutil.rmtree(stale)
+        for name in self.tasks:
+            self.take_adapter(name).save(folder / "adapters" / name)
+        if self.projection is not None:
+            self.projection.save(folder)
+        write_json(
+            folder / SETTINGS_FILE,
+            {
+                "format": FORMAT,
+                "tasks": {
+                    name: {"prompts": dict(task.prompts), "aliases": list(task.aliases)}
+                    for name, task in self.tasks.items()
+                },
+                "default_task": self.default_task,
+                "append_eos": self.append_eos,
+                "matryoshka_dims": list(self.matryoshka_dims),
+                "theta_train": self.theta_train,
+                "theta_serve": self.theta_serve,
+                "base_sha256": base_sha256,
+            },
+        )
+        # The host reads `requirements` (a reader without st_jv5 is told what to install) and never
+        # writes it; it has written this file just before it saves the modules.
+        config_path = folder / "config_sentence_transformers.json"
+        if config_path.exists():
+            config = read_json(config_path)
+            write_json(config_path, {**config, "requirements": {"st-jv5": REQUIREMENT}})
+
+    def take_adapter(self, name: str) -> Adapter:
+        """One adapter as a thing of its own; its tensors are the model's, not copies."""
+        return Adapter(
+            task=self.tasks[name],
+            config=self.model.peft_config[name],
+            tensors=self.adapter_tensors(name),
+            base_sha256=self.base_sha256(),
+        )
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        model_name_or_path: str,
+        *args: Any,
+        model_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> AdapterRouter:
+        """Load a saved folder; ``model_kwargs={"default_task": name}`` sets the default task."""
+        model_kwargs = dict(model_kwargs or {})
+        hub = {
+            key: kwargs[key]
+            for key in ("subfolder", "token", "cache_folder", "revision", "local_files_only")
+            if key in kwargs
+        }
+
+        def find(filename: str, required: bool = True) -> str:
+            head, _, tail = filename.rpartition("/")
+            folder = "/".join(part for part in (hub.get("subfolder", ""), head) if part)
+            path = cls.load_file_path(model_name_or_path, tail, **{**hub, "subfolder": folder})
+            if path is None and required:
+                raise FileNotFoundError(f"{model_name_or_path} has no {filename}")
+            return path or ""
+
+        settings_path = find(SETTINGS_FILE)
+        settings = read_json(settings_path)
+        if settings.get("format") != FORMAT:
+            raise ValueError(
+                f"{settings_path} has format {settings.get('format')!r}; this st_jv5 reads {FORMAT}"
+            )
+        rope.check_both_keys(find("config.json"))
+        default_task = model_kwargs.pop("default_task", settings["default_task"])
+        router = super().load(model_name_or_path, *args, model_kwargs=model_kwargs, **kwargs)
+        router.append_eos = settings["append_eos"]
+        if router.append_eos:
+            make_tokenizer_append_eos(router.tokenizer)
+        router.matryoshka_dims = tuple(settings["matryoshka_dims"])
+        router.theta_train, router.theta_serve = settings["theta_train"], settings["theta_serve"]
+        for name, stored in settings["tasks"].items():
+            task = Task(name, prompts=stored["prompts"], aliases=tuple(stored["aliases"]))
+            config_path = find(f"adapters/{name}/adapter_config.json")
+            weights_path = find(f"adapters/{name}/adapter_model.safetensors")
+            router.add_adapter(
+                task,
+                read_config(config_path),
+                read_tensors(weights_path)[0],
+                source=weights_path,
+            )
+        if router.tasks:
+            router._base_sha256 = settings["base_sha256"]
+        if weights_path := find(WEIGHTS_FILE, required=False):
+            router.projection = Projection.from_files(weights_path, find(INFO_FILE)).to(
+                router.model.dtype
+            )
+        router.default_task = default_task
+        if default_task is not None:
+            router.resolve(default_task)
+        return router
+
+    # A lock cannot be pickled or copied.
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_tokenizer_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._tokenizer_lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return (
+            f"AdapterRouter({type(self.model).__name__}, tasks={list(self.tasks)}, "
+            f"default_task={self.default_task!r})"
+        )
+
+
+def _is_lora(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name

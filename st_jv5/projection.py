@@ -1,0 +1,167 @@
+"""The projection between student and teacher space, and its home in the model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from st_jv5.files import read_json, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from st_jv5.teacher import TeacherStore
+
+Placement = Literal["student_up", "teacher_down"]
+
+WEIGHTS_FILE = "projection.safetensors"
+INFO_FILE = "projection.json"
+
+
+class Projection(nn.Module):
+    r"""The linear map :math:`\psi(z) = W z + b` of Eq. 1 of arXiv:2602.15547.
+
+    ``student_up`` maps student vectors to the teacher's width, ``teacher_down`` maps teacher
+    vectors to the student's width (the paper's ablation). ``W`` starts as the rectangular
+    identity and ``b`` as zero: the paper does not publish the start; this one keeps the student's
+    cosines as they are when student and teacher share a space.
+
+    Args:
+        student_dim: Width of the student's vectors.
+        teacher_dim: Width of the teacher's vectors.
+        placement: Which side is projected.
+        info: What the projection was trained against (teacher, revision, prompts, ...); free-form
+            JSON that travels with the weights.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        placement: Placement = "student_up",
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if placement not in get_args(Placement):
+            raise ValueError(f"placement must be one of {get_args(Placement)}, not {placement!r}")
+        for name, value in (("student_dim", student_dim), ("teacher_dim", teacher_dim)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        self.student_dim = student_dim
+        self.teacher_dim = teacher_dim
+        self.placement: Placement = placement
+        self.info = dict(info or {})
+        wide = (
+            (student_dim, teacher_dim) if placement == "student_up" else (teacher_dim, student_dim)
+        )
+        self.linear = nn.Linear(*wide)
+        with torch.no_grad():
+            nn.init.eye_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring both sides to one width.
+
+        A student cut to its first ``d`` dimensions meets W's first ``d`` columns (student up) or
+        first ``d`` rows (teacher down): our choice, the paper does not say.
+
+        Args:
+            student: ``(n, d)`` with ``d <= student_dim``.
+            teacher: ``(n, teacher_dim)``.
+
+        Returns:
+            student and teacher as ``(n, teacher_dim)``, or ``(n, d)`` for ``teacher_down``.
+        """
+        dim = student.shape[-1]
+        if dim > self.student_dim or teacher.shape[-1] != self.teacher_dim:
+            raise ValueError(
+                f"the projection joins {self.student_dim} student and {self.teacher_dim} teacher "
+                f"dims, but got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+            )
+        weight, bias = self.linear.weight, self.linear.bias
+        with torch.autocast(student.device.type, enabled=False):
+            if self.placement == "student_up":
+                student = nn.functional.linear(student.to(weight.dtype), weight[:, :dim], bias)
+            else:
+                teacher = nn.functional.linear(teacher.to(weight.dtype), weight[:dim], bias[:dim])
+        return student, teacher
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``projection.safetensors`` and ``projection.json``."""
+        folder = Path(folder)
+        write_tensors(folder / WEIGHTS_FILE, dict(self.linear.state_dict()))
+        write_json(
+            folder / INFO_FILE,
+            {
+                "student_dim": self.student_dim,
+                "teacher_dim": self.teacher_dim,
+                "placement": self.placement,
+                **self.info,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Projection:
+        """Read a projection; errors name the file that does not fit."""
+        return cls.from_files(Path(folder) / WEIGHTS_FILE, Path(folder) / INFO_FILE)
+
+    @classmethod
+    def from_files(cls, weights_path: str | Path, info_path: str | Path) -> Projection:
+        """:meth:`load` for two files that were found one by one (on the Hub)."""
+        info = read_json(info_path)
+        keys = ("student_dim", "teacher_dim", "placement")
+        if missing := [key for key in keys if key not in info]:
+            raise ValueError(f"{info_path} lacks {', '.join(missing)}")
+        dims = {key: info.pop(key) for key in keys}
+        projection = cls(**dims, info=info)
+        tensors = load_file(weights_path)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        expected = {name: tuple(t.shape) for name, t in projection.linear.state_dict().items()}
+        if shapes != expected:
+            raise ValueError(f"{weights_path} holds {shapes}, but {info_path} asks for {expected}")
+        projection.linear.load_state_dict(tensors)
+        return projection
+
+
+def fit_projection(
+    model: SentenceTransformer,
+    store: TeacherStore,
+    texts: Sequence[str],
+    prompt_name: str = "document",
+) -> Projection:
+    """Fit a projection to a frozen base by least squares, and make it the model's.
+
+    For a base that came without the projection of its stage 1, such as a published model.
+
+    Args:
+        model: A model of ours; encoded as its base.
+        store: A space of a teacher store.
+        texts: Texts whose vectors are in the store; at least as many as the student has dims.
+        prompt_name: The student's prompt for them.
+
+    Returns:
+        The projection, which is now ``model[0].projection``.
+
+    Example:
+        >>> fit_projection(student, store, texts).teacher_dim
+        384
+    """
+    teacher = store.gather(store.rows(texts)).float()
+    student = model.encode(
+        list(texts), task="base", prompt_name=prompt_name, convert_to_tensor=True
+    )
+    student = student.float().cpu()
+    if len(texts) <= student.shape[1]:
+        raise ValueError(f"{len(texts)} texts cannot fit {student.shape[1]} dims; pass more")
+    ones = torch.ones(len(student), 1)
+    solution = torch.linalg.lstsq(torch.cat([student, ones], dim=1), teacher).solution
+    projection = Projection(student.shape[1], teacher.shape[1], info=store.describe())
+    with torch.no_grad():
+        projection.linear.weight.copy_(solution[:-1].T)
+        projection.linear.bias.copy_(solution[-1])
+    model[0].projection = projection.to(model.device)
+    return projection

@@ -1,0 +1,122 @@
+"""A small student from a big backbone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS
+
+MATRYOSHKA_DIMS = (32, 64, 128, 256, 512, 768, 1024)
+"""The paper's dims (small); a student keeps those below its width, and its width."""
+
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "dropout")
+
+
+def new_student(
+    base: str | Path | SentenceTransformer,
+    layers: Sequence[int] | int | None = None,
+    append_eos: bool = True,
+    matryoshka_dims: Sequence[int] | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> SentenceTransformer:
+    """A student: a backbone, last-token pooling, the Matryoshka cut, and the paper's prompts.
+
+    The backbone's own dropout is set to 0, as in the paper's students (Qwen3 and EuroBERT train
+    without any): a target that is met exactly is not met through noise.
+
+    Args:
+        base: Hub id, folder, or a SentenceTransformer whose backbone and tokenizer are copied.
+        layers: Indices of the blocks to keep, in order, or how many: evenly spaced, the first and
+            the last among them. None keeps all.
+        append_eos: End every input with EOS or SEP, whose state is the embedding. An error if the
+            tokenizer has neither.
+        matryoshka_dims: Dims to train, each at most the width; None takes
+            :data:`MATRYOSHKA_DIMS` below the width, and the width.
+        dtype: Of the weights; None as the base's config says.
+
+    Returns:
+        A model without adapters: it encodes as its base.
+
+    Example:
+        >>> student = new_student(teacher_folder, layers=[0, 2, 5])
+        >>> student.encode(["hello"]).shape
+        (1, 384)
+    """
+    if isinstance(base, SentenceTransformer):
+        with tempfile.TemporaryDirectory() as folder:
+            _save_stock(base, folder)
+            student = new_student(folder, layers, append_eos, matryoshka_dims, dtype)
+        student.max_seq_length = min(student.max_seq_length, base.max_seq_length)
+        return student
+    config = AutoConfig.from_pretrained(base)
+    router = AdapterRouter(
+        str(base),
+        append_eos=append_eos,
+        model_kwargs={} if dtype is None else {"dtype": dtype},
+        config_kwargs={name: 0.0 for name in DROPOUTS if hasattr(config, name)},
+    )
+    if layers is not None:
+        _keep_layers(router.model, layers)
+    width = router.get_embedding_dimension()
+    if matryoshka_dims is None:
+        matryoshka_dims = [*(dim for dim in MATRYOSHKA_DIMS if dim < width), width]
+    if not matryoshka_dims or min(matryoshka_dims) < 1 or max(matryoshka_dims) > width:
+        raise ValueError(f"matryoshka_dims must lie in 1..{width}, not {list(matryoshka_dims)}")
+    router.matryoshka_dims = tuple(sorted(set(matryoshka_dims)))
+    return SentenceTransformer(
+        modules=[router, LastTokenPooling(width), MatryoshkaTruncate()],
+        prompts=dict(PROMPTS),
+        default_prompt_name=DEFAULT_PROMPT_NAME,
+        similarity_fn_name="cosine",
+    )
+
+
+def _save_stock(model: SentenceTransformer, folder: str) -> None:
+    backbone = model.transformers_model
+    if backbone is None:
+        raise ValueError(f"{type(model[0]).__name__} has no transformers backbone to start from")
+    router = model[0]
+    state = router.base_state_dict() if isinstance(router, AdapterRouter) else None
+    backbone.save_pretrained(folder, state_dict=state)
+    model.tokenizer.save_pretrained(folder)
+
+
+def transformer_blocks(backbone: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Path and list of a backbone's blocks: the ModuleList of ``num_hidden_layers`` entries."""
+    count = backbone.config.num_hidden_layers
+    for path, module in backbone.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return path, module
+    raise ValueError(f"{type(backbone).__name__} has no list of its {count} blocks")
+
+
+def _keep_layers(backbone: PreTrainedModel, layers: Sequence[int] | int) -> None:
+    path, blocks = transformer_blocks(backbone)
+    if isinstance(layers, int):
+        if not 1 <= layers <= len(blocks):
+            raise ValueError(f"layers must lie in 1..{len(blocks)}, not {layers}")
+        layers = [round(i) for i in torch.linspace(0, len(blocks) - 1, layers).tolist()]
+    layers = list(layers)
+    if not layers or min(layers) < 0 or max(layers) >= len(blocks):
+        raise ValueError(f"layers must be indices in 0..{len(blocks) - 1}, not {layers}")
+    if sorted(set(layers)) != layers:
+        raise ValueError(f"layers must be ascending, each once, not {layers}")
+    kept = nn.ModuleList(blocks[index] for index in layers)
+    for index, block in enumerate(kept):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    parent, _, name = path.rpartition(".")
+    setattr(backbone.get_submodule(parent), name, kept)
+    config = backbone.config
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in layers]
+    config.num_hidden_layers = len(layers)

@@ -1,0 +1,81 @@
+"""The four tasks: their names, aliases, prompts and LoRA dropout.
+
+This is the one table that training, the teacher, encoding and evaluation read. A saved model
+carries its own copy in ``st_jv5.json``; this table only seeds new models.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+PROMPTS: Mapping[str, str] = {"query": "Query: ", "document": "Document: "}
+"""Prompt name -> prompt, with one trailing space (section 3 of arXiv:2602.15547)."""
+
+DEFAULT_PROMPT_NAME = "document"
+
+BASE = "base"
+"""The name of the backbone without an adapter."""
+
+LABEL_COLUMNS = ("label", "labels", "score", "scores")
+"""The columns that the host's collator takes for labels; every other column is text."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One adapter's job.
+
+    An alias that is also the name of one of the task's prompts selects that prompt:
+    ``task="query"`` is the retrieval adapter with the query prompt.
+    """
+
+    name: str
+    prompts: Mapping[str, str] = field(default_factory=lambda: {"document": PROMPTS["document"]})
+    """Prompt name -> prompt text."""
+    aliases: tuple[str, ...] = ()
+    """Other names under which ``encode`` finds the task."""
+    dropout: float = 0.1
+    """LoRA dropout while training, a probability."""
+
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task("retrieval", prompts=PROMPTS, aliases=("query", "document")),
+        Task("text-matching"),
+        Task("clustering"),
+        Task("classification", dropout=0.05),
+    )
+}
+
+BASE_TASK = Task(BASE, prompts=PROMPTS)
+"""Stage 1 trains the backbone with the query prompt on queries, the document prompt elsewhere."""
+
+
+def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
+    """The prompt of each text column, as the trainer's ``args.prompts`` wants it.
+
+    The first text column is the query and gets the task's query prompt if it has one; every other
+    text column gets the document prompt.
+
+    Example:
+        >>> column_prompts(TASKS["retrieval"], ["query", "positive", "label"])
+        {'query': 'Query: ', 'positive': 'Document: '}
+    """
+    texts = [column for column in columns if column not in (*LABEL_COLUMNS, "dataset_name")]
+    if not texts:
+        raise ValueError(f"no text column among {list(columns)}; a data set needs at least one")
+    document = task.prompts["document"]
+    return {
+        column: task.prompts.get("query", document) if column == texts[0] else document
+        for column in texts
+    }
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str], owner: str) -> str:
+    """The message for a name that is not known: lists what is, and suggests the nearest."""
+    known = list(known)
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {kind} {name!r}; {owner} has: {', '.join(known)}{hint}"

@@ -1,0 +1,306 @@
+"""A recipe's settings: frozen dataclasses, read strictly from YAML.
+
+The YAML holds only what differs from the defaults. Unknown keys, wrong types and values out of
+range raise :class:`RecipeError` with the dotted path of the setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from st_jv5.tasks import TASKS
+
+T = TypeVar("T")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run, and why."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One source of training rows."""
+
+    path: str
+    """A parquet or jsonl file, relative to the checkout, or a Hub id."""
+    columns: dict[str, str]
+    """Role -> column. pairs: query, positive; texts: text; labelled: text, label; synset_pairs:
+    none."""
+    kind: Literal["pairs", "texts", "labelled", "synset_pairs"] = "pairs"
+    """What a row becomes; synset_pairs scores WordNet glosses by path similarity."""
+    where: dict[str, str] = field(default_factory=dict)
+    """Column -> pattern that a row must match: ``*`` allowed, several joined by ``|``, and ``!``
+    before one that bars the row."""
+    limit: int | None = None
+    """Most rows to take, drawn by the recipe's seed."""
+    license: str = "unknown"
+    """Of the text; stands in the model card."""
+    negatives: int = 0
+    """Hard negatives per row, mined by the teacher among the set's positives (pairs), or texts of
+    other labels (labelled)."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The big model."""
+
+    model: str
+    """Hub id, folder, or ``package:NAME/FOLDER`` for a model that a Python package carries."""
+    revision: str = ""
+    """Of a Hub model."""
+    prompt: str = ""
+    """Put before each text."""
+    max_tokens: int = 512
+    """Where its input is cut."""
+    license: str = "unknown"
+    """Of its weights; stands in the model card."""
+    store: str = "teacher"
+    """Folder of its vectors, relative to the recipe's output."""
+    store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
+    """How its vectors are kept."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The small model."""
+
+    base: str
+    """As ``teacher.model``."""
+    license: str = "unknown"
+    """Of its weights; stands in the model card."""
+    layers: tuple[int, ...] | int | None = None
+    """Blocks to keep: indices, or how many."""
+    append_eos: bool = True
+    """End every input with EOS or SEP."""
+    matryoshka_dims: tuple[int, ...] = ()
+    """Dims to train; empty: the default ones."""
+    max_tokens: int = 512
+    """Where its input is cut, in training and when served."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One run of the trainer."""
+
+    data: dict[str, float]
+    """Data set -> weight with which a batch is drawn from it."""
+    steps: int
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Rows per step."""
+    learning_rate: float = 1.0e-4
+    """Peak; linear to 0 after the warm-up."""
+    projection_learning_rate: float | None = None
+    """Of the projection; None: as the rest."""
+    warmup_steps: int = 0
+    """Linear from 0."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    max_grad_norm: float = 1.0
+    """Clip above this norm."""
+    dim_weights: tuple[float, ...] = ()
+    """One per Matryoshka dim; empty: all alike."""
+    checkpoint_steps: int = 500
+    """A checkpoint every so many steps; an interrupted phase goes on from the last."""
+    loss: dict[str, float | bool] = field(default_factory=dict)
+    """Overrides of the task's loss, such as ``temperature: 0.05``."""
+
+
+@dataclass(frozen=True)
+class AdapterPhase(Phase):
+    """The training of one adapter."""
+
+    rank: int = 32
+    """LoRA rank."""
+    alpha: int = 32
+    """LoRA alpha."""
+    dropout: float | None = None
+    """LoRA dropout; None: the task table's."""
+    average: tuple[int, ...] = ()
+    """Average the checkpoints of these steps and the last one; empty: the last alone."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured at the end."""
+
+    tasks: tuple[str, ...] = ()
+    """Local tasks by name; empty: all."""
+    resamples: int = 1000
+    """Of the bootstrap behind every interval."""
+    dims: tuple[int, ...] = ()
+    """Dims of the score-by-dim curve; empty: the student's."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run depends on."""
+
+    name: str
+    """Names the output and the model card."""
+    teacher: Teacher
+    student: Student
+    data_sets: dict[str, DataSet]
+    stage1: Phase
+    adapters: dict[str, AdapterPhase]
+    """Task -> its phase."""
+    output: str = ""
+    """Folder of the run; empty: out/NAME."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forwards (weights stay float32). auto: bfloat16 where the hardware multiplies it
+    natively, float32 elsewhere."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.output or f"out/{self.name}")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, with ``a.b=value`` overrides on top."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} must be a mapping")
+    for override in overrides:
+        _override(tree, override)
+    recipe = build(Recipe, tree, "")
+    check(recipe)
+    return recipe
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set wants a.b=value, got {override!r}")
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise RecipeError(f"--set {path}: {key} is not a group of settings")
+    tree[last] = yaml.safe_load(text)
+
+
+def check(recipe: Recipe) -> None:
+    """The rules that concern more than one setting."""
+    if unknown := set(recipe.adapters) - set(TASKS):
+        raise RecipeError(f"adapters: unknown task {min(unknown)!r}; known: {', '.join(TASKS)}")
+    phases: dict[str, Phase] = {"stage1": recipe.stage1}
+    phases |= {f"adapters.{task}": phase for task, phase in recipe.adapters.items()}
+    for path, phase in phases.items():
+        for name, weight in phase.data.items():
+            if name not in recipe.data_sets:
+                raise RecipeError(
+                    f"{path}.data: unknown data set {name!r}; known: {', '.join(recipe.data_sets)}"
+                )
+            if weight <= 0:
+                raise RecipeError(f"{path}.data.{name}: the weight must be above 0, not {weight}")
+        if not phase.data:
+            raise RecipeError(f"{path}.data names no data set")
+        for setting in ("steps", "batch_size", "learning_rate", "checkpoint_steps"):
+            if getattr(phase, setting) <= 0:
+                raise RecipeError(
+                    f"{path}.{setting} must be above 0, not {getattr(phase, setting)}"
+                )
+        dims = recipe.student.matryoshka_dims
+        if phase.dim_weights and len(phase.dim_weights) != len(dims):
+            raise RecipeError(
+                f"{path}.dim_weights has {len(phase.dim_weights)} entries for {len(dims)} "
+                f"student.matryoshka_dims"
+            )
+        for step in getattr(phase, "average", ()):
+            if step % phase.checkpoint_steps or not 0 < step < phase.steps:
+                raise RecipeError(
+                    f"{path}.average: step {step} has no checkpoint; there is one every "
+                    f"{phase.checkpoint_steps} steps up to {phase.steps}"
+                )
+    roles = {"pairs": {"query", "positive"}, "texts": {"text"}, "labelled": {"text", "label"}}
+    for name, data_set in recipe.data_sets.items():
+        wanted = roles.get(data_set.kind, set())
+        if set(data_set.columns) != wanted:
+            raise RecipeError(
+                f"data_sets.{name}.columns must name {', '.join(sorted(wanted)) or 'nothing'} for "
+                f"kind {data_set.kind}, not {', '.join(data_set.columns)}"
+            )
+
+
+# ----------------------------------------------------------------------------- the strict reader
+
+
+def build(kind: type[T], tree: Any, path: str) -> T:
+    """Build a dataclass from plain YAML, strictly."""
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path or 'the recipe'} must be a group of settings, not {tree!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
+            raise RecipeError(f"unknown setting {_join(path, key)}{hint}")
+    hints = typing.get_type_hints(kind)
+    for name, spec in fields.items():
+        required = spec.default is dataclasses.MISSING and (
+            spec.default_factory is dataclasses.MISSING
+        )
+        if required and name not in tree:
+            raise RecipeError(f"{_join(path, name)} is missing")
+    return kind(**{key: _value(hints[key], value, _join(path, key)) for key, value in tree.items()})
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return build(typing.cast("type[Any]", kind), value, path)
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _value(option, value, path)
+            except RecipeError:
+                continue
+    elif origin is Literal:
+        if value in args:
+            return value
+        raise RecipeError(f"{path} must be one of {', '.join(map(str, args))}, not {value!r}")
+    elif origin is dict and isinstance(value, dict):
+        return {str(k): _value(args[1], v, _join(path, k)) for k, v in value.items()}
+    elif origin is tuple and isinstance(value, list):
+        return tuple(_value(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    elif kind is float and type(value) in (int, float):
+        return float(value)
+    elif kind in (int, str, bool) and type(value) is kind:
+        return value
+    elif kind is types.NoneType and value is None:
+        return None
+    name = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    hint = ""
+    if isinstance(value, str) and _is_number(value):
+        hint = f"; YAML reads {value} as text, write it with a dot: 1.0e-4"
+    raise RecipeError(f"{path} must be {name}, not {value!r}{hint}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,231 @@
+"""Data sets of a recipe, from files to what the trainer takes.
+
+A training row has text columns and one ``label``: rows of the teacher store for the first columns,
+or a score.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+
+from st_jv5.teacher import TeacherStore
+from training.config import DataSet, RecipeError
+from training.corpora import similarity_pairs
+
+ROOT = Path(__file__).parent.parent
+
+Rows = list[dict[str, Any]]
+
+
+def read_rows(name: str, spec: DataSet, seed: int) -> Rows:
+    """The rows of a data set: filtered, limited, under their roles, duplicates dropped.
+
+    A row with an empty text is dropped. synset_pairs keeps the file's own columns.
+    """
+    found = _load(name, spec)
+    for column in [*spec.where, *spec.columns.values()]:
+        if found and column not in found[0]:
+            raise RecipeError(
+                f"data_sets.{name}: {spec.path} has no column {column!r}; it has "
+                f"{', '.join(found[0])}"
+            )
+    found = [
+        row
+        for row in found
+        if all(matches(str(row[column]), pattern) for column, pattern in spec.where.items())
+    ]
+    if spec.kind != "synset_pairs":
+        found = [{role: row[column] for role, column in spec.columns.items()} for row in found]
+        found = [row for row in found if all(row.values())]
+        found = list({tuple(map(str, row.values())): row for row in found}.values())
+    if not found:
+        raise RecipeError(f"data_sets.{name}: no row of {spec.path} passes `where`")
+    # Sets of one file share their first rows, so that the teacher embeds fewer texts.
+    random.Random(f"{seed} {spec.path}").shuffle(found)
+    return found if spec.kind == "synset_pairs" else found[: spec.limit]
+
+
+def matches(value: str, pattern: str) -> bool:
+    """Whether a value fits one of the patterns joined by ``|``, and none that starts with ``!``.
+
+    Example:
+        >>> matches("noun.animal", "noun.*|verb.*|!noun.Tops")
+        True
+    """
+    wanted, barred = [], []
+    for part in pattern.split("|"):
+        (barred if part.startswith("!") else wanted).append(part.removeprefix("!"))
+    return any(fnmatchcase(value, part) for part in wanted) and not any(
+        fnmatchcase(value, part) for part in barred
+    )
+
+
+def _load(name: str, spec: DataSet) -> Rows:
+    path = ROOT / spec.path
+    if path.suffix in (".parquet", ".jsonl", ".json"):
+        if not path.is_file():
+            raise RecipeError(f"data_sets.{name}.path: no file {spec.path}")
+        kind = "parquet" if path.suffix == ".parquet" else "json"
+        loaded = load_dataset(kind, data_files=str(path), split="train")
+    else:
+        loaded = load_dataset(spec.path, split="train")
+    rows: Rows = loaded.to_list()
+    return rows
+
+
+def teacher_texts(spec: DataSet, rows: Rows) -> list[str]:
+    """The texts of a data set that the teacher embeds: every one that a batch distils or mines."""
+    if spec.kind in ("synset_pairs", "labelled"):
+        return []
+    return [row[role] for row in rows for role in spec.columns]
+
+
+def training_set(name: str, spec: DataSet, rows: Rows, store: TeacherStore, seed: int) -> Dataset:
+    """Rows as the trainer takes them.
+
+    ====================  =============================================  ==========================
+    kind                  text columns                                   label
+    ====================  =============================================  ==========================
+    pairs                 query, positive, negative_1..n                 store rows of the first two
+    texts                 text                                           store row
+    labelled              query, positive, negative_1..n                 none
+    synset_pairs          query, positive                                path similarity
+    ====================  =============================================  ==========================
+    """
+    if spec.kind == "synset_pairs":
+        pairs = similarity_pairs(rows, spec.limit or 10_000, seed)
+        return Dataset.from_dict(
+            {
+                "query": [pair["sentence1"] for pair in pairs],
+                "positive": [pair["sentence2"] for pair in pairs],
+                "label": [pair["score"] for pair in pairs],
+            }
+        )
+    if spec.kind == "labelled":
+        triples = contrastive_rows(
+            [row["text"] for row in rows],
+            [row["label"] for row in rows],
+            negatives=spec.negatives or 7,
+            seed=seed,
+        )
+        return Dataset.from_list(triples)
+    columns = {role: [row[role] for row in rows] for role in spec.columns}
+    found = Dataset.from_dict(columns)
+    if spec.negatives:
+        found = mine(found, store, spec.negatives)
+    labels = np.stack([store.rows(found[role]) for role in spec.columns], axis=1)
+    return found.add_column("label", labels.tolist())
+
+
+# -------------------------------------------------------------------------------- hard negatives
+
+
+class _StoredTeacher(SentenceTransformer):
+    """A teacher that looks its vectors up, for the host's miner."""
+
+    def __init__(self, store: TeacherStore) -> None:
+        super().__init__(modules=[torch.nn.Identity()], device="cpu")
+        self.store = store
+
+    def encode(self, inputs: Sequence[str], **kwargs: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]
+        vectors: np.ndarray[Any, Any] = self.store.gather(self.store.rows(inputs)).float().numpy()
+        return vectors
+
+    encode_query = encode_document = encode  # type: ignore[assignment]
+
+
+def mine(pairs: Dataset, store: TeacherStore, negatives: int) -> Dataset:
+    """Add ``negative_1..n``: the positives of other rows that the teacher finds nearest the query.
+
+    The host's miner on stored vectors. A document counts as a false negative, and is passed over,
+    from 95% of the positive's cosine on (the paper does not say how it mines).
+    """
+    mined = mine_hard_negatives(
+        pairs,
+        _StoredTeacher(store),
+        anchor_column_name="query",
+        positive_column_name="positive",
+        range_max=50,
+        relative_margin=0.05,
+        num_negatives=negatives,
+        output_format="n-tuple",
+        verbose=False,
+    )
+    if not len(mined):
+        raise RecipeError(f"no row kept {negatives} hard negatives; lower data_sets.*.negatives")
+    return mined
+
+
+# -------------------------------------------------------------------------------- classification
+
+
+def contrastive_rows(
+    texts: Sequence[str],
+    labels: Sequence[str | Iterable[str]],
+    negatives: int,
+    seed: int,
+) -> list[dict[str, str]]:
+    """Rows of an anchor, one positive of its label and negatives of other labels.
+
+    A text with several labels becomes one row per label (multilabel turned into single label); its
+    negatives share none of its labels, and no negative is drawn twice in a row. Labels with a
+    single text have no positive and give no row, but their texts serve as negatives.
+
+    Args:
+        texts: ``n`` texts.
+        labels: ``n`` labels, or collections of labels.
+        negatives: Per row; the paper's 7.
+        seed: Of all draws.
+
+    Returns:
+        ``query``, ``positive``, ``negative_1..``; shuffled.
+    """
+    if len(texts) != len(labels):
+        raise ValueError(f"{len(texts)} texts but {len(labels)} labels")
+    of_text: dict[str, set[str]] = defaultdict(set)
+    for text, label in zip(texts, labels, strict=True):
+        of_text[text] |= {label} if isinstance(label, str) else set(label)
+    of_label: Mapping[str, list[str]] = defaultdict(list)
+    for text, own in of_text.items():
+        for label in sorted(own):
+            of_label[label].append(text)
+    draw = random.Random(seed)
+    pool = list(of_text)
+    rows = []
+    for text, own in of_text.items():
+        if sum(not own & of_text[other] for other in pool[: 50 * negatives]) < negatives and (
+            sum(not own & of_text[other] for other in pool) < negatives
+        ):
+            continue
+        for label in sorted(own):
+            positives = of_label[label]
+            if len(positives) < 2:
+                continue
+            positive = text
+            while positive == text:
+                positive = draw.choice(positives)
+            row = {"query": text, "positive": positive}
+            chosen: list[str] = []
+            while len(chosen) < negatives:
+                other = draw.choice(pool)
+                if not own & of_text[other] and other not in chosen:
+                    chosen.append(other)
+            rows.append(row | {f"negative_{i + 1}": other for i, other in enumerate(chosen)})
+    if not rows:
+        raise ValueError(
+            f"no rows: {len(of_text)} texts in {len(of_label)} labels leave no anchor with a "
+            f"positive and {negatives} negatives"
+        )
+    draw.shuffle(rows)
+    return rows
