@@ -115,7 +115,10 @@ def choose_tasks(names: Sequence[str], benchmarks: Sequence[str], local: bool) -
     for name in benchmarks:
         tasks.extend(mteb.get_benchmark(name).tasks)
     for task in tasks:
-        adapter_for(task.metadata.type)
+        try:
+            adapter_for(task.metadata.type, task.metadata.modalities)
+        except ValueError as error:
+            raise SystemExit(f"{task.metadata.name}: {error}") from error
     if not tasks:
         raise SystemExit("nothing to run: name --tasks, a --benchmark, or --local")
     return tasks

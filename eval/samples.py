@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -91,9 +90,3 @@ def paired_bootstrap(
     )
     low, high = np.percentile(gaps, [2.5, 97.5])
     return float(low), float(high)
-
-
-def mean_of(samples: Sequence[Samples]) -> float:
-    """The mean of several tasks' scores."""
-    whole = [s.scores(np.arange(len(s.values))[None])[0] for s in samples]
-    return float(np.mean(whole))

@@ -23,6 +23,12 @@ class Adapter:
     """What ``adapters/<task>/`` holds; ``PeftModel.from_pretrained(backbone, folder)`` reads it.
 
     Task and base stand in the header of the weights, so the folder can travel alone.
+
+    Example:
+        >>> take_task(model, "retrieval", task_folder)
+        >>> adapter = Adapter.load(task_folder)
+        >>> adapter.task.name, adapter.config.r
+        ('retrieval', 4)
     """
 
     task: Task

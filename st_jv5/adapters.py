@@ -113,11 +113,17 @@ def train_task(model: SentenceTransformer, name: str) -> None:
     Args:
         model: A model of ours.
         name: An adapter, or ``"base"``: unfreezes the backbone and freezes the adapters.
+
+    Example:
+        >>> train_task(model, "clustering")
+        >>> sum(p.requires_grad for p in model[0].base_parameters())
+        0
     """
     router = router_of(model)
     adapter = None if name == BASE else router.resolve(name)
     for parameter in router.model.parameters():
         parameter.requires_grad_(False)
+    chosen: list[Tensor]
     if adapter is None:
         chosen = list(router.base_parameters())
         router._base_sha256 = None
@@ -129,7 +135,11 @@ def train_task(model: SentenceTransformer, name: str) -> None:
 
 
 def take_task(model: SentenceTransformer, name: str, folder: str | Path) -> None:
-    """Write one adapter to a folder of its own; the model keeps it."""
+    """Write one adapter to a folder of its own; the model keeps it.
+
+    Example:
+        >>> take_task(model, "clustering", task_folder)
+    """
     router = router_of(model)
     if name not in router.tasks:
         raise ValueError(unknown_name("task", name, router.tasks, "this model"))
@@ -143,6 +153,11 @@ def put_task(model: SentenceTransformer, folder: str | Path | Adapter) -> None:
 
     Raises:
         ValueError: The adapter was trained on another base (by the hash of the base's weights).
+
+    Example:
+        >>> take_task(model, "clustering", task_folder)
+        >>> other = SentenceTransformer(saved_folder)
+        >>> put_task(other, task_folder)
     """
     router = router_of(model)
     adapter = folder if isinstance(folder, Adapter) else Adapter.load(folder)
@@ -174,6 +189,11 @@ def average_adapters(
 
     Returns:
         The adapter; ``lost`` is the share of the mean's squared norm beyond the rank, in 0..1.
+
+    Example:
+        >>> take_task(model, "retrieval", task_folder)
+        >>> average_adapters([task_folder, task_folder]).lost < 1e-9
+        True
     """
     if not folders:
         raise ValueError("no folders to average")
@@ -204,8 +224,8 @@ def average_adapters(
         all_a = [adapter.tensors[key].double() for adapter in adapters]
         all_b = [adapter.tensors[key_b].double() for adapter in adapters]
         if method == "factors":
-            a = sum(share * a for share, a in zip(shares, all_a, strict=True))
-            b = sum(share * b for share, b in zip(shares, all_b, strict=True))
+            a = torch.stack([share * a for share, a in zip(shares, all_a, strict=True)]).sum(0)
+            b = torch.stack([share * b for share, b in zip(shares, all_b, strict=True)]).sum(0)
         else:
             b, a, layer_lost, layer_total = _mean_product(all_b, all_a, shares)
             lost, total = lost + layer_lost, total + layer_total
@@ -278,6 +298,11 @@ def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
 
     The prompts come along. Its vectors have unit length at full width; cut vectors of a stock
     model need ``normalize_embeddings=True``.
+
+    Example:
+        >>> stock = merge_task(model, "retrieval")
+        >>> [type(module).__name__ for module in stock]
+        ['Transformer', 'Pooling', 'Normalize']
     """
     router = router_of(model)
     with merged(model, name), tempfile.TemporaryDirectory() as folder:

@@ -12,11 +12,15 @@ from sentence_transformers.util import batch_to_device
 from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
+from st_jv5.batching import token_batches
 from st_jv5.tasks import unknown_name
 
 BATCH_TOKENS = {"cpu": 2048}
 """Padded tokens of one batch by device type, where none are asked for."""
 BATCH_TOKENS_ELSEWHERE = 65536
+
+BLOCK_TEXTS = 1024
+"""Texts that are tokenised together; bounds the memory of their padded tokens."""
 
 
 def encode(
@@ -30,8 +34,8 @@ def encode(
 ) -> np.ndarray[Any, Any]:
     """``model.encode`` with batches filled by tokens, so that one long text does not pad thirty.
 
-    Texts are tokenised once, sorted by their true number of tokens and batched up to
-    ``batch_tokens`` padded tokens.
+    Texts are tokenised once, sorted by their number of tokens and batched up to ``batch_tokens``
+    padded tokens.
 
     Args:
         model: A model of ours.
@@ -59,38 +63,24 @@ def encode(
         width = model.get_embedding_dimension()
         return np.zeros((0, dim or width), dtype=np.float32)
     prompt = model.prompts.get(prompt_name or model.default_prompt_name or "")
-    device = model.device
-    budget = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE)
+    budget = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     vectors: np.ndarray[Any, Any] | None = None
     model.eval()
     with (
         torch.inference_mode(),
         tqdm(total=len(texts), unit="text", disable=not show_progress_bar) as bar,
     ):
-        features = router.preprocess(texts, prompt=prompt, task=task)
-        if "cu_seq_lens_q" in features:  # flattened for flash attention: no padding to save
-            output = model(batch_to_device(features, device), task=task, dim=dim)
-            return output["sentence_embedding"].float().cpu().numpy()
-        mask = features["attention_mask"]
-        left_padded = not bool(mask[:, 0].all())
-        lengths = mask.sum(dim=1)
-        order = torch.argsort(lengths, descending=True)
-        begin = 0
-        while begin < len(texts):
-            width = max(1, int(lengths[order[begin]]))
-            rows = order[begin : begin + max(1, budget // width)]
-            span = slice(-width, None) if left_padded else slice(0, width)
-            batch = {
-                key: value[rows][:, span] if isinstance(value, torch.Tensor) else value
-                for key, value in features.items()
-            }
-            output = model(batch_to_device(batch, device), task=task, dim=dim)
-            part = output["sentence_embedding"].float().cpu().numpy()
-            if vectors is None:
-                vectors = np.empty((len(texts), part.shape[1]), dtype=np.float32)
-            vectors[rows.numpy()] = part
-            begin += len(rows)
-            bar.update(len(rows))
+        for begin in range(0, len(order), BLOCK_TEXTS):
+            block = order[begin : begin + BLOCK_TEXTS]
+            features = router.preprocess([texts[i] for i in block], prompt=prompt, task=task)
+            for rows, batch in token_batches(features, budget):
+                output = model(batch_to_device(batch, model.device), task=task, dim=dim)
+                part = output["sentence_embedding"].float().cpu().numpy()
+                if vectors is None:
+                    vectors = np.empty((len(texts), part.shape[1]), dtype=np.float32)
+                vectors[[block[row] for row in rows]] = part
+                bar.update(len(rows))
     assert vectors is not None
     return vectors
 

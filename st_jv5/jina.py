@@ -18,7 +18,7 @@ from st_jv5.student import MATRYOSHKA_DIMS
 from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS, TASKS, Task, unknown_name
 
 MODEL_TYPE = "jina_embeddings_v5"
-WANTED = ("*.json", "*.txt", "model*.safetensors", "adapters/*")
+WANTED = ["*.json", "*.txt", "model*.safetensors", "adapters/*"]
 
 
 def load_jina_v5(

@@ -36,6 +36,11 @@ class Projection(nn.Module):
         placement: Which side is projected.
         info: What the projection was trained against (teacher, revision, prompts, ...); free-form
             JSON that travels with the weights.
+
+    Example:
+        >>> up, teacher_rows = Projection(384, 768)(torch.ones(2, 384), torch.ones(2, 768))
+        >>> up.shape
+        torch.Size([2, 768])
     """
 
     def __init__(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -33,7 +34,12 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
             if batch is None:
                 passes[chosen] += 1
                 iterators[chosen] = self._one_pass(chosen, passes[chosen])
-                batch = next(iterators[chosen])
+                batch = next(iterators[chosen], None)
+            if batch is None:
+                raise ValueError(
+                    f"{list(self.weights)[chosen]!r} gives no whole batch: too few rows whose "
+                    f"texts all differ; add rows or shrink the batch"
+                )
             yield [starts[chosen] + index for index in batch]
 
     def _one_pass(self, index: int, number: int) -> Iterator[list[int]]:
@@ -47,7 +53,24 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
         return sum(len(sampler) for sampler in self.batch_samplers)
 
 
-def weighted(weights: Mapping[str, float]) -> Callable[..., WeightedBatchSampler]:
+@dataclass(frozen=True)
+class Weighted:
+    """Makes the sampler for the host's trainer; a class, so that training arguments pickle."""
+
+    weights: Mapping[str, float]
+
+    def __call__(self, dataset: Any, **kwargs: Any) -> WeightedBatchSampler:
+        if len(dataset.datasets) != len(self.weights):
+            raise ValueError(f"{len(dataset.datasets)} data sets but {len(self.weights)} weights")
+        sampler = WeightedBatchSampler(dataset, **kwargs)
+        sampler.weights = self.weights
+        sizes = zip(self.weights, sampler.batch_samplers, strict=True)
+        if empty := [name for name, batches in sizes if not len(batches)]:
+            raise ValueError(f"no whole batch in: {', '.join(empty)}; add rows or shrink the batch")
+        return sampler
+
+
+def weighted(weights: Mapping[str, float]) -> Weighted:
     """A sampler for ``args.multi_dataset_batch_sampler``.
 
     Args:
@@ -58,14 +81,4 @@ def weighted(weights: Mapping[str, float]) -> Callable[..., WeightedBatchSampler
     """
     if not weights or min(weights.values()) <= 0:
         raise ValueError(f"every data set needs a weight above 0, got {dict(weights)}")
-
-    def make(dataset: Any, **kwargs: Any) -> WeightedBatchSampler:
-        if len(dataset.datasets) != len(weights):
-            raise ValueError(f"{len(dataset.datasets)} data sets but {len(weights)} weights")
-        sampler = WeightedBatchSampler(dataset, **kwargs)
-        sampler.weights = dict(weights)
-        if empty := [n for n, s in zip(weights, sampler.batch_samplers, strict=True) if not len(s)]:
-            raise ValueError(f"no whole batch in: {', '.join(empty)}; add rows or shrink the batch")
-        return sampler
-
-    return make
+    return Weighted(dict(weights))

@@ -113,7 +113,7 @@ def _keep_layers(backbone: PreTrainedModel, layers: Sequence[int] | int) -> None
     for index, block in enumerate(kept):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010 - not a tensor or module
     parent, _, name = path.rpartition(".")
     setattr(backbone.get_submodule(parent), name, kept)
     config = backbone.config

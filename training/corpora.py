@@ -54,7 +54,8 @@ def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> li
         path = row["hypernym_path"].split()
         for level, key in enumerate((path[0], path[min(1, len(path) - 1)], row["synset"][0])):
             kin[level][key].append(row)
-    pairs, seen = [], set()
+    pairs: list[dict[str, Any]] = []
+    seen: set[frozenset[str]] = set()
     while len(pairs) < count:
         one = draw.choice(pool)
         path = one["hypernym_path"].split()

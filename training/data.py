@@ -63,7 +63,8 @@ def matches(value: str, pattern: str) -> bool:
         >>> matches("noun.animal", "noun.*|verb.*|!noun.Tops")
         True
     """
-    wanted, barred = [], []
+    wanted: list[str] = []
+    barred: list[str] = []
     for part in pattern.split("|"):
         (barred if part.startswith("!") else wanted).append(part.removeprefix("!"))
     return any(fnmatchcase(value, part) for part in wanted) and not any(
@@ -138,11 +139,11 @@ class _StoredTeacher(SentenceTransformer):
         super().__init__(modules=[torch.nn.Identity()], device="cpu")
         self.store = store
 
-    def encode(self, inputs: Sequence[str], **kwargs: Any) -> np.ndarray[Any, Any]:  # type: ignore[override]
+    def encode(self, inputs: Sequence[str], **kwargs: Any) -> np.ndarray[Any, Any]:
         vectors: np.ndarray[Any, Any] = self.store.gather(self.store.rows(inputs)).float().numpy()
         return vectors
 
-    encode_query = encode_document = encode  # type: ignore[assignment]
+    encode_query = encode_document = encode
 
 
 def mine(pairs: Dataset, store: TeacherStore, negatives: int) -> Dataset:

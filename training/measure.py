@@ -32,7 +32,7 @@ class ChanceEncoder(AbsEncoder):
     def __init__(self, dim: int = 384) -> None:
         self.dim = dim
         self.mteb_model_meta = ModelMeta.create_empty(
-            overrides={"name": "st_jv5/chance", "revision": str(dim)}
+            overwrites={"name": "st_jv5/chance", "revision": str(dim)}
         )
 
     def describe(self, task_type: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
+from st_jv5.encoding import encode
 from st_jv5.modules import AdapterRouter
 from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME
 
@@ -21,6 +22,7 @@ ADAPTER_OF_TYPE: Mapping[str, str] = {
     "Reranking": "retrieval",
     "InstructionReranking": "retrieval",
     "InstructionRetrieval": "retrieval",
+    "Any2AnyRetrieval": "retrieval",
     "Regression": "retrieval",
     "Clustering": "clustering",
     "Classification": "classification",
@@ -33,8 +35,10 @@ ADAPTER_OF_TYPE: Mapping[str, str] = {
 """mteb task type -> adapter."""
 
 
-def adapter_for(task_type: str) -> str:
-    """The adapter of an mteb task type; an error for a type that is not about texts."""
+def adapter_for(task_type: str, modalities: Sequence[str] = ("text",)) -> str:
+    """The adapter of an mteb task type; an error for an unknown type, or one not of text alone."""
+    if set(modalities) != {"text"}:
+        raise ValueError(f"only text can be encoded, but a {task_type} task has {list(modalities)}")
     if task_type not in ADAPTER_OF_TYPE:
         raise ValueError(
             f"no adapter is known for mteb's task type {task_type!r}; known: "
@@ -144,14 +148,16 @@ class MTEBEncoder(AbsEncoder):
     ) -> np.ndarray[Any, Any]:
         """Encode mteb's batches: float32 ``(n, dim)``, unit rows."""
         texts = [text for batch in inputs for text in batch["text"]]
+        adapter_for(task_metadata.type, task_metadata.modalities)
         task, prompt = self.route(task_metadata.type, prompt_type)
         known = {} if self._memory is None else self._memory.setdefault((task or "", prompt), {})
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            routing = {"task": task} if task else {}
-            vectors = self.model.encode(
-                new, prompt=prompt, convert_to_numpy=True, **routing, **kwargs
-            )
+            if task is None:
+                vectors = self.model.encode(new, prompt=prompt, convert_to_numpy=True, **kwargs)
+            else:
+                name = "query" if prompt_type == PromptType.query else DEFAULT_PROMPT_NAME
+                vectors = encode(self.model, new, task=task, prompt_name=name)
             known.update(zip(new, np.asarray(vectors, dtype=np.float32), strict=True))
         rows = np.stack([known[text] for text in texts])
         if self.dim is not None:

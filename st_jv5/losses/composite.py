@@ -111,7 +111,8 @@ class CompositeLoss(nn.Module):
         for dim, dim_weight in dims.items():
             cut = [normalize(rows[:, :dim], dim=-1) for rows in embeddings]
             for name in active:
-                value = self.losses[name].compute_loss_from_embeddings(cut, label_of[name])
+                term: Any = self.losses[name]
+                value = term.compute_loss_from_embeddings(cut, label_of[name])
                 if isinstance(value, dict):
                     value = torch.stack(list(value.values())).sum()
                 share = self.weights[name] * dim_weight / whole
@@ -143,7 +144,7 @@ class CompositeLoss(nn.Module):
                 name: {
                     "loss": type(loss).__name__,
                     "weight": self.weights[name],
-                    **(loss.get_config_dict() if hasattr(loss, "get_config_dict") else {}),
+                    **getattr(loss, "get_config_dict", dict)(),
                 }
                 for name, loss in self.losses.items()
             },

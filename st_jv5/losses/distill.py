@@ -39,6 +39,11 @@ class ProjectedCosineDistillLoss(nn.Module):
     Returns:
         ``{"distill": scalar in 0..2C}``. A row without a vector is left out of its column's mean.
 
+    Example:
+        >>> loss = ProjectedCosineDistillLoss(student, teacher_dim=384, store=store)
+        >>> student[0].projection is loss.projection
+        True
+
     References:
         Eq. 1 of arXiv:2602.15547. Mean over the batch and sum over the columns: the paper's code
         is not published, and a sum over the batch would swamp stage 2's weights. The projection
@@ -60,7 +65,9 @@ class ProjectedCosineDistillLoss(nn.Module):
         self.store = store
         student_dim = model.get_embedding_dimension()
         own = getattr(model[0], "projection", None)
-        chosen = projection or own or Projection(student_dim, teacher_dim, placement)
+        chosen = projection or own
+        if chosen is None:
+            chosen = Projection(student_dim, teacher_dim, placement).to(model.dtype)
         asked = (student_dim, teacher_dim, placement)
         got = (chosen.student_dim, chosen.teacher_dim, chosen.placement)
         if got != asked:

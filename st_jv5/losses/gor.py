@@ -28,6 +28,11 @@ class GORLoss(nn.Module):
     Returns:
         ``{"gor": scalar >= 0}``; a batch of one row gives 0.
 
+    Example:
+        >>> unrelated = torch.eye(4)
+        >>> GORLoss(student).compute_loss_from_embeddings([unrelated, unrelated])["gor"].item()
+        0.0
+
     References:
         Eq. 3 of arXiv:2602.15547. Differs from the stock loss: no hinge at 1/D, no mean term, no
         hard negatives.

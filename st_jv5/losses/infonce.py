@@ -38,6 +38,12 @@ class InfoNCELoss(nn.Module):
     Returns:
         ``{"infonce": scalar >= 0}``; a batch of one row without negatives gives 0.
 
+    Example:
+        >>> loss = InfoNCELoss(student, directions=("query_to_doc", "doc_to_query"))
+        >>> rows = torch.eye(4)
+        >>> loss.compute_loss_from_embeddings([rows, rows])["infonce"].item() < 1e-6
+        True
+
     References:
         Eq. 2 and 7 of arXiv:2602.15547. Differs from the stock ``MultipleNegativesRankingLoss``:
         directions are summed, not averaged, and the temperature may learn.

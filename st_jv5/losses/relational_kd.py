@@ -34,6 +34,12 @@ class RelationalKDLoss(nn.Module):
     Returns:
         ``{"rkd": scalar >= 0}``.
 
+    Example:
+        >>> loss = RelationalKDLoss(student, teacher="labels")
+        >>> rows = torch.eye(4)
+        >>> loss.compute_loss_from_embeddings([rows], rows[:, None])["rkd"].item()
+        0.0
+
     References:
         Eq. 8 of arXiv:2602.15547. The stock losses have none.
     """

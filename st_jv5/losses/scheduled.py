@@ -32,6 +32,13 @@ class CoSENTLoss(nn.Module):
     Returns:
         ``{"cosent": scalar >= 0}``; equal scores give 0.
 
+    Example:
+        >>> rows = torch.eye(2)
+        >>> loss = CoSENTLoss(student)
+        >>> equal_scores = torch.ones(2)
+        >>> loss.compute_loss_from_embeddings([rows, rows], equal_scores)["cosent"].item()
+        0.0
+
     References:
         Section 3 of arXiv:2602.15547, text-matching.
     """
@@ -85,6 +92,13 @@ class CoSENTDistillLoss(CompositeLoss):
 
     Returns:
         ``{"cosent": ..., "infonce": ..., "distill": ...}``, weighted.
+
+    Example:
+        >>> loss = CoSENTDistillLoss(student, teacher_dim=384)
+        >>> loss.active_terms(torch.tensor([0.1, 0.9]))
+        ['cosent']
+        >>> loss.active_terms(torch.tensor([[0, 1], [2, 3]]))
+        ['infonce', 'distill']
 
     References:
         Section 3 of arXiv:2602.15547, text-matching.

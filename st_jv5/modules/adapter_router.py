@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -56,6 +57,12 @@ class AdapterRouter(Transformer):
         training_task: The task of the trainer's batches, set by :func:`st_jv5.train_task`.
         merged_task: The task that :func:`st_jv5.merged` has folded into the weights, or None.
         projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
+
+    Example:
+        >>> isinstance(model[0], AdapterRouter)
+        True
+        >>> model[0].resolve("query")
+        'retrieval'
     """
 
     forward_kwargs: ClassVar[set[str]] = {"task"}
@@ -89,7 +96,7 @@ class AdapterRouter(Transformer):
 
     # -------------------------------------------------------------- a batch, from text to tokens
 
-    def preprocess(  # type: ignore[override]
+    def preprocess(
         self,
         inputs: Sequence[str],
         prompt: str | None = None,
@@ -120,8 +127,14 @@ class AdapterRouter(Transformer):
         return features
 
     def _prompt(self, task: str, prompt: str | None) -> str | None:
-        name = self.resolve(task)
-        prompts = self.tasks[name].prompts if name else BASE_TASK.prompts
+        if task in PROMPTS:
+            # The host names these two when it only counts tokens, too; forward will refuse them
+            # if there is no adapter that answers to them.
+            owner = next((t for t in self.tasks.values() if task in t.aliases), BASE_TASK)
+        else:
+            name = self.resolve(task)
+            owner = self.tasks[name] if name else BASE_TASK
+        prompts = owner.prompts
         asked = next((key for key, text in PROMPTS.items() if text == prompt), None)
         if task == "query" and (prompt is None or asked == DEFAULT_PROMPT_NAME):
             asked = "query"
@@ -216,7 +229,9 @@ class AdapterRouter(Transformer):
         """
         self._check_name(task)
         config._register_custom_module({nn.Linear: RoutedLinear})
-        with torch.inference_mode(False):  # tensors made inside encode could not be trained
+        # Tensors made in inference mode, inside encode, could not be trained.
+        with torch.inference_mode(False), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(config, self.model, adapter_name=task.name)
         self.tasks[task.name] = task
         for parameter in self.model.parameters():
@@ -348,7 +363,7 @@ class AdapterRouter(Transformer):
         )
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls,
         model_name_or_path: str,
         *args: Any,
@@ -356,6 +371,11 @@ class AdapterRouter(Transformer):
         **kwargs: Any,
     ) -> AdapterRouter:
         """Load a saved folder; ``model_kwargs={"default_task": name}`` sets the default task."""
+        if (backend := kwargs.get("backend", "torch")) != "torch":
+            raise ValueError(
+                f"backend {backend!r} cannot route adapters; merge one task into a stock model "
+                f"(st_jv5.merge_task) and export that"
+            )
         model_kwargs = dict(model_kwargs or {})
         hub = {
             key: kwargs[key]

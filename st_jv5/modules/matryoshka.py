@@ -27,6 +27,12 @@ class MatryoshkaTruncate(Module):
 
     A dim that the model was not trained for (``matryoshka_dims`` of ``st_jv5.json``) warns once; a
     dim beyond the width is an error.
+
+    Example:
+        >>> model.encode(["a cat"], task="clustering", dim=64).shape
+        (1, 64)
+        >>> SentenceTransformer(saved_folder, truncate_dim=64).encode(["a"], task="base").shape
+        (1, 64)
     """
 
     forward_kwargs: ClassVar[set[str]] = {"dim"}

@@ -34,6 +34,11 @@ def fill(
 
     Raises:
         ValueError: A vector of the wrong width, with a NaN, or zero; names the text.
+
+    Example:
+        >>> store = TeacherStore.open(folder, create=True).space("minilm", dim=384)
+        >>> fill(store, teacher, ["a cat", "a dog", "a cat"])
+        2
     """
     unique = list(dict.fromkeys(texts))
     rows = store.rows(unique, missing_ok=True)

@@ -1,0 +1,39 @@
+# Every target sets up what it needs: a .venv with the package, its extras and a torch for this machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Without a GPU a CPU build is enough; on Linux set PIP_EXTRA_INDEX_URL to an index that has one.
+TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+# Models and data are local: never wait for a network.
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo check test test-full clean
+
+demo: $(INSTALLED)  ## the whole recipe, small but real; ends with a table
+	$(BIN)/python -m training.run training/recipes/demo.yaml
+
+check: $(INSTALLED)  ## lint, format, types, imports, the wheel and what is in it
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tests/import_all.py
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
+	$(BIN)/python tests/list_wheel.py dist/*.whl
+
+test: $(INSTALLED)  ## the tests, one process
+	$(BIN)/pytest -m "not full"
+
+test-full: $(INSTALLED)  ## the long ones too
+	$(BIN)/pytest
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+clean:  ## results, builds and caches; the .venv stays
+	rm -rf out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

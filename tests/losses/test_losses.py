@@ -1,0 +1,424 @@
+"""Each loss against the paper's double loops, and how it is wired to model, labels and columns."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from torch.nn.functional import normalize
+
+import st_jv5
+from st_jv5.losses import (
+    CompositeLoss,
+    CoSENTDistillLoss,
+    CoSENTLoss,
+    GORLoss,
+    InfoNCELoss,
+    ProjectedCosineDistillLoss,
+    RelationalKDLoss,
+    classification_loss,
+    clustering_loss,
+    retrieval_loss,
+    text_matching_loss,
+)
+from st_jv5.projection import Projection
+from st_jv5.teacher import TeacherStore
+from tests import reference
+from tests.conftest import with_adapters
+
+DIM, TEACHER_DIM, BATCH = 48, 20, 5
+
+
+def unit(rows: int, dim: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1)
+
+
+@pytest.fixture
+def columns() -> list[torch.Tensor]:
+    """Query, positive and two negatives: unit rows in float64."""
+    return [unit(BATCH, DIM, seed).requires_grad_() for seed in range(4)]
+
+
+@pytest.fixture
+def teachers() -> torch.Tensor:
+    """(B, 2, E)"""
+    return torch.stack([unit(BATCH, TEACHER_DIM, 10), unit(BATCH, TEACHER_DIM, 11)], dim=1)
+
+
+@pytest.fixture
+def student(student: SentenceTransformer) -> SentenceTransformer:
+    return student.double()
+
+
+def random_projection(placement: str) -> Projection:
+    torch.manual_seed(3)
+    projection = Projection(DIM, TEACHER_DIM, placement).double()
+    torch.nn.init.normal_(projection.linear.weight)
+    torch.nn.init.normal_(projection.linear.bias, std=0.1)
+    return projection
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def features_of(model: SentenceTransformer, *columns: list[str]) -> list[dict[str, torch.Tensor]]:
+    return [model.preprocess(column, prompt="Document: ") for column in columns]
+
+
+# ------------------------------------------------------------------------------------- distillation
+
+
+@pytest.mark.parametrize("placement", ["student_up", "teacher_down"])
+def test_distill_is_eq_1_through_the_projection(student, columns, teachers, placement):
+    projection = random_projection(placement)
+    loss = ProjectedCosineDistillLoss(student, TEACHER_DIM, placement, projection=projection)
+    found = loss.compute_loss_from_embeddings(columns, teachers)["distill"]
+    weight, bias = array(projection.linear.weight), array(projection.linear.bias)
+    both = [array(teachers[:, c]) for c in range(2)]
+    expected = reference.distill([array(c) for c in columns[:2]], both, weight, bias, placement)
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_distill_at_a_cut_width_meets_the_first_columns_of_w(student, columns, teachers):
+    projection = random_projection("student_up")
+    loss = ProjectedCosineDistillLoss(student, TEACHER_DIM, projection=projection)
+    cut = [normalize(c[:, :16], dim=-1) for c in columns]
+    found = loss.compute_loss_from_embeddings(cut, teachers)["distill"]
+    weight, bias = array(projection.linear.weight)[:, :16], array(projection.linear.bias)
+    both = [array(teachers[:, c]) for c in range(2)]
+    expected = reference.distill([array(c) for c in cut[:2]], both, weight, bias)
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("train_projection", [True, False])
+def test_distill_gradients_reach_student_and_projection_but_not_the_teacher(
+    student, columns, teachers, train_projection
+):
+    teachers.requires_grad_()
+    projection = random_projection("student_up")
+    loss = ProjectedCosineDistillLoss(
+        student, TEACHER_DIM, train_projection=train_projection, projection=projection
+    )
+    loss.compute_loss_from_embeddings(columns, teachers)["distill"].backward()
+    assert teachers.grad is None
+    assert columns[0].grad is not None
+    assert columns[2].grad is None  # negatives are not distilled
+    assert (projection.linear.weight.grad is not None) is train_projection
+
+
+def test_rows_of_the_store_distil_as_their_vectors_do(student, columns, teachers, tmp_path):
+    store = TeacherStore.open(tmp_path, create=True).space("t", dim=TEACHER_DIM, dtype="float32")
+    names = [[f"{row}.{column}" for column in range(2)] for row in range(BATCH)]
+    flat = [name for row in names for name in row]
+    store.add(flat, teachers.reshape(-1, TEACHER_DIM).float())
+    rows = torch.from_numpy(store.rows(flat).reshape(BATCH, 2))
+    loss = ProjectedCosineDistillLoss(student, TEACHER_DIM, store=store)
+    by_rows = loss.compute_loss_from_embeddings(columns, rows)["distill"]
+    by_vectors = loss.compute_loss_from_embeddings(columns, teachers.float())["distill"]
+    assert torch.equal(by_rows, by_vectors)
+
+
+def test_a_row_without_a_vector_is_left_out_of_the_mean(student, columns, teachers, tmp_path):
+    store = TeacherStore.open(tmp_path, create=True).space("t", dim=TEACHER_DIM, dtype="float32")
+    store.add(["a", "b"], teachers[:2, 0].float())
+    rows = torch.tensor([[0], [1], [-1], [-1], [-1]])
+    loss = ProjectedCosineDistillLoss(student, TEACHER_DIM, store=store)
+    found = loss.compute_loss_from_embeddings(columns, rows)["distill"]
+    alone = loss.compute_loss_from_embeddings([c[:2] for c in columns], rows[:2])["distill"]
+    assert found.item() == pytest.approx(alone.item(), abs=1e-12)
+    nothing = loss.compute_loss_from_embeddings(columns, torch.full((BATCH, 1), -1))["distill"]
+    assert nothing.item() == 0
+    nothing.backward()
+
+
+def test_the_projection_lives_in_the_model_and_is_taken_up_again(student, tmp_path):
+    first = ProjectedCosineDistillLoss(student.float(), TEACHER_DIM)
+    torch.nn.init.normal_(first.projection.linear.weight)
+    student.save_pretrained(str(tmp_path))
+    loaded = SentenceTransformer(str(tmp_path))
+    again = ProjectedCosineDistillLoss(loaded, TEACHER_DIM)
+    assert torch.equal(first.projection.linear.weight, again.projection.linear.weight)
+    with pytest.raises(ValueError, match="48 -> 20 student_up, but 48 -> 7 student_up"):
+        ProjectedCosineDistillLoss(loaded, 7)
+
+
+def test_distillation_without_vectors_says_what_is_missing(student, columns):
+    loss = ProjectedCosineDistillLoss(student, TEACHER_DIM)
+    with pytest.raises(ValueError, match="no label column"):
+        loss.compute_loss_from_embeddings(columns, None)
+    with pytest.raises(ValueError, match="pass store="):
+        loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="a float per row is a score"):
+        loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH))
+    with pytest.raises(ValueError, match="teacher dims, but got student"):
+        loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH, 2, 7))
+    with pytest.raises(ValueError, match="labels name 5 columns, but the batch has 4"):
+        loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH, 5, TEACHER_DIM))
+
+
+# ---------------------------------------------------------------------------- contrastive and GOR
+
+
+def test_gor_sums_queries_and_positives_and_ignores_negatives(student, columns):
+    found = GORLoss(student).compute_loss_from_embeddings(columns)["gor"].item()
+    assert found == pytest.approx(reference.gor([array(c) for c in columns[:2]]), abs=1e-12)
+
+
+def test_info_nce_counts_every_positive_and_negative_of_the_batch(student, columns):
+    found = InfoNCELoss(student).compute_loss_from_embeddings(columns)["infonce"].item()
+    documents = np.concatenate([array(c) for c in columns[1:]])
+    expected = reference.info_nce(array(columns[0]), documents, 0.02)
+    assert found == pytest.approx(expected, rel=1e-6)  # the temperature is a float32 parameter
+
+
+def test_two_directions_are_summed_and_the_way_back_has_no_hard_negatives(student, columns):
+    loss = InfoNCELoss(student, directions=("query_to_doc", "doc_to_query"))
+    found = loss.compute_loss_from_embeddings(columns)["infonce"].item()
+    documents = np.concatenate([array(c) for c in columns[1:]])
+    there = reference.info_nce(array(columns[0]), documents, 0.02)
+    back = reference.info_nce(array(columns[1]), array(columns[0]), 0.02)
+    assert found == pytest.approx(there + back, rel=1e-6)
+
+
+def test_one_direction_equals_the_stock_loss(student, columns):
+    stock = MultipleNegativesRankingLoss(student, scale=50.0)
+    ours = InfoNCELoss(student, temperature=0.02).compute_loss_from_embeddings(columns)["infonce"]
+    assert ours.item() == pytest.approx(
+        stock.compute_loss_from_embeddings(columns, None).item(), rel=1e-6
+    )
+
+
+def test_a_learned_temperature_gets_the_gradient_of_finite_differences(student, columns):
+    loss = InfoNCELoss(student, temperature=0.1, learn_temperature=True).double()
+    value = loss.compute_loss_from_embeddings(columns)["infonce"]
+    (gradient,) = torch.autograd.grad(value, loss.log_temperature)
+    step = 1e-6
+    with torch.no_grad():
+        ends = []
+        for sign in (1, -1):
+            loss.log_temperature += sign * step
+            ends.append(loss.compute_loss_from_embeddings(columns)["infonce"].item())
+            loss.log_temperature -= sign * step
+    assert gradient.item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5)
+    assert InfoNCELoss(student).log_temperature.requires_grad is False
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_not_positive_is_refused(student, temperature):
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        InfoNCELoss(student, temperature=temperature)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        CoSENTLoss(student, temperature=temperature)
+
+
+# ------------------------------------------------------------------------------- text matching
+
+
+def test_a_scored_batch_trains_cosent_alone(student, columns):
+    loss = text_matching_loss(student, TEACHER_DIM)
+    scores = torch.tensor([0.1, 0.9, 0.9, 0.3, 0.0])
+    found = loss.compute_loss_from_embeddings(columns[:2], scores)
+    cosines = [reference.cos(a, b) for a, b in zip(*map(array, columns[:2]), strict=True)]
+    assert found["cosent"].item() == pytest.approx(
+        reference.cosent(cosines, scores.tolist(), 0.05), rel=1e-6
+    )
+    assert found["infonce"].item() == found["distill"].item() == 0
+
+
+def test_an_unscored_batch_trains_infonce_and_twice_distillation(student, columns, teachers):
+    loss = text_matching_loss(student, TEACHER_DIM)
+    found = loss.compute_loss_from_embeddings(columns[:2], teachers)
+    infonce = reference.info_nce(array(columns[0]), array(columns[1]), 0.02)
+    linear = loss.losses["distill"].projection.linear
+    both = [array(teachers[:, c]) for c in range(2)]
+    distill = reference.distill(
+        [array(c) for c in columns[:2]], both, array(linear.weight), array(linear.bias)
+    )
+    assert found["infonce"].item() == pytest.approx(infonce, rel=1e-6)
+    assert found["distill"].item() == pytest.approx(2 * distill, rel=1e-6)
+    assert found["cosent"].item() == 0
+
+
+def test_text_matching_refuses_missing_and_nan_scores(student, columns):
+    loss = CoSENTDistillLoss(student, TEACHER_DIM)
+    with pytest.raises(ValueError, match="needs the column 'label'"):
+        loss.compute_loss_from_embeddings(columns[:2], None)
+    with pytest.raises(ValueError, match=r"NaN in rows \[2\]"):
+        loss.compute_loss_from_embeddings(columns[:2], torch.tensor([0.0, 0.1, math.nan, 0.2, 0.3]))
+    with pytest.raises(ValueError, match="two text columns, got 4"):
+        loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH))
+
+
+# --------------------------------------------------------------------------------- composition
+
+
+def test_retrieval_is_one_infonce_two_distill_one_gor(student, columns, teachers):
+    loss = retrieval_loss(student, TEACHER_DIM)
+    found = loss.compute_loss_from_embeddings(columns, teachers)
+    linear = loss.losses["distill"].projection.linear
+    rows = [array(c) for c in columns]
+    both = [array(teachers[:, c]) for c in range(2)]
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(
+        {
+            "infonce": reference.info_nce(rows[0], np.concatenate(rows[1:]), 0.02),
+            "distill": 2
+            * reference.distill(rows[:2], both, array(linear.weight), array(linear.bias)),
+            "gor": reference.gor(rows[:2]),
+        },
+        rel=1e-6,
+    )
+
+
+def test_classification_is_both_directions_and_twenty_relational(student, columns):
+    loss = classification_loss(with_adapters(student).double())
+    bases = torch.stack([unit(BATCH, DIM, seed) for seed in range(20, 24)], dim=1)
+    found = loss._weighted(columns, None, bases, loss.active_terms(None))
+    rows = [array(c) for c in columns]
+    student_rows = np.stack(rows, axis=1).reshape(-1, DIM)
+    rkd = reference.relational(student_rows, array(bases).reshape(-1, DIM))
+    there = reference.info_nce(rows[0], np.concatenate(rows[1:]), 0.02)
+    back = reference.info_nce(rows[1], rows[0], 0.02)
+    assert found["rkd"].item() == pytest.approx(20 * rkd, rel=1e-6)
+    assert found["infonce"].item() == pytest.approx(there + back, rel=1e-6)
+
+
+def test_clustering_distils_one_text_column(student, columns, teachers):
+    loss = clustering_loss(student, TEACHER_DIM)
+    found = loss.compute_loss_from_embeddings(columns[:1], teachers[:, :1])
+    linear = loss.losses["distill"].projection.linear
+    expected = reference.distill(
+        [array(columns[0])], [array(teachers[:, 0])], array(linear.weight), array(linear.bias)
+    )
+    assert found["distill"].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_composite_at_dims_is_the_weighted_mean_of_each_dim(student, columns):
+    loss = CompositeLoss(
+        student, {"gor": (GORLoss(student), 3.0)}, dims=(48, 16), dim_weights=(1, 3)
+    )
+    found = loss.compute_loss_from_embeddings(columns, None)["gor"].item()
+    per_dim = [
+        reference.gor([array(normalize(c[:, :dim], dim=-1)) for c in columns[:2]])
+        for dim in (48, 16)
+    ]
+    assert found == pytest.approx(3.0 * (per_dim[0] + 3 * per_dim[1]) / 4, rel=1e-9)
+
+
+def test_dims_per_step_draws_dims_and_keeps_the_full_width(student, columns):
+    loss = CompositeLoss(
+        student, {"gor": (GORLoss(student), 1.0)}, dims=(48, 16, 8), dims_per_step=2
+    )
+    drawn = {tuple(loss._dims_of_step()) for _ in range(40)}
+    assert drawn == {(48, 16), (48, 8)}
+
+
+def test_a_stock_loss_may_be_a_term(student, columns):
+    stock = MultipleNegativesRankingLoss(student)
+    loss = CompositeLoss(student, {"mnrl": (stock, 0.5)})
+    found = loss.compute_loss_from_embeddings(columns, None)["mnrl"].item()
+    assert found == pytest.approx(
+        0.5 * stock.compute_loss_from_embeddings(columns, None).item(), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dims": (49,)}, r"lie in 1..48, not \[49\]"),
+        ({"dims": ()}, "dims must be distinct"),
+        ({"dims": (48, 8), "dim_weights": (1,)}, "2 dims need as many weights"),
+        ({"dims": (48, 8), "dims_per_step": 3}, "dims_per_step must lie in 1..2"),
+    ],
+)
+def test_composites_that_cannot_be_are_refused(student, settings, message):
+    with pytest.raises(ValueError, match=message):
+        CompositeLoss(student, {"gor": (GORLoss(student), 1.0)}, **settings)
+
+
+def test_a_term_without_embeddings_api_is_refused(student):
+    with pytest.raises(ValueError, match="'x': Linear has no compute_loss_from_embeddings"):
+        CompositeLoss(student, {"x": (torch.nn.Linear(2, 2), 1.0)})
+
+
+# ---------------------------------------------------------------------------- forwards and batches
+
+
+def test_one_forward_in_sorted_chunks_equals_a_forward_per_column(model, texts, monkeypatch):
+    from st_jv5.losses import embed
+
+    monkeypatch.setitem(embed.CHUNK_TOKENS, "cpu", 64)
+    model.double().eval()
+    columns = features_of(model, texts[:16], texts[16:32], texts[32:48])
+    columns = [{**column, "task": "retrieval"} for column in columns]
+    merged = embed.embed_columns(model, columns)
+    for column, found in zip(columns, merged, strict=True):
+        alone = model(dict(column))["sentence_embedding"]
+        assert torch.allclose(found, alone, atol=1e-12)
+
+
+def test_left_padded_columns_embed_as_right_padded_ones(model, texts, monkeypatch):
+    from st_jv5.losses import embed
+
+    monkeypatch.setitem(embed.CHUNK_TOKENS, "cpu", 64)
+    model.double().eval()
+    found = []
+    for side in ("left", "right"):
+        model.tokenizer.padding_side = side
+        columns = features_of(model, texts[:9], texts[9:18])
+        found.append(embed.embed_columns(model, [{**c, "task": "base"} for c in columns]))
+    for left, right in zip(*found, strict=True):
+        assert torch.allclose(left, right, atol=1e-12)
+
+
+def test_relational_teacher_is_the_base_without_adapter_or_gradient(model, texts):
+    st_jv5.train_task(model, "classification")
+    model.double().train()
+    columns = features_of(model, texts[:4], texts[4:8])
+    loss = RelationalKDLoss(model)
+    found = loss([dict(c) for c in columns])["rkd"]
+    found.backward()
+    model.eval()
+    with torch.no_grad():
+        base = [model(dict(c), task="base")["sentence_embedding"] for c in columns]
+        own = [model(dict(c), task="classification")["sentence_embedding"] for c in columns]
+    dropless = reference.relational(
+        np.concatenate([array(torch.stack(own, 1)).reshape(-1, DIM)]),
+        array(torch.stack(base, 1)).reshape(-1, DIM),
+    )
+    evaluated = loss([dict(c) for c in columns])["rkd"].item()
+    assert evaluated == pytest.approx(dropless, rel=1e-9)
+    assert found.item() > 0
+    trained = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert trained
+    assert all(".classification." in name for name in trained)
+
+
+def test_a_one_row_batch_gives_finite_losses(student, columns, teachers):
+    row = [c[:1] for c in columns]
+    for loss, labels, texts in (
+        (retrieval_loss(student, TEACHER_DIM), teachers[:1], row),
+        (text_matching_loss(student, TEACHER_DIM), torch.tensor([0.4]), row[:2]),
+        (clustering_loss(student, TEACHER_DIM), teachers[:1], row[:2]),
+    ):
+        found = loss.compute_loss_from_embeddings(texts, labels)
+        assert all(torch.isfinite(value) for value in found.values())
+
+
+def test_settings_of_every_loss_can_stand_in_a_model_card(student):
+    import json
+
+    losses = [
+        retrieval_loss(student, TEACHER_DIM, dims=(48, 8)),
+        text_matching_loss(student, TEACHER_DIM),
+        clustering_loss(student, TEACHER_DIM),
+        classification_loss(student),
+    ]
+    told = [json.loads(json.dumps(loss.get_config_dict())) for loss in losses]
+    assert told[0]["terms"]["infonce"]["temperature"] == 0.02
+    assert told[3]["terms"]["rkd"]["weight"] == 20

@@ -1,0 +1,209 @@
+"""Algebra on adapters: train one, take, put, average, merge."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+import st_jv5
+from st_jv5.tasks import TASKS
+from tests.conftest import with_adapters
+
+
+def bits(model: SentenceTransformer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def updates(adapter: st_jv5.Adapter) -> list[torch.Tensor]:
+    return [
+        adapter.tensors[key.replace("lora_A", "lora_B")].double() @ tensor.double()
+        for key, tensor in adapter.tensors.items()
+        if ".lora_A." in key
+    ]
+
+
+def test_train_task_frees_one_adapter_and_base_frees_the_backbone(model):
+    st_jv5.train_task(model, "clustering")
+    free = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert free
+    assert all(".clustering." in name for name in free)
+    st_jv5.train_task(model, "base")
+    free = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert free
+    assert not any(".lora_" in name for name in free)
+
+
+def test_a_training_step_moves_only_the_chosen_adapter(model, texts, tmp_path):
+    st_jv5.add_task(model, "legal", rank=4)
+    before = bits(model)
+    rows = Dataset.from_dict({"query": texts[:16], "positive": texts[16:32]})
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=8,
+        learning_rate=0.1,
+        report_to="none",
+        use_cpu=True,
+        prompts=st_jv5.trainer_prompts(model, "legal", rows),
+    )
+    loss = MultipleNegativesRankingLoss(model)
+    SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss).train()
+    moved = {name for name, tensor in bits(model).items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if ".legal." in name}
+
+
+def test_encode_train_encode_works(model, texts, tmp_path):
+    before = model.encode(texts, task="clustering")
+    test_a_training_step_moves_only_the_chosen_adapter(model, texts, tmp_path)
+    assert np.array_equal(model.encode(texts, task="clustering"), before)
+    assert model.encode(texts, task="legal").shape == (64, 48)
+
+
+def test_taken_and_put_into_another_copy_gives_the_same_vectors(backbones, model, texts, tmp_path):
+    st_jv5.take_task(model, "retrieval", tmp_path / "taken")
+    other = st_jv5.new_student(backbones["eurobert"])
+    st_jv5.put_task(other, tmp_path / "taken")
+    assert st_jv5.tasks(other) == ["retrieval"]
+    expected = model.encode(texts, task="query")
+    assert np.array_equal(other.encode(texts, task="query"), expected)
+
+
+def test_another_base_is_refused(backbones, model, tmp_path):
+    st_jv5.take_task(model, "retrieval", tmp_path)
+    other = st_jv5.new_student(backbones["eurobert"])
+    with torch.no_grad():
+        next(iter(other[0].base_parameters())).flatten()[0] += 1
+    with pytest.raises(ValueError, match="trained on another base: its base has sha256"):
+        st_jv5.put_task(other, tmp_path)
+
+
+def test_a_base_loaded_in_bfloat16_is_still_the_same_base(saved, model, tmp_path):
+    st_jv5.take_task(model, "clustering", tmp_path / "taken")
+    half = SentenceTransformer(saved, model_kwargs={"dtype": torch.bfloat16})
+    st_jv5.put_task(half, tmp_path / "taken")
+    assert half[0].base_sha256() == model[0].base_sha256()
+    st_jv5.train_task(half, "base")
+    assert half[0].base_sha256() != model[0].base_sha256()
+
+
+# ----------------------------------------------------------------------------------- averaging
+
+
+@pytest.mark.parametrize("method", ["product", "factors"])
+def test_averaging_equal_checkpoints_is_the_identity(model, tmp_path, method):
+    st_jv5.take_task(model, "retrieval", tmp_path)
+    mean = st_jv5.average_adapters([tmp_path] * 3, weights=[1, 2, 5], method=method)
+    original = st_jv5.Adapter.load(tmp_path)
+    for one, other in zip(updates(mean), updates(original), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    assert mean.lost < 1e-12
+
+
+def test_the_product_average_is_the_best_of_its_rank_and_says_what_it_lost(backbones, tmp_path):
+    adapters = []
+    for seed in range(2):
+        student = st_jv5.new_student(backbones["bert"], layers=1)
+        st_jv5.add_task(student, "retrieval", rank=4)
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in student[0].adapter_tensors("retrieval").values():
+            tensor.data = torch.randn(tensor.shape, generator=generator)
+        st_jv5.take_task(student, "retrieval", tmp_path / str(seed))
+        adapters.append(st_jv5.Adapter.load(tmp_path / str(seed)))
+    mean = st_jv5.average_adapters([tmp_path / "0", tmp_path / "1"], weights=[1, 3])
+    lost = total = 0.0
+    for found, one, other in zip(updates(mean), *map(updates, adapters), strict=True):
+        exact = 0.25 * one + 0.75 * other
+        u, s, vh = torch.linalg.svd(exact, full_matrices=False)
+        best = u[:, :4] * s[:4] @ vh[:4]
+        assert torch.allclose(found, best, atol=1e-4)
+        lost += float((exact - best).square().sum())
+        total += float(exact.square().sum())
+    assert mean.lost == pytest.approx(lost / total, rel=1e-4)
+    assert 0.01 < mean.lost < 0.5
+    factors = st_jv5.average_adapters([tmp_path / "0", tmp_path / "1"], method="factors")
+    assert not torch.allclose(updates(factors)[0], updates(mean)[0], atol=0.1)
+
+
+def test_averages_that_cannot_be_are_refused(model, tmp_path):
+    st_jv5.take_task(model, "retrieval", tmp_path / "a")
+    st_jv5.take_task(model, "clustering", tmp_path / "b")
+    with pytest.raises(ValueError, match="no folders"):
+        st_jv5.average_adapters([])
+    with pytest.raises(ValueError, match="b has another task than"):
+        st_jv5.average_adapters([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(ValueError, match="as many weights"):
+        st_jv5.average_adapters([tmp_path / "a"], weights=[1, 2])
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json"):
+        st_jv5.average_adapters([tmp_path])
+
+
+# ------------------------------------------------------------------------------------- merging
+
+
+def test_a_merged_task_is_a_stock_model_with_the_same_vectors(
+    backbones, architecture, texts, tmp_path
+):
+    model = with_adapters(st_jv5.new_student(backbones[architecture]))
+    base = bits(model)
+    for task in TASKS:
+        stock = st_jv5.merge_task(model, task)
+        stock.save_pretrained(str(tmp_path / task))
+        loaded = SentenceTransformer(str(tmp_path / task))
+        assert [type(module) for module in loaded] == [Transformer, Pooling, Normalize]
+        expected = model.encode(texts, task=task)
+        np.testing.assert_allclose(loaded.encode(texts), expected, atol=1e-5)
+    query = SentenceTransformer(str(tmp_path / "retrieval")).encode_query(texts)
+    np.testing.assert_allclose(query, model.encode(texts, task="query"), atol=1e-5)
+    assert all(torch.equal(tensor, base[name]) for name, tensor in bits(model).items())
+
+
+def test_inside_merged_the_vectors_agree_and_after_it_the_bits_are_back(model, texts):
+    base = bits(model)
+    expected = model.encode(texts, task="clustering")
+    with st_jv5.merged(model, "clustering"):
+        found = model.encode(texts, task="clustering")
+        assert not np.array_equal(found, expected)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        with pytest.raises(ValueError, match=r"'clustering' is merged.*'retrieval' cannot run"):
+            model.encode(texts[:1], task="retrieval")
+        with pytest.raises(ValueError, match="save after"):
+            model.save_pretrained("unused")
+    assert all(torch.equal(tensor, base[name]) for name, tensor in bits(model).items())
+    assert np.array_equal(model.encode(texts, task="clustering"), expected)
+
+
+def test_merging_in_bfloat16_keeps_the_bits_of_the_base(saved, texts):
+    model = SentenceTransformer(saved, model_kwargs={"dtype": torch.bfloat16})
+    base = bits(model)
+    exact = model.encode(texts, task="retrieval").astype(np.float32)
+    for _ in range(20):
+        with st_jv5.merged(model, "retrieval"):
+            found = model.encode(texts, task="retrieval").astype(np.float32)
+    assert all(torch.equal(tensor, base[name]) for name, tensor in bits(model).items())
+    norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(found, axis=1)
+    assert ((exact * found).sum(1) / norms).min() > 0.995
+
+
+def test_names_that_cannot_be_tasks_are_refused(model):
+    for name in ("a/b", "", "query", "base", "retrieval"):
+        with pytest.raises(ValueError, match=r"reserved|already|a task's name is"):
+            st_jv5.add_task(model, name)
+    with pytest.raises(ValueError, match="need a 'document' entry"):
+        st_jv5.add_task(model, "mine", prompts={"query": "Q: "})
+
+
+def test_models_of_others_are_refused(texts):
+    from tests.conftest import MINILM
+
+    with pytest.raises(ValueError, match="starts with Transformer, not with an AdapterRouter"):
+        st_jv5.tasks(SentenceTransformer(MINILM))

@@ -1,0 +1,289 @@
+"""Training through the host's trainers: prompts, mixed data sets, resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from transformers import TrainerCallback
+
+import st_jv5
+from st_jv5.losses import retrieval_loss, text_matching_loss
+from st_jv5.teacher import TeacherStore
+from tests.conftest import with_adapters
+
+TEACHER_DIM = 12
+
+
+def arguments(folder: Path, **settings) -> SentenceTransformerTrainingArguments:
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        **{
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **settings,
+        },
+    )
+
+
+@pytest.fixture
+def store(texts, tmp_path) -> TeacherStore:
+    store = TeacherStore.open(tmp_path / "store", create=True).space("big", dim=TEACHER_DIM)
+    store.add(texts, torch.randn(len(texts), TEACHER_DIM))
+    return store
+
+
+@pytest.fixture
+def pairs(texts, store) -> Dataset:
+    query, positive = texts[:20], texts[20:40]
+    rows = [[int(a), int(b)] for a, b in zip(store.rows(query), store.rows(positive), strict=True)]
+    negative = texts[40:60]
+    return Dataset.from_dict(
+        {"query": query, "positive": positive, "negative_1": negative, "label": rows}
+    )
+
+
+def trainable(model: SentenceTransformer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_prompts_come_from_the_task_table(model, pairs, tmp_path):
+    assert st_jv5.trainer_prompts(model, "retrieval", pairs) == {
+        "query": "Query: ",
+        "positive": "Document: ",
+        "negative_1": "Document: ",
+    }
+    prompts = st_jv5.trainer_prompts(model, "clustering", DatasetDict({"pairs": pairs}))
+    assert set(prompts["pairs"].values()) == {"Document: "}
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        arguments(tmp_path),
+        tasks="retrieval",
+        train_dataset=pairs,
+        loss=retrieval_loss(model, TEACHER_DIM),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    decoded = model.tokenizer.batch_decode(batch["query_input_ids"])
+    assert all(text.startswith("Query: ") for text in decoded)
+    decoded = model.tokenizer.batch_decode(batch["negative_1_input_ids"])
+    assert all(text.startswith("Document: ") for text in decoded)
+
+
+def test_own_prompts_are_kept(model, pairs, tmp_path):
+    args = arguments(tmp_path, prompts={"query": "Q "})
+    trainer = st_jv5.AdapterTrainer(
+        model, args, tasks="retrieval", train_dataset=pairs, loss=retrieval_loss(model, TEACHER_DIM)
+    )
+    assert trainer.args.prompts == {"query": "Q "}
+
+
+def test_every_term_is_logged_and_the_projection_is_trained_and_saved(
+    model, pairs, store, tmp_path
+):
+    loss = retrieval_loss(model, TEACHER_DIM, store=store, dims=(8, 48))
+    before = trainable(model)
+    trainer = st_jv5.AdapterTrainer(
+        model, arguments(tmp_path), tasks="retrieval", train_dataset=pairs, loss=loss
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert {"infonce", "distill", "gor"} <= set(logged)
+    parts = logged["infonce"] + logged["distill"] + logged["gor"]
+    assert logged["loss"] == pytest.approx(parts, abs=2e-3)
+    moved = {name for name, now in trainable(model).items() if not torch.equal(now, before[name])}
+    expected = {n for n in before if ".retrieval." in n or n.startswith("0.projection.")}
+    assert moved == expected
+    loaded = SentenceTransformer(str(tmp_path / "checkpoint-6"))
+    for name, tensor in trainable(loaded).items():
+        assert torch.equal(tensor, trainable(model)[name]), name
+
+
+class Stop(TrainerCallback):
+    """Ends a run as a kill would: nothing is saved after the last checkpoint."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("task", ["base", "retrieval"])
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
+    backbones, pairs, store, tmp_path, task
+):
+    finals = []
+    for interrupt in (False, True):
+        folder = tmp_path / str(interrupt)
+        for attempt in range(2 if interrupt else 1):
+            torch.manual_seed(5)
+            model = with_adapters(st_jv5.new_student(backbones["bert"], matryoshka_dims=(8, 48)))
+            trainer = st_jv5.AdapterTrainer(
+                model,
+                arguments(folder, batch_sampler=BatchSamplers.NO_DUPLICATES),
+                tasks=task,
+                train_dataset=pairs,
+                loss=retrieval_loss(model, TEACHER_DIM, store=store, dims=(8, 48)),
+                callbacks=[Stop()] if interrupt and attempt == 0 else [],
+            )
+            if interrupt and attempt == 0:
+                with pytest.raises(KeyboardInterrupt):
+                    trainer.train()
+            else:
+                trainer.train(resume_from_checkpoint=bool(interrupt))
+        finals.append(trainable(model))
+    for name, tensor in finals[0].items():
+        assert torch.equal(tensor, finals[1][name]), name
+
+
+def test_trap_27_scored_and_unscored_sets_train_in_turn(model, pairs, store, texts, tmp_path):
+    scored = Dataset.from_dict(
+        {"query": texts[:16], "positive": texts[16:32], "label": [i / 16 for i in range(16)]}
+    )
+    sets = DatasetDict({"scored": scored, "pairs": pairs.remove_columns("negative_1")})
+    args = arguments(
+        tmp_path,
+        max_steps=12,
+        multi_dataset_batch_sampler=st_jv5.weighted({"scored": 1, "pairs": 1}),
+    )
+    loss = text_matching_loss(model, TEACHER_DIM, store=store)
+    trainer = st_jv5.AdapterTrainer(
+        model, args, tasks="text-matching", train_dataset=sets, loss=loss
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "cosent" in entry]
+    kinds = {(entry["cosent"] > 0, entry["distill"] > 0) for entry in logs}
+    assert kinds == {(True, False), (False, True)}
+
+
+def test_a_plain_trainer_with_router_mapping_trains_too(model, pairs, store, tmp_path):
+    st_jv5.train_task(model, "retrieval")
+    args = arguments(
+        tmp_path,
+        prompts=st_jv5.trainer_prompts(model, "retrieval", pairs),
+        router_mapping={"query": "query", "positive": "document", "negative_1": "document"},
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=args,
+        train_dataset=pairs,
+        loss=retrieval_loss(model, TEACHER_DIM, store=store),
+    )
+    assert trainer.train().training_loss > 0
+
+
+def test_trap_22_loss_parameters_of_ours_are_the_models(model):
+    # The host's cached losses and DDP see the model's parameters only.
+    loss = retrieval_loss(model, TEACHER_DIM)
+    own = {id(p) for p in model.parameters()}
+    outside = [n for n, p in loss.named_parameters() if p.requires_grad and id(p) not in own]
+    assert outside == []
+
+
+def test_trap_4_matryoshka_of_ours_takes_a_projected_distillation(model, pairs, store, texts):
+    # The stock wrapper breaks on it; our dims do the same job.
+    st_jv5.train_task(model, "retrieval")
+    columns = [model.preprocess(list(pairs[c])[:4]) for c in ("query", "positive")]
+    labels = torch.tensor(pairs["label"][:4])
+    ours = retrieval_loss(model, TEACHER_DIM, store=store, dims=(8, 48), gor_weight=0)
+    assert set(ours([dict(c) for c in columns], labels)) == {"infonce", "distill"}
+    stock = MatryoshkaLoss(model, retrieval_loss(model, TEACHER_DIM, store=store), [48, 8])
+    with pytest.raises((TypeError, RuntimeError, ValueError)):
+        stock([dict(c) for c in columns], labels)
+
+
+def test_the_weighted_sampler_draws_by_weight_and_depends_on_the_seed_alone(texts):
+    def order(seed: int) -> list[list[int]]:
+        sets = [Dataset.from_dict({"text": texts[:32]}), Dataset.from_dict({"text": texts[32:]})]
+        from torch.utils.data import BatchSampler, ConcatDataset, SequentialSampler
+
+        samplers = [BatchSampler(SequentialSampler(s), 4, drop_last=True) for s in sets]
+        sampler = st_jv5.weighted({"a": 1, "b": 7})(
+            ConcatDataset(sets), batch_samplers=samplers, generator=torch.Generator(), seed=seed
+        )
+        return list(sampler)
+
+    assert order(0) == order(0) != order(1)
+    share = [sum(batch[0] >= 32 for batch in order(seed)) / 16 for seed in range(40)]
+    assert 0.8 < sum(share) / 40 < 0.95
+    with pytest.raises(ValueError, match="weight above 0"):
+        st_jv5.weighted({"a": 0})
+
+
+def test_trap_25_the_best_checkpoint_is_loaded_by_its_weights(model, pairs, store, tmp_path):
+    from sentence_transformers.base.evaluation import BaseEvaluator
+
+    class EarlierIsBetter(BaseEvaluator):
+        primary_metric = "score"
+
+        def __call__(self, model, output_path=None, epoch=-1, steps=-1):
+            return {"score": -float(steps)}
+
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        arguments(
+            tmp_path,
+            eval_strategy="steps",
+            eval_steps=3,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_score",
+        ),
+        tasks="retrieval",
+        train_dataset=pairs,
+        evaluator=EarlierIsBetter(),
+        loss=retrieval_loss(model, TEACHER_DIM, store=store),
+    )
+    trainer.train()
+    best = trainable(SentenceTransformer(str(tmp_path / "checkpoint-3")))
+    last = trainable(SentenceTransformer(str(tmp_path / "checkpoint-6")))
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+    for name, tensor in trainable(model).items():
+        assert torch.equal(tensor, best[name]), name
+
+
+def test_a_set_without_a_whole_batch_of_different_texts_is_named(model, tmp_path):
+    same = Dataset.from_dict({"query": ["one"] * 8, "positive": ["two"] * 8})
+    args = arguments(
+        tmp_path,
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        multi_dataset_batch_sampler=st_jv5.weighted({"same": 1}),
+        dataloader_drop_last=True,
+    )
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        args,
+        tasks="retrieval",
+        train_dataset=DatasetDict({"same": same}),
+        loss=st_jv5.InfoNCELoss(model),
+    )
+    with pytest.raises(ValueError, match="'same' gives no whole batch: too few rows"):
+        trainer.train()
+
+
+def test_checkpoints_hold_what_the_model_says_of_itself(model, pairs, store, tmp_path):
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        arguments(tmp_path, max_steps=3),
+        tasks="retrieval",
+        train_dataset=pairs,
+        loss=retrieval_loss(model, TEACHER_DIM, store=store),
+    )
+    trainer.train()
+    settings = json.loads((tmp_path / "checkpoint-3" / "st_jv5.json").read_text())
+    assert list(settings["tasks"]) == st_jv5.tasks(model)
+    assert settings["base_sha256"] == model[0].base_sha256()

@@ -1,0 +1,163 @@
+"""From files to training rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from st_jv5.teacher import TeacherStore
+from training.config import DataSet, RecipeError
+from training.corpora import example_pairs, path_similarity, rows, similarity_pairs
+from training.data import contrastive_rows, mine, read_rows, teacher_texts, training_set
+
+WORDNET = DataSet(
+    path="training/data/wordnet.parquet",
+    columns={"query": "lemmas", "positive": "gloss"},
+    where={"split": "train", "category": "noun.*|!noun.Tops"},
+    limit=40,
+)
+
+
+def test_rows_are_filtered_limited_and_drawn_by_the_seed():
+    found = read_rows("a", WORDNET, seed=0)
+    assert len(found) == 40
+    assert set(found[0]) == {"query", "positive"}
+    assert found == read_rows("b", WORDNET, seed=0) != read_rows("a", WORDNET, seed=1)
+    categories = replace(WORDNET, kind="labelled", columns={"text": "gloss", "label": "category"})
+    labels = {row["label"] for row in read_rows("c", replace(categories, limit=None), seed=0)}
+    assert len(labels) == 25
+    assert all(label.startswith("noun.") for label in labels)
+
+
+def test_training_rows_come_from_the_train_split_alone():
+    test = {row["gloss"] for row in rows("wordnet", "test")}
+    train = {row["gloss"] for row in rows("wordnet", "train")}
+    found = {row["positive"] for row in read_rows("a", replace(WORDNET, limit=None), seed=0)}
+    assert found <= train
+    assert len(found & test) / len(found) < 0.01  # a few glosses stand on two synsets
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": "training/data/absent.parquet"}, "data_sets.x.path: no file"),
+        ({"columns": {"query": "lemma", "positive": "gloss"}}, "no column 'lemma'; it has synset"),
+        ({"where": {"split": "trian"}}, "no row of .* passes `where`"),
+    ],
+)
+def test_sources_that_do_not_fit_are_named(change, message):
+    with pytest.raises(RecipeError, match=message):
+        read_rows("x", replace(WORDNET, **change), seed=0)
+
+
+def test_jsonl_is_read_too(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"q": f"q{i}", "d": f"d{i}"}) for i in range(3)))
+    spec = DataSet(path=str(path), columns={"query": "q", "positive": "d"})
+    assert len(read_rows("x", spec, seed=0)) == 3
+
+
+def store_of(texts: list[str], tmp_path, vectors: torch.Tensor) -> TeacherStore:
+    dim = vectors.shape[1]
+    store = TeacherStore.open(tmp_path, create=True).space("t", dim=dim, dtype="float32")
+    store.add(texts, vectors)
+    return store
+
+
+def test_pairs_are_labelled_with_their_rows_of_the_store(tmp_path):
+    found = read_rows("a", WORDNET, seed=0)
+    texts = list(dict.fromkeys(teacher_texts(WORDNET, found)))
+    store = store_of(texts, tmp_path, torch.randn(len(texts), 5))
+    built = training_set("a", WORDNET, found, store, seed=0)
+    assert built.column_names == ["query", "positive", "label"]
+    assert built[7]["label"] == store.rows([built[7]["query"], built[7]["positive"]]).tolist()
+
+
+def test_mined_negatives_are_the_nearest_that_are_not_relevant(tmp_path):
+    from datasets import Dataset
+
+    angles = np.deg2rad([0, 3, 20, 40, 90, 60])
+    vectors = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], 1)).float()
+    names = ["q", "its own", "near", "far", "q2", "its own 2"]
+    store = store_of(names, tmp_path, vectors)
+    pairs = Dataset.from_dict(
+        {"query": ["q", "q", "q2", "q2"], "positive": ["its own", "near", "far", "its own 2"]}
+    )
+    mined = mine(pairs, store, 1)
+    assert mined.column_names == ["query", "positive", "negative_1"]
+    found = {(row["query"], row["positive"]): row["negative_1"] for row in mined}
+    assert found[("q", "its own")] == "far"  # "near" answers the same query
+    assert found[("q2", "its own 2")] == "near"
+
+
+def test_classification_rows_share_a_label_with_the_positive_alone():
+    texts = [f"text {i}" for i in range(40)]
+    labels = [f"label {i % 5}" for i in range(40)]
+    of = dict(zip(texts, labels, strict=True))
+    found = contrastive_rows(texts, labels, negatives=7, seed=0)
+    assert len(found) == 40
+    for row in found:
+        negatives = [row[f"negative_{i}"] for i in range(1, 8)]
+        assert of[row["positive"]] == of[row["query"]]
+        assert row["positive"] != row["query"]
+        assert len(set(negatives)) == 7
+        assert all(of[text] != of[row["query"]] for text in negatives)
+    assert found == contrastive_rows(texts, labels, negatives=7, seed=0)
+
+
+def test_several_labels_become_one_row_each():
+    texts = ["both", "a1", "a2", "b1", "b2", "c1", "c2"]
+    labels = [["a", "b"], ["a"], ["a"], ["b"], ["b"], ["c"], ["c"]]
+    found = contrastive_rows(texts, labels, negatives=1, seed=0)
+    of_both = [row for row in found if row["query"] == "both"]
+    assert len(of_both) == 2
+    assert {row["positive"][0] for row in of_both} == {"a", "b"}
+    assert {row["negative_1"][0] for row in of_both} == {"c"}
+
+
+def test_labels_that_allow_no_row_are_refused():
+    with pytest.raises(ValueError, match="2 texts in 2 labels leave no anchor"):
+        contrastive_rows(["x", "y"], ["a", "b"], negatives=1, seed=0)
+
+
+# ------------------------------------------------------------------------------------ WordNet
+
+
+def test_path_similarity_counts_edges():
+    def synset(name: str, path: str) -> dict[str, str]:
+        return {"synset": name, "hypernym_path": path}
+
+    dog, wolf, cat = (
+        synset("dog", "canine animal"),
+        synset("wolf", "canine animal"),
+        synset("cat", "animal"),
+    )
+    assert path_similarity(dog, dog) == 1
+    assert path_similarity(dog, wolf) == 1 / 3
+    assert path_similarity(dog, synset("canine", "animal")) == 1 / 2
+    assert path_similarity(dog, cat) == 1 / 4
+    assert path_similarity(dog, synset("run", "move")) == 0
+
+
+def test_similarity_pairs_are_graded_distinct_and_of_their_split():
+    synsets = rows("wordnet", "validation")
+    pairs = similarity_pairs(synsets, 300, seed=0)
+    glosses = {row["gloss"] for row in synsets}
+    assert len(pairs) == 300
+    assert len({round(pair["score"], 4) for pair in pairs}) > 8
+    assert all(pair["sentence1"] in glosses and pair["sentence2"] in glosses for pair in pairs)
+    assert all(pair["sentence1"] != pair["sentence2"] for pair in pairs)
+
+
+def test_example_pairs_are_balanced_within_a_category():
+    synsets = rows("wordnet", "validation")
+    pairs = example_pairs(synsets, 200, seed=0)
+    assert sum(pair["labels"] for pair in pairs) == len(pairs) / 2
+    of_gloss = {row["gloss"]: row["category"] for row in synsets}
+    of_example = {row["example"]: row["category"] for row in synsets if row["example"]}
+    same = [of_gloss[p["sentence1"]] == of_example[p["sentence2"]] for p in pairs]
+    assert np.mean(same) > 0.97  # a few texts stand on two synsets

