@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import datasets
 import mteb
 from mteb.abstasks import AbsTask
 from mteb.cache import ResultCache
 from sentence_transformers import SentenceTransformer
+from sklearn.exceptions import UndefinedMetricWarning
 from tqdm.auto import tqdm
 
 import st_jv5  # noqa: F401 - makes our modules loadable
@@ -60,6 +63,7 @@ def evaluate(
         before = read_json(path)
         if (before["model"], before["settings"]) == (meta.name, meta.revision):
             record["tasks"] = before["tasks"]
+    datasets.disable_progress_bars()
     todo = [task for task in tasks if task.metadata.name not in record["tasks"]]
     for task in tqdm(todo, desc=label, unit="task", disable=not todo):
         record["tasks"][task.metadata.name] = _evaluate_task(
@@ -71,15 +75,18 @@ def evaluate(
 
 def _evaluate_task(encoder: Any, task: AbsTask, folder: Path, batch_size: int) -> dict[str, Any]:
     name, kind = task.metadata.name, task.metadata.type
-    result = mteb.evaluate(
-        encoder,
-        task,
-        cache=ResultCache(folder / "mteb"),
-        encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-        prediction_folder=folder / "predictions",
-        show_progress_bar=False,
-        co2_tracker=False,
-    ).task_results[0]
+    with warnings.catch_warnings():
+        # Five experiments of eight texts a label leave some label unpredicted: no news.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        result = mteb.evaluate(
+            encoder,
+            task,
+            cache=ResultCache(folder / "mteb"),
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+            prediction_folder=folder / "predictions",
+            show_progress_bar=False,
+            co2_tracker=False,
+        ).task_results[0]
     samples: Samples | None = None
     predictions = folder / "predictions" / task.prediction_file_name
     if predictions.exists() and name in {local.metadata.name for local in LOCAL_TASKS}:

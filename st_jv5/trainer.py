@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from st_jv5.adapters import router_of, train_task
 from st_jv5.tasks import BASE, BASE_TASK, Task, column_prompts
@@ -48,6 +51,13 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if not args.prompts and train_dataset is not None:
             args.prompts = trainer_prompts(model, tasks, train_dataset)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer_kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # As the host's, without the model card: a checkpoint needs none, and the card's usage
+        # snippet would encode with every save.
+        output_dir = output_dir or self.args.output_dir
+        self.model.save_pretrained(output_dir, create_model_card=False)
+        torch.save(self.args, Path(output_dir) / TRAINING_ARGS_NAME)
 
 
 def trainer_prompts(

@@ -166,6 +166,9 @@ class AdapterRouter(Transformer):
 
     def resolve(self, task: str | None) -> str | None:
         """The adapter of a task name or alias; None is the base."""
+        answered = {name for known in self.tasks.values() for name in (known.name, *known.aliases)}
+        if task in PROMPTS and task not in answered:
+            task = None  # encode_query and encode_document of a model without a retrieval adapter
         if task is None and not torch.is_inference_mode_enabled():  # encode sets inference mode
             task = self.training_task
         if task is None:
@@ -185,8 +188,6 @@ class AdapterRouter(Transformer):
         for name, known in self.tasks.items():
             if task in known.aliases:
                 return name
-        if not self.tasks and task in PROMPTS:  # encode_query and encode_document of a student
-            return None
         raise ValueError(unknown_name("task", task, [*self.tasks, BASE], "this model"))
 
     def _counts_positions_from_the_left(self) -> bool:

@@ -458,3 +458,12 @@ def test_gradient_checkpointing_recomputes_with_the_adapter(model, texts):
     for one, other in zip(plain, gradients(), strict=True):
         assert torch.allclose(one, other, atol=1e-7)
         assert other.abs().max() > 0
+
+
+def test_encode_query_of_a_model_without_retrieval_takes_the_default_task(student, texts):
+    st_jv5.add_task(student, "clustering")
+    with pytest.raises(ValueError, match="no default task; name one of: clustering, base"):
+        student.encode_query(texts[:2])
+    student[0].default_task = "clustering"
+    expected = student.encode(texts, task="clustering", prompt_name="query")
+    assert np.array_equal(student.encode_query(texts), expected)
