@@ -49,6 +49,7 @@ def add_task(
     alpha: int = 32,
     dropout: float | None = None,
     prompts: Mapping[str, str] | None = None,
+    target_modules: Sequence[str] | None = None,
 ) -> None:
     """Add a fresh LoRA adapter on every linear layer of the blocks, and make it the one to train.
 
@@ -63,6 +64,8 @@ def add_task(
         dropout: LoRA dropout; None takes the task table's (0.1; classification 0.05).
         prompts: Prompt name -> text; None takes the task table's, for your own task the document
             prompt.
+        target_modules: Names of the linear layers to adapt, as PEFT takes them; None takes every
+            linear layer of the blocks.
 
     Example:
         >>> add_task(student, "retrieval")
@@ -79,7 +82,7 @@ def add_task(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=task.dropout if dropout is None else dropout,
-        target_modules=_block_linears(router),
+        target_modules=_block_linears(router) if target_modules is None else list(target_modules),
         init_lora_weights="gaussian",
         bias="none",
     )

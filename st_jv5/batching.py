@@ -16,7 +16,7 @@ def is_left_padded(features: dict[str, Any]) -> bool:
 
 
 def token_batches(
-    features: dict[str, Any], budget: int
+    features: dict[str, Any], budget: int, most_rows: int | None = None
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Cut a tokenised batch into smaller ones with less padding.
 
@@ -24,6 +24,7 @@ def token_batches(
         features: What ``preprocess`` gives: ``(n, tokens)`` tensors and plain values. A batch that
             was flattened for flash attention has no padding and comes back whole.
         budget: Most padded tokens of one batch; a row that is longer gets one of its own.
+        most_rows: Most rows of one batch.
 
     Yields:
         Row indices, and the features of these rows, trimmed to their longest; longest rows first.
@@ -41,7 +42,8 @@ def token_batches(
     begin = 0
     while begin < rows:
         longest = max(1, longest_first[begin])
-        chosen = order[begin : begin + max(1, budget // longest)]
+        fitting = max(1, budget // longest)
+        chosen = order[begin : begin + min(fitting, most_rows or fitting)]
         span = slice(width - longest, None) if left_padded else slice(0, longest)
         yield (
             chosen.tolist(),

@@ -80,10 +80,10 @@ def load_jina_v5(
     if not found:
         raise ValueError(f"{source} has no adapters/<task>/{CONFIG_FILE}")
     for name in sorted(found, key=lambda name: list(TASKS).index(name) if name in TASKS else 9):
-        folder_ = source / "adapters" / name
-        tensors, _ = read_tensors(folder_ / WEIGHTS_FILE)
-        config_ = read_config(folder_ / CONFIG_FILE)
-        router.add_adapter(TASKS.get(name, Task(name)), config_, tensors, folder_)
+        adapter = source / "adapters" / name
+        tensors, _ = read_tensors(adapter / WEIGHTS_FILE)
+        lora = read_config(adapter / CONFIG_FILE)
+        router.add_adapter(TASKS.get(name, Task(name)), lora, tensors, adapter)
     if default_task is not None and default_task not in [*found, "base"]:
         raise ValueError(unknown_name("task", default_task, found, str(source)))
     router.default_task = default_task

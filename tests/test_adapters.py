@@ -195,11 +195,17 @@ def test_merging_in_bfloat16_keeps_the_bits_of_the_base(saved, texts):
 
 
 def test_names_that_cannot_be_tasks_are_refused(model):
-    for name in ("a/b", "", "query", "base", "retrieval"):
+    for name in ("a/b", "", "query", "base", "retrieval", "keys"):
         with pytest.raises(ValueError, match=r"reserved|already|a task's name is"):
             st_jv5.add_task(model, name)
     with pytest.raises(ValueError, match="need a 'document' entry"):
         st_jv5.add_task(model, "mine", prompts={"query": "Q: "})
+
+
+def test_target_modules_may_be_chosen(student):
+    st_jv5.add_task(student, "slim", target_modules=["q_proj", "v_proj"])
+    layers = {path.split(".")[-1] for path, _ in student[0].lora_layers()}
+    assert layers == {"q_proj", "v_proj"}
 
 
 def test_models_of_others_are_refused(texts):

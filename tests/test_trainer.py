@@ -175,7 +175,6 @@ def test_a_plain_trainer_with_router_mapping_trains_too(model, pairs, store, tmp
     st_jv5.train_task(model, "retrieval")
     args = arguments(
         tmp_path,
-        prompts=st_jv5.trainer_prompts(model, "retrieval", pairs),
         router_mapping={"query": "query", "positive": "document", "negative_1": "document"},
     )
     trainer = SentenceTransformerTrainer(
@@ -184,6 +183,10 @@ def test_a_plain_trainer_with_router_mapping_trains_too(model, pairs, store, tmp
         train_dataset=pairs,
         loss=retrieval_loss(model, TEACHER_DIM, store=store),
     )
+    batch = next(iter(trainer.get_train_dataloader()))
+    for column, prompt in (("query", "Query: "), ("positive", "Document: ")):
+        decoded = model.tokenizer.batch_decode(batch[f"{column}_input_ids"])
+        assert all(text.startswith(prompt) for text in decoded)
     assert trainer.train().training_loss > 0
 
 

@@ -182,6 +182,23 @@ def upstream(recipe: Recipe) -> dict[str, Any]:
     return {key: tree[key] for key in keys}
 
 
+def preflight(run: Run, stages: Sequence[str]) -> None:
+    """Find what cannot work before any long work starts."""
+    for name in (run.recipe.teacher.model, run.recipe.student.base):
+        resolve_model(name)
+    if {"teacher", "stage1", "adapters"} & set(stages):
+        _ = run.rows
+    if "evaluation" in stages:
+        from training.measure import chosen_tasks
+
+        chosen_tasks(run)
+    if "stage1" in stages and not (run.folder / "stage1" / "done.json").exists():
+        try:
+            run.new_student()
+        except ValueError as error:
+            raise RecipeError(f"student: {error}") from error
+
+
 def run_teacher(run: Run) -> None:
     """Embed every text that is distilled or mined, once."""
     texts = [
@@ -395,12 +412,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             "evaluation": run_evaluation,
             "report": run_report,
         }
-        for name in STAGES if args.only is None else (args.only,):
+        chosen = STAGES if args.only is None else (args.only,)
+        preflight(run, chosen)
+        for name in chosen:
             started = time.time()
             stages[name](run)
             logger.info("%s: %.0f s", name, time.time() - started)
     except RecipeError as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ class CompositeLoss(nn.Module):
         dim_weights: One per dim, scaled to sum 1; None weighs all alike.
         dims_per_step: How many dims, drawn anew each step, to train (the full width always among
             them); None trains all.
+        mini_batch_size: Keep the activations of so many rows at a time and compute the others
+            again in the backward pass (GradCache): the batch no longer has to fit in memory.
+        mini_batch_tokens: The same by padded tokens.
 
     Inputs:
         text columns and labels as the terms want them.
@@ -52,6 +55,8 @@ class CompositeLoss(nn.Module):
         dims: Sequence[int] | None = None,
         dim_weights: Sequence[float] | None = None,
         dims_per_step: int | None = None,
+        mini_batch_size: int | None = None,
+        mini_batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if not terms:
@@ -70,7 +75,15 @@ class CompositeLoss(nn.Module):
             raise ValueError(f"{len(dims)} dims need as many weights >= 0, got {dim_weights}")
         if dims_per_step is not None and not 1 <= dims_per_step <= len(dims):
             raise ValueError(f"dims_per_step must lie in 1..{len(dims)}, not {dims_per_step}")
+        for name, value in (
+            ("mini_batch_size", mini_batch_size),
+            ("mini_batch_tokens", mini_batch_tokens),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive, not {value}")
         self.model = model
+        self.mini_batch_size = mini_batch_size
+        self.mini_batch_tokens = mini_batch_tokens
         self.losses = nn.ModuleDict({name: loss for name, (loss, _) in terms.items()})
         self.weights = {name: float(weight) for name, (_, weight) in terms.items()}
         self.dims = dict(sorted(zip(dims, dim_weights, strict=True), reverse=True))
@@ -84,7 +97,10 @@ class CompositeLoss(nn.Module):
         bases: Tensor | None = None
         if any(getattr(self.losses[name], "teacher", None) == "base" for name in active):
             bases = base_vectors(self.model, columns)
-        return self._weighted(embed_columns(self.model, columns), labels, bases, active)
+        embeddings = embed_columns(
+            self.model, columns, self.mini_batch_size, self.mini_batch_tokens
+        )
+        return self._weighted(embeddings, labels, bases, active)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None
@@ -150,4 +166,6 @@ class CompositeLoss(nn.Module):
             },
             "dims": dict(self.dims),
             "dims_per_step": self.dims_per_step,
+            "mini_batch_size": self.mini_batch_size,
+            "mini_batch_tokens": self.mini_batch_tokens,
         }

@@ -107,8 +107,9 @@ class AdapterRouter(Transformer):
         """Tokenise texts, each with the prompt of its task in front.
 
         The host resolves ``prompt`` before it calls this and falls back to the default (document)
-        prompt, so ``task="query"`` turns that prompt, or none, into the query prompt; to encode
-        documents name ``task="document"`` or ``"retrieval"``.
+        prompt, so ``task="query"`` turns that prompt into the query prompt; to encode documents
+        name ``task="document"`` or ``"retrieval"``. Where there is no prompt at all (a trainer's
+        ``router_mapping``), ``"query"`` and ``"document"`` bring theirs.
 
         Args:
             inputs: Texts; anything else raises with its index.
@@ -136,7 +137,9 @@ class AdapterRouter(Transformer):
             owner = self.tasks[name] if name else BASE_TASK
         prompts = owner.prompts
         asked = next((key for key, text in PROMPTS.items() if text == prompt), None)
-        if task == "query" and (prompt is None or asked == DEFAULT_PROMPT_NAME):
+        if prompt is None and task in PROMPTS:
+            asked = task
+        elif task == "query" and asked == DEFAULT_PROMPT_NAME:
             asked = "query"
         return prompt if asked is None else prompts.get(asked, prompt)
 
@@ -147,10 +150,10 @@ class AdapterRouter(Transformer):
     ) -> dict[str, Any]:
         """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter."""
         adapter = self.resolve(task or features.get("task"))
-        if "position_ids" not in features and self._counts_positions_from_the_left():
+        mask = features.get("attention_mask")
+        if mask is not None and "position_ids" not in features and self._counts_from_the_left():
             # Left padding would otherwise shift every text's absolute positions.
-            positions = features["attention_mask"].long().cumsum(-1) - 1
-            kwargs["position_ids"] = positions.clamp(min=0)
+            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         if self.training and self.tasks and getattr(self.model, "is_gradient_checkpointing", False):
             self._checkpoint_with_adapter()
         if self.merged_task is not None:
@@ -190,7 +193,7 @@ class AdapterRouter(Transformer):
                 return name
         raise ValueError(unknown_name("task", task, [*self.tasks, BASE], "this model"))
 
-    def _counts_positions_from_the_left(self) -> bool:
+    def _counts_from_the_left(self) -> bool:
         # Learned absolute positions without a padding offset: BERT. RoBERTa's kin derive theirs
         # from the padding token, and rotary positions are relative.
         embeddings = getattr(self.model, "embeddings", None)
@@ -248,7 +251,8 @@ class AdapterRouter(Transformer):
         for known in self.tasks.values():
             if clash := {task.name, *task.aliases} & {known.name, *known.aliases}:
                 raise ValueError(f"this model has {', '.join(sorted(clash))} already")
-        if task.name == BASE or task.name in PROMPTS:
+        reserved = task.name == BASE or task.name in PROMPTS
+        if reserved or hasattr(nn.ModuleDict(), task.name):  # PEFT keeps adapters in ModuleDicts
             raise ValueError(f"{task.name!r} is reserved; choose another name for the task")
 
     def fill_adapter(self, name: str, tensors: Mapping[str, Tensor], source: str | Path) -> None:

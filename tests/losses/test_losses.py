@@ -334,6 +334,8 @@ def test_a_stock_loss_may_be_a_term(student, columns):
         ({"dims": ()}, "dims must be distinct"),
         ({"dims": (48, 8), "dim_weights": (1,)}, "2 dims need as many weights"),
         ({"dims": (48, 8), "dims_per_step": 3}, "dims_per_step must lie in 1..2"),
+        ({"mini_batch_size": 0}, "mini_batch_size must be positive, not 0"),
+        ({"mini_batch_tokens": -5}, "mini_batch_tokens must be positive, not -5"),
     ],
 )
 def test_composites_that_cannot_be_are_refused(student, settings, message):
@@ -374,6 +376,52 @@ def test_left_padded_columns_embed_as_right_padded_ones(model, texts, monkeypatc
         found.append(embed.embed_columns(model, [{**c, "task": "base"} for c in columns]))
     for left, right in zip(*found, strict=True):
         assert torch.allclose(left, right, atol=1e-12)
+
+
+@pytest.mark.parametrize("cache", [{"mini_batch_size": 3}, {"mini_batch_tokens": 40}])
+@pytest.mark.parametrize("dims", [None, (8, 48)])
+def test_trap_22_gradients_under_gradcache_are_the_plain_ones_at_any_outer_scale(
+    model, texts, cache, dims
+):
+    st_jv5.train_task(model, "retrieval")
+    model.double().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # chunks of another size draw other dropout masks
+    columns = features_of(model, texts[:9], texts[9:18], texts[18:27])
+    labels = torch.stack([unit(9, TEACHER_DIM, 1), unit(9, TEACHER_DIM, 2)], dim=1)
+    torch.manual_seed(0)
+    found = []
+    for settings in ({}, cache):
+        loss = retrieval_loss(
+            model, TEACHER_DIM, learn_temperature=True, dims=dims, **settings
+        ).double()
+        learned = {n: p for n, p in loss.named_parameters() if p.requires_grad}
+        assert any("log_temperature" in n for n in learned)
+        assert any("projection" in n for n in learned)
+        total = sum(loss([dict(c) for c in columns], labels).values())
+        gradients = torch.autograd.grad(total / 4, list(learned.values()))
+        found.append(dict(zip(learned, gradients, strict=True)))
+    for name, plain in found[0].items():
+        assert torch.allclose(found[1][name], plain, atol=1e-10, rtol=1e-9), name
+        assert plain.abs().max() > 0, name
+
+
+def test_gradcache_replays_the_same_dropout(model, texts):
+    st_jv5.train_task(model, "retrieval")
+    model.double().train()
+    columns = features_of(model, texts[:6], texts[6:12])
+    found = []
+    for budget in (None, 2048):  # the same chunks, kept or computed again
+        loss = CompositeLoss(
+            model, {"infonce": (InfoNCELoss(model, 0.5), 1.0)}, mini_batch_tokens=budget
+        )
+        model.zero_grad()
+        torch.manual_seed(3)
+        sum(loss([dict(c) for c in columns]).values()).backward()
+        found.append([p.grad.clone() for p in model[0].adapter_tensors("retrieval").values()])
+    for plain, cached in zip(*found, strict=True):
+        assert torch.equal(plain, cached)
 
 
 def test_relational_teacher_is_the_base_without_adapter_or_gradient(model, texts):

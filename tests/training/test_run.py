@@ -82,6 +82,20 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
         main([recipe, "--set", "stage1.steps=3"])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.layers=[0, 9]", r"student: layers must be indices in 0..5, not \[0, 9\]"),
+        ("evaluation.tasks=[WordNetSTS, Nope]", "evaluation.tasks: unknown 'Nope'; known: Wiki"),
+        ("data_sets.wordnet-verbs.path=absent.parquet", "wordnet-verbs.path: no file absent"),
+    ],
+)
+def test_what_cannot_work_is_found_before_the_teacher_runs(recipe, override, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        main([recipe, "--set", f"output={tmp_path / 'o'}", "--set", override])
+    assert not (tmp_path / "o" / "teacher").exists()
+
+
 def test_a_package_that_is_not_there_says_how_to_get_it(recipe):
     with pytest.raises(SystemExit, match="pip install no-such-model"):
         main([recipe, "--set", "teacher.model=package:no_such_model/x", "--only", "teacher"])
