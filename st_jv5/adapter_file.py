@@ -37,8 +37,6 @@ class Adapter:
     """PEFT's names -> weights."""
     base_sha256: str
     """Hash of the backbone's weights that the adapter was trained on."""
-    lost: float = 0.0
-    """Share of the mean's squared norm beyond the rank, 0..1 (:func:`st_jv5.average_adapters`)."""
 
     def save(self, folder: str | Path) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``."""

@@ -171,6 +171,14 @@ def put_task(model: SentenceTransformer, folder: str | Path | Adapter) -> None:
             f"{adapter.base_sha256[:12]}, this model's {own[:12]}"
         )
     if adapter.task.name in router.tasks:
+        own_config = router.model.peft_config[adapter.task.name]
+        for name in ("r", "lora_alpha", "use_rslora"):
+            ours, theirs = getattr(own_config, name), getattr(adapter.config, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{source} has {name} {theirs}, but this model's {adapter.task.name!r} has "
+                    f"{ours}; put it under another name or into a model without it"
+                )
         router.fill_adapter(adapter.task.name, adapter.tensors, source)
     else:
         router.add_adapter(adapter.task, adapter.config, adapter.tensors, source)
@@ -180,22 +188,24 @@ def average_adapters(
     folders: Sequence[str | Path],
     weights: Sequence[float] | None = None,
     method: str = "product",
-) -> Adapter:
+) -> tuple[Adapter, float]:
     """Average adapters of one base, such as two checkpoints of a run.
 
     Args:
         folders: Adapter folders, each of one task, base, rank and alpha.
         weights: One each, scaled to sum 1; None weighs all alike.
         method: ``"product"`` averages the updates B·A and factors the mean back to the rank by
-            SVD: the closest adapter to the mean, ``lost`` says how close. ``"factors"`` averages A
-            and B each for itself: exact only where one of them is shared.
+            SVD: the closest adapter to the mean. ``"factors"`` averages A and B each for itself:
+            exact only where one of them is shared.
 
     Returns:
-        The adapter; ``lost`` is the share of the mean's squared norm beyond the rank, in 0..1.
+        The adapter, and the share of the mean's squared norm that its rank could not hold, in
+        0..1 (0 for ``"factors"``, which keeps no mean to compare with).
 
     Example:
         >>> take_task(model, "retrieval", task_folder)
-        >>> average_adapters([task_folder, task_folder]).lost < 1e-9
+        >>> adapter, lost = average_adapters([task_folder, task_folder])
+        >>> lost < 1e-9
         True
     """
     if not folders:
@@ -234,8 +244,7 @@ def average_adapters(
             lost, total = lost + layer_lost, total + layer_total
         tensors[key] = a.to(first.tensors[key].dtype)
         tensors[key_b] = b.to(first.tensors[key_b].dtype)
-    share = lost / total if total else 0.0
-    return replace(first, tensors=tensors, lost=share)
+    return replace(first, tensors=tensors), lost / total if total else 0.0
 
 
 def _mean_product(

@@ -61,6 +61,8 @@ class Teacher:
     """Put before each text."""
     max_tokens: int = 512
     """Where its input is cut."""
+    source: str = ""
+    """Hub id to name in the model card, where the above is none."""
     license: str = "unknown"
     """Of its weights; stands in the model card."""
     store: str = "teacher"
@@ -75,6 +77,8 @@ class Student:
 
     base: str
     """As ``teacher.model``."""
+    source: str = ""
+    """Hub id to name in the model card, where the above is none."""
     license: str = "unknown"
     """Of its weights; stands in the model card."""
     layers: tuple[int, ...] | int | None = None

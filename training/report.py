@@ -172,7 +172,8 @@ def plot_matrix(records: Records, who: list[str], tasks: list[str], path: Any) -
     axis.imshow(shares, vmin=0.5, vmax=1, aspect="auto", cmap="viridis")
     for y, row in enumerate(scores):
         for x, value in enumerate(row):
-            axis.text(x, y, f"{value:.1f}", ha="center", va="center", color="white", fontsize=8)
+            ink = "black" if shares[y][x] > 0.85 else "white"
+            axis.text(x, y, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=8)
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axis.set_yticks(range(len(who)), who)
     _save(figure, path)
@@ -215,8 +216,8 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     return {
         "name": f"st_jv5 {recipe.name}",
         "license": recipe.student.license,
-        "base": recipe.student.base,
-        "teacher": recipe.teacher.model,
+        "base": recipe.student.source or recipe.student.base,
+        "teacher": recipe.teacher.source or recipe.teacher.model,
         "parameters": f"{bytes_ / 4e6:.1f}M",
         "width": str(config["hidden_size"]),
         "dims": ", ".join(map(str, dims[:-1])),

@@ -239,8 +239,7 @@ def run_adapters(run: Run) -> None:
         lost = 0.0
         if phase.average:
             steps = [checkpoints / f"checkpoint-{s}" / "adapters" / task for s in phase.average]
-            chosen = st_jv5.average_adapters([*steps, folder / "last"])
-            lost = chosen.lost
+            chosen, lost = st_jv5.average_adapters([*steps, folder / "last"])
         chosen.save(folder / "adapter")
         mark_done(folder, settings, averaged=[*phase.average], lost=lost)
 
@@ -324,7 +323,7 @@ def train(
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         multi_dataset_batch_sampler=weighted(phase.data),
         dataloader_drop_last=True,
-        logging_steps=10,
+        logging_steps=max(1, phase.steps // 20),
         save_strategy="steps",
         save_steps=phase.checkpoint_steps,
         save_total_limit=None if getattr(phase, "average", ()) else 2,
