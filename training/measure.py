@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from mteb.models import ModelMeta
@@ -19,9 +19,7 @@ from st_jv5.evaluation import MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.tasks import BASE
 from training.config import RecipeError
-
-if TYPE_CHECKING:
-    from training.run import Run
+from training.context import Run, require
 
 CHANCE, BEFORE, TEACHER = "chance", "student before training", "teacher"
 
@@ -60,8 +58,6 @@ def chosen_tasks(run: Run) -> list[Any]:
 
 def measure(run: Run) -> None:
     """Write ``evaluation/<who>/results.json``, and ``<adapter>@<dim>`` for the curve."""
-    from training.run import require
-
     tasks = chosen_tasks(run)
     folder = run.folder / "evaluation"
     model = SentenceTransformer(str(require(run.folder / "model", "model")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
@@ -15,10 +15,8 @@ from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.files import read_json, write_json, write_text
 from st_jv5.hub import model_card
 from st_jv5.tasks import BASE
+from training.context import Run
 from training.measure import BEFORE, TEACHER, who_order
-
-if TYPE_CHECKING:
-    from training.run import Run
 
 Records = dict[str, dict[str, Any]]
 

@@ -10,169 +10,36 @@ interrupted goes on from its last checkpoint.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import logging
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from importlib.metadata import version
-from importlib.resources import files
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import torch
-from datasets import Dataset, DatasetDict
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import BatchSamplers
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from sentence_transformers import SentenceTransformer
+from transformers.trainer_utils import set_seed
 
 import st_jv5
-from st_jv5.files import read_json, write_json
-from st_jv5.losses import (
-    CompositeLoss,
-    classification_loss,
-    clustering_loss,
-    retrieval_loss,
-    text_matching_loss,
-)
-from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
-from st_jv5.teacher import TeacherStore, fill
-from st_jv5.trainer import AdapterTrainer
-from training.config import Phase, Recipe, RecipeError, load_recipe
-from training.data import Rows, read_rows, teacher_texts, training_set
+from st_jv5.teacher import fill
+from training.config import Recipe, RecipeError, load_recipe
+from training.context import (
+    Run,
+    done,
+    mark_done,
+    record_settings,
+    require,
+    resolve_model,
+    save_whole,
+)
+from training.data import teacher_texts
+from training.train import train
 
 logger = logging.getLogger("training")
 
 STAGES = ("teacher", "stage1", "adapters", "model", "evaluation", "report")
 
-LOSSES: dict[str, Callable[..., CompositeLoss]] = {
-    BASE: clustering_loss,  # stage 1 is the same distillation
-    "retrieval": retrieval_loss,
-    "text-matching": text_matching_loss,
-    "clustering": clustering_loss,
-    "classification": classification_loss,
-}
-
-
-def native_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 faster than float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def resolve_model(name: str) -> str:
-    """A Hub id or folder as it is; ``package:NAME/FOLDER`` as the folder inside the package."""
-    if not name.startswith("package:"):
-        return name
-    package, _, folder = name.removeprefix("package:").partition("/")
-    try:
-        return str(files(package) / folder)
-    except ModuleNotFoundError as error:
-        raise RecipeError(f"{name}: pip install {package.replace('_', '-')}") from error
-
-
-@dataclass
-class Run:
-    """One run of a recipe: its settings, and what its stages share."""
-
-    recipe: Recipe
-    report_to: tuple[str, ...] = ("none",)
-    """The host's trackers: tensorboard, trackio, wandb, ..."""
-
-    @property
-    def folder(self) -> Path:
-        return self.recipe.folder
-
-    @property
-    def device(self) -> str:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-
-    @cached_property
-    def bfloat16(self) -> bool:
-        asked = self.recipe.precision
-        return native_bfloat16() if asked == "auto" else asked == "bfloat16"
-
-    def forwards(self) -> AbstractContextManager[Any]:
-        """The precision of forwards outside the trainer."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
-
-    @cached_property
-    def rows(self) -> dict[str, Rows]:
-        """Data set -> its rows."""
-        return {
-            name: read_rows(name, spec, self.recipe.seed)
-            for name, spec in self.recipe.data_sets.items()
-        }
-
-    @cached_property
-    def teacher(self) -> SentenceTransformer:
-        spec = self.recipe.teacher
-        model = SentenceTransformer(resolve_model(spec.model), revision=spec.revision or None)
-        model.max_seq_length = min(spec.max_tokens, model.max_seq_length or spec.max_tokens)
-        return model
-
-    @cached_property
-    def store(self) -> TeacherStore:
-        spec = self.recipe.teacher
-        folder = self.folder / spec.store
-        return TeacherStore.open(folder, create=True).space(
-            spec.model,
-            spec.revision,
-            spec.prompt,
-            spec.max_tokens,
-            dim=self.teacher.get_embedding_dimension(),
-            dtype=spec.store_dtype,
-        )
-
-    def new_student(self) -> SentenceTransformer:
-        spec = self.recipe.student
-        set_seed(self.recipe.seed)
-        student = st_jv5.new_student(
-            resolve_model(spec.base),
-            layers=spec.layers
-            if isinstance(spec.layers, int) or spec.layers is None
-            else list(spec.layers),
-            append_eos=spec.append_eos,
-            matryoshka_dims=spec.matryoshka_dims or None,
-        )
-        student.max_seq_length = min(spec.max_tokens, student.max_seq_length)
-        return student
-
-
 # ---------------------------------------------------------------------------------------- stages
-
-
-def done(folder: Path, settings: Any) -> bool:
-    """Whether a stage's result is there; an error if it was made with other settings."""
-    marker = folder / "done.json"
-    if not marker.exists():
-        return False
-    if read_json(marker)["fingerprint"] != fingerprint(settings):
-        raise RecipeError(
-            f"{folder} was made with other settings; remove it, or choose another output "
-            f"(--set output=...)"
-        )
-    return True
-
-
-def mark_done(folder: Path, settings: Any, **record: Any) -> None:
-    """Say that a stage's result is whole."""
-    write_json(folder / "done.json", {"fingerprint": fingerprint(settings), **record})
-
-
-def fingerprint(settings: Any) -> str:
-    """Hash of plain settings."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def upstream(recipe: Recipe) -> dict[str, Any]:
@@ -263,127 +130,19 @@ def run_model(run: Run) -> None:
 
 def run_evaluation(run: Run) -> None:
     """Every adapter, the base, the student before training, the teacher and chance on all tasks."""
-    from training.measure import measure
+    from training.measure import measure  # needs the extra `eval`
 
     measure(run)
 
 
 def run_report(run: Run) -> None:
     """Table, plots and model card from the run's records."""
-    from training.report import report
+    from training.report import report  # needs the extra `eval`
 
     report(run)
 
 
-def require(path: Path, stage: str) -> Path:
-    """A file or folder of an earlier stage."""
-    if not path.exists():
-        raise RecipeError(f"{path} is missing; run the stage {stage!r} first")
-    return path
-
-
-def save_whole(model: SentenceTransformer, folder: Path) -> None:
-    """Save a model beside its place, then move it there."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial), create_model_card=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-
-
-# -------------------------------------------------------------------------------------- training
-
-
-def train(
-    run: Run, student: SentenceTransformer, task: str, phase: Phase, checkpoints: Path
-) -> None:
-    """Run the trainer for one phase, going on from its last checkpoint if there is one."""
-    seed = run.recipe.seed
-    sets: dict[str, Dataset] = {
-        name: training_set(name, run.recipe.data_sets[name], run.rows[name], run.store, seed)
-        for name in phase.data
-    }
-    loss = make_loss(run, student, task, phase)
-    args = SentenceTransformerTrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=phase.steps,
-        per_device_train_batch_size=phase.batch_size,
-        learning_rate=phase.learning_rate,
-        learning_rate_mapping=(
-            {r"^model\.0\.projection\.": phase.projection_learning_rate}
-            if phase.projection_learning_rate is not None and projection_learns(loss)
-            else {}
-        ),
-        lr_scheduler_type="linear",
-        warmup_steps=phase.warmup_steps,
-        weight_decay=phase.weight_decay,
-        max_grad_norm=phase.max_grad_norm,
-        bf16=run.bfloat16,
-        use_cpu=run.device == "cpu",
-        batch_sampler=BatchSamplers.NO_DUPLICATES,
-        multi_dataset_batch_sampler=weighted(phase.data),
-        dataloader_drop_last=True,
-        logging_steps=max(1, phase.steps // 20),
-        save_strategy="steps",
-        save_steps=phase.checkpoint_steps,
-        save_total_limit=None if getattr(phase, "average", ()) else 2,
-        report_to=list(run.report_to),
-        seed=seed,
-    )
-    trainer = AdapterTrainer(student, args, tasks=task, train_dataset=DatasetDict(sets), loss=loss)
-    started = time.time()
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    write_json(
-        checkpoints.parent / "log.json",
-        {"seconds": round(time.time() - started, 1), "history": trainer.state.log_history},
-    )
-    student.eval()
-
-
-def projection_learns(loss: CompositeLoss) -> bool:
-    """Whether a term trains the projection."""
-    return any(getattr(term, "train_projection", False) for term in loss.losses.values())
-
-
-def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
-    """The task's loss at the student's dims, reading the teacher store."""
-    settings: dict[str, Any] = dict(phase.loss)
-    if task != "classification":
-        settings["store"] = run.store
-    loss = LOSSES[task](
-        student,
-        run.store.dim,
-        dims=student[0].matryoshka_dims,
-        dim_weights=phase.dim_weights or None,
-        **settings,
-    )
-    if student[0].projection is not None:
-        student[0].projection.info = run.store.describe()
-    return loss
-
-
 # ------------------------------------------------------------------------------------------ main
-
-
-def record_settings(run: Run) -> None:
-    """Write the resolved settings, versions, commit and precision beside the results."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    packages = ("st-jv5", "sentence-transformers", "transformers", "peft", "torch", "datasets")
-    write_json(
-        run.folder / "run.json",
-        {
-            "recipe": asdict(run.recipe),
-            "versions": {name: version(name) for name in packages},
-            "python": sys.version.split()[0],
-            "commit": commit or None,
-            "device": run.device,
-            "threads": torch.get_num_threads(),
-            "precision": "bfloat16" if run.bfloat16 else "float32",
-        },
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

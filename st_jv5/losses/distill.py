@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from st_jv5 import functional as F
-from st_jv5.losses.embed import embed_columns
+from st_jv5.losses.embed import EmbeddingLoss
 from st_jv5.losses.labels import teacher_vectors
 from st_jv5.projection import Placement, Projection
 
 
-class ProjectedCosineDistillLoss(nn.Module):
+class ProjectedCosineDistillLoss(EmbeddingLoss):
     r"""Pull the student's vectors, projected, towards the teacher's.
 
     .. math:: L = \sum_{c} \frac{1}{B} \sum_i \left[1 - \cos(\psi(x^c_i), t^c_i)\right]
@@ -80,13 +79,6 @@ class ProjectedCosineDistillLoss(nn.Module):
             model[0].projection = self.projection
         self.projection.requires_grad_(train_projection)
         self.train_projection = train_projection
-
-    def forward(
-        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return self.compute_loss_from_embeddings(
-            embed_columns(self.model, sentence_features), labels
-        )
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None

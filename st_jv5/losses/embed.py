@@ -57,6 +57,28 @@ def embed_columns(
     return [_embed_sorted(model, c, mini_batch_size, mini_batch_tokens) for c in columns]
 
 
+class EmbeddingLoss(nn.Module):
+    """A loss that embeds all columns of its batch and leaves the maths to a subclass.
+
+    ``compute_loss_from_embeddings(embeddings, labels)`` returns named scalars; a composite calls it
+    on embeddings that several losses share.
+    """
+
+    model: nn.Module
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        embeddings = embed_columns(self.model, sentence_features)
+        return self.compute_loss_from_embeddings(embeddings, labels)
+
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Tensor], labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The loss of unit rows ``(B, D)`` per column."""
+        raise NotImplementedError
+
+
 def base_vectors(model: nn.Module, sentence_features: list[dict[str, Any]]) -> Tensor:
     """The backbone's vectors without adapter, without gradients or dropout: ``(B, columns, D)``."""
     columns = [{**features, "task": "base"} for features in sentence_features]

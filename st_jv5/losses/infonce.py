@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from st_jv5 import functional as F
-from st_jv5.losses.embed import embed_columns
+from st_jv5.losses.embed import EmbeddingLoss
 
 Direction = Literal["query_to_doc", "doc_to_query"]
 
@@ -19,7 +19,7 @@ LOWEST_TEMPERATURE = 0.01
 """A learned temperature stays above this (our choice, as CLIP's)."""
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(EmbeddingLoss):
     r"""Tell each query's document from all others of the batch.
 
     ``query_to_doc``: against all other positives and all hard negatives of the batch (Eq. 2).
@@ -78,13 +78,6 @@ class InfoNCELoss(nn.Module):
         if self.log_temperature.requires_grad:
             temperature = temperature.clamp(min=LOWEST_TEMPERATURE)
         return temperature
-
-    def forward(
-        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return self.compute_loss_from_embeddings(
-            embed_columns(self.model, sentence_features), labels
-        )
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None = None

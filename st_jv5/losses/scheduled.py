@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from st_jv5 import functional as F
 from st_jv5.losses.composite import CompositeLoss
 from st_jv5.losses.distill import ProjectedCosineDistillLoss
-from st_jv5.losses.embed import embed_columns
+from st_jv5.losses.embed import EmbeddingLoss
 from st_jv5.losses.infonce import InfoNCELoss
 from st_jv5.losses.labels import is_scores
 
 
-class CoSENTLoss(nn.Module):
+class CoSENTLoss(EmbeddingLoss):
     """Rank scored pairs by cosine.
 
     The stock loss says the same with ``scale = 1/temperature``; this one takes a temperature as
@@ -49,13 +49,6 @@ class CoSENTLoss(nn.Module):
             raise ValueError(f"temperature must be positive, not {temperature}")
         self.model = model
         self.temperature = temperature
-
-    def forward(
-        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        return self.compute_loss_from_embeddings(
-            embed_columns(self.model, sentence_features), labels
-        )
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None

@@ -1,0 +1,105 @@
+"""One phase of training: data sets, loss and arguments, handed to the trainer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers
+from transformers.trainer_utils import get_last_checkpoint
+
+from st_jv5.files import write_json
+from st_jv5.losses import (
+    CompositeLoss,
+    classification_loss,
+    clustering_loss,
+    retrieval_loss,
+    text_matching_loss,
+)
+from st_jv5.sampling import weighted
+from st_jv5.tasks import BASE
+from st_jv5.trainer import AdapterTrainer
+from training.config import Phase
+from training.context import Run
+from training.data import training_set
+
+LOSSES: dict[str, Callable[..., CompositeLoss]] = {
+    BASE: clustering_loss,  # stage 1 is the same distillation
+    "retrieval": retrieval_loss,
+    "text-matching": text_matching_loss,
+    "clustering": clustering_loss,
+    "classification": classification_loss,
+}
+
+
+def train(
+    run: Run, student: SentenceTransformer, task: str, phase: Phase, checkpoints: Path
+) -> None:
+    """Run the trainer for one phase, going on from its last checkpoint if there is one."""
+    seed = run.recipe.seed
+    sets: dict[str, Dataset] = {
+        name: training_set(name, run.recipe.data_sets[name], run.rows[name], run.store, seed)
+        for name in phase.data
+    }
+    loss = make_loss(run, student, task, phase)
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=phase.steps,
+        per_device_train_batch_size=phase.batch_size,
+        learning_rate=phase.learning_rate,
+        learning_rate_mapping=(
+            {r"^model\.0\.projection\.": phase.projection_learning_rate}
+            if phase.projection_learning_rate is not None and projection_learns(loss)
+            else {}
+        ),
+        lr_scheduler_type="linear",
+        warmup_steps=phase.warmup_steps,
+        weight_decay=phase.weight_decay,
+        max_grad_norm=phase.max_grad_norm,
+        bf16=run.bfloat16,
+        use_cpu=run.device == "cpu",
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        multi_dataset_batch_sampler=weighted(phase.data),
+        dataloader_drop_last=True,
+        logging_steps=max(1, phase.steps // 20),
+        save_strategy="steps",
+        save_steps=phase.checkpoint_steps,
+        save_total_limit=None if getattr(phase, "average", ()) else 2,
+        report_to=list(run.report_to),
+        seed=seed,
+    )
+    trainer = AdapterTrainer(student, args, tasks=task, train_dataset=DatasetDict(sets), loss=loss)
+    started = time.time()
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    write_json(
+        checkpoints.parent / "log.json",
+        {"seconds": round(time.time() - started, 1), "history": trainer.state.log_history},
+    )
+    student.eval()
+
+
+def projection_learns(loss: CompositeLoss) -> bool:
+    """Whether a term trains the projection."""
+    return any(getattr(term, "train_projection", False) for term in loss.losses.values())
+
+
+def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
+    """The task's loss at the student's dims, reading the teacher store."""
+    settings: dict[str, Any] = dict(phase.loss)
+    if task != "classification":
+        settings["store"] = run.store
+    loss = LOSSES[task](
+        student,
+        run.store.dim,
+        dims=student[0].matryoshka_dims,
+        dim_weights=phase.dim_weights or None,
+        **settings,
+    )
+    if student[0].projection is not None:
+        student[0].projection.info = run.store.describe()
+    return loss
