@@ -103,8 +103,6 @@ class Phase:
     """Rows per step."""
     learning_rate: float = 1.0e-4
     """Peak; linear to 0 after the warm-up."""
-    projection_learning_rate: float | None = None
-    """Of the projection; None: as the rest."""
     warmup_steps: int = 0
     """Linear from 0."""
     weight_decay: float = 0.01

@@ -51,11 +51,6 @@ def train(
         max_steps=phase.steps,
         per_device_train_batch_size=phase.batch_size,
         learning_rate=phase.learning_rate,
-        learning_rate_mapping=(
-            {r"^model\.0\.projection\.": phase.projection_learning_rate}
-            if phase.projection_learning_rate is not None and projection_learns(loss)
-            else {}
-        ),
         lr_scheduler_type="linear",
         warmup_steps=phase.warmup_steps,
         weight_decay=phase.weight_decay,
@@ -81,11 +76,6 @@ def train(
         {"seconds": round(time.time() - started, 1), "history": trainer.state.log_history},
     )
     student.eval()
-
-
-def projection_learns(loss: CompositeLoss) -> bool:
-    """Whether a term trains the projection."""
-    return any(getattr(term, "train_projection", False) for term in loss.losses.values())
 
 
 def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
