@@ -8,6 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BUDGET = {"cpu": 2048}
+"""Padded tokens of one batch by device type; 32 rows of 64 tokens measured fastest on two cores."""
+BUDGET_ELSEWHERE = 65536
+
+
+def default_budget(device_type: str) -> int:
+    """Padded tokens of one batch where none are asked for."""
+    return BUDGET.get(device_type, BUDGET_ELSEWHERE)
+
 
 def is_left_padded(features: dict[str, Any]) -> bool:
     """Whether any row starts with padding."""

@@ -12,12 +12,8 @@ from sentence_transformers.util import batch_to_device
 from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
-from st_jv5.batching import token_batches
+from st_jv5.batching import default_budget, token_batches
 from st_jv5.tasks import unknown_name
-
-BATCH_TOKENS = {"cpu": 2048}
-"""Padded tokens of one batch by device type, where none are asked for."""
-BATCH_TOKENS_ELSEWHERE = 65536
 
 BLOCK_TEXTS = 1024
 """Texts that are tokenised together; bounds the memory of their padded tokens."""
@@ -63,7 +59,7 @@ def encode(
         width = model.get_embedding_dimension()
         return np.zeros((0, dim or width), dtype=np.float32)
     prompt = model.prompts.get(prompt_name or model.default_prompt_name or "")
-    budget = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
+    budget = batch_tokens or default_budget(model.device.type)
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     vectors: np.ndarray[Any, Any] | None = None
     model.eval()

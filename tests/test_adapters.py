@@ -175,9 +175,7 @@ def test_a_merged_task_is_a_stock_model_with_the_same_vectors(
     assert all(torch.equal(tensor, base[name]) for name, tensor in bits(model).items())
 
 
-def test_inside_merged_the_vectors_agree_and_after_it_the_bits_are_back(
-    model, texts, tmp_path
-):
+def test_inside_merged_the_vectors_agree_and_after_it_the_bits_are_back(model, texts, tmp_path):
     base = bits(model)
     expected = model.encode(texts, task="clustering")
     with st_jv5.merged(model, "clustering"):

@@ -10,11 +10,7 @@ from sentence_transformers.base.losses.merged_forward import merge_feature_batch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from st_jv5.batching import is_left_padded, token_batches
-
-CHUNK_TOKENS = {"cpu": 2048}
-"""Padded tokens of one chunk by device type; 32 rows of 64 tokens measured fastest on two cores."""
-CHUNK_TOKENS_ELSEWHERE = 65536
+from st_jv5.batching import default_budget, is_left_padded, token_batches
 
 
 def embed_columns(
@@ -98,7 +94,7 @@ def _embed_sorted(
     mini_batch_tokens: int | None,
 ) -> Tensor:
     device = features["input_ids"].device.type
-    budget = mini_batch_tokens or CHUNK_TOKENS.get(device, CHUNK_TOKENS_ELSEWHERE)
+    budget = mini_batch_tokens or default_budget(device)
     recompute = torch.is_grad_enabled() and bool(mini_batch_size or mini_batch_tokens)
 
     def forward(chunk: dict[str, Any]) -> Tensor:

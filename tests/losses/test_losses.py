@@ -352,9 +352,10 @@ def test_a_term_without_embeddings_api_is_refused(student):
 
 
 def test_one_forward_in_sorted_chunks_equals_a_forward_per_column(model, texts, monkeypatch):
+    from st_jv5 import batching
     from st_jv5.losses import embed
 
-    monkeypatch.setitem(embed.CHUNK_TOKENS, "cpu", 64)
+    monkeypatch.setitem(batching.BUDGET, "cpu", 64)
     model.double().eval()
     columns = features_of(model, texts[:16], texts[16:32], texts[32:48])
     columns = [{**column, "task": "retrieval"} for column in columns]
@@ -365,9 +366,10 @@ def test_one_forward_in_sorted_chunks_equals_a_forward_per_column(model, texts, 
 
 
 def test_left_padded_columns_embed_as_right_padded_ones(model, texts, monkeypatch):
+    from st_jv5 import batching
     from st_jv5.losses import embed
 
-    monkeypatch.setitem(embed.CHUNK_TOKENS, "cpu", 64)
+    monkeypatch.setitem(batching.BUDGET, "cpu", 64)
     model.double().eval()
     found = []
     for side in ("left", "right"):
