@@ -24,46 +24,66 @@ def is_left_padded(features: dict[str, Any]) -> bool:
     return mask is not None and not bool(mask[:, 0].all())
 
 
+def row_chunks(mask: Tensor, budget: int, most_rows: int | None = None) -> Iterator[Tensor]:
+    """Cut a batch into chunks of rows of similar length.
+
+    Args:
+        mask: ``(n, tokens)``, 1 at real tokens.
+        budget: Most padded tokens of one chunk; a row that is longer gets one of its own.
+        most_rows: Most rows of one chunk.
+
+    Yields:
+        Row indices; longest rows first.
+    """
+    lengths = mask.sum(dim=1)
+    order = torch.argsort(lengths, descending=True, stable=True)
+    longest_first = lengths[order].tolist()
+    begin = 0
+    while begin < len(order):
+        fitting = max(1, budget // max(1, longest_first[begin]))
+        chosen = order[begin : begin + min(fitting, most_rows or fitting)]
+        yield chosen
+        begin += len(chosen)
+
+
+def take_rows(features: dict[str, Any], rows: Tensor | None) -> dict[str, Any]:
+    """Some rows of a tokenised batch, trimmed to the longest of them; None takes all as they are.
+
+    Args:
+        features: What ``preprocess`` gives: ``(n, tokens)`` tensors and plain values.
+        rows: Row indices.
+    """
+    if rows is None:
+        return dict(features)
+    mask = features["attention_mask"]
+    longest = max(1, int(mask[rows].sum(dim=1).max()))
+    span = slice(-longest, None) if is_left_padded(features) else slice(0, longest)
+
+    def take(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value[rows, span] if value.shape[:2] == mask.shape else value[rows]
+
+    return {key: take(value) for key, value in features.items()}
+
+
 def token_batches(
-    features: dict[str, Any], budget: int, most_rows: int | None = None
+    features: dict[str, Any], budget: int
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Cut a tokenised batch into smaller ones with less padding.
 
     Args:
-        features: What ``preprocess`` gives: ``(n, tokens)`` tensors and plain values. A batch that
-            was flattened for flash attention has no padding and comes back whole.
+        features: What ``preprocess`` gives. A batch that was flattened for flash attention has no
+            padding and comes back whole.
         budget: Most padded tokens of one batch; a row that is longer gets one of its own.
-        most_rows: Most rows of one batch.
 
     Yields:
-        Row indices, and the features of these rows, trimmed to their longest; longest rows first.
+        Row indices, and the features of these rows; longest rows first.
     """
     mask = features.get("attention_mask")
     if mask is None or "cu_seq_lens_q" in features:
         count = len(features["cu_seq_lens_q"]) - 1 if mask is None else len(mask)
         yield list(range(count)), features
         return
-    lengths = mask.sum(dim=1)
-    order = torch.argsort(lengths, descending=True, stable=True)
-    longest_first = lengths[order].tolist()
-    left_padded = is_left_padded(features)
-    rows, width = mask.shape
-    begin = 0
-    while begin < rows:
-        longest = max(1, longest_first[begin])
-        fitting = max(1, budget // longest)
-        chosen = order[begin : begin + min(fitting, most_rows or fitting)]
-        span = slice(width - longest, None) if left_padded else slice(0, longest)
-        yield (
-            chosen.tolist(),
-            {
-                key: _take(value, chosen, span, mask.shape) if isinstance(value, Tensor) else value
-                for key, value in features.items()
-            },
-        )
-        begin += len(chosen)
-
-
-def _take(value: Tensor, rows: Tensor, span: slice, shape: torch.Size) -> Tensor:
-    taken = value[rows]
-    return taken[:, span] if value.shape[:2] == shape else taken
+    for rows in row_chunks(mask, budget):
+        yield rows.tolist(), take_rows(features, rows)

@@ -9,8 +9,31 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+from torch.utils.checkpoint import checkpoint
 
 Formula = TypeVar("Formula", bound=Callable[..., Tensor])
+
+CHUNK_ELEMENTS = 1 << 20
+"""Most elements of a score matrix that are held at once; more rows are computed in turn."""
+
+
+def in_row_chunks(
+    part: Callable[[int, int], Tensor], rows: int, elements_per_row: int
+) -> list[Tensor]:
+    """``part(begin, end)`` over all rows, in chunks of ``CHUNK_ELEMENTS``.
+
+    More than one chunk: each is dropped after use and computed again in the backward pass, so a
+    score matrix is never whole in memory.
+    """
+    step = max(1, CHUNK_ELEMENTS // max(1, elements_per_row))
+    if rows <= step:
+        return [part(0, rows)]
+    return [
+        checkpoint(
+            part, begin, min(begin + step, rows), use_reentrant=False, preserve_rng_state=False
+        )
+        for begin in range(0, rows, step)
+    ]
 
 
 def at_full_precision(formula: Formula) -> Formula:
@@ -57,10 +80,9 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - cosine_similarity(student, teacher.to(student.dtype), dim=-1)
 
 
-def mean_over_present(values: Tensor, present: Tensor) -> Tensor:
-    """Mean of ``values`` ``(n,)`` where ``present`` ``(n,)`` is true; 0 where it never is."""
-    values = torch.where(present, values, torch.zeros_like(values))
-    return values.sum() / present.sum().clamp(min=1)
+def sum_of(parts: list[Tensor]) -> Tensor:
+    """The sum of scalars."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 @at_full_precision
@@ -77,15 +99,22 @@ def mean_squared_offdiagonal(rows: Tensor) -> Tensor:
         >>> mean_squared_offdiagonal(torch.eye(4)).item()
         0.0
     """
-    count = rows.shape[0]
+    count, dim = rows.shape
     if count < 2:
         return rows.sum() * 0
-    squares = (rows @ rows.T).square()
-    return (squares.sum() - squares.diagonal().sum()) / (count * (count - 1))
+    # The sum of all squares is that of X X^T and of X^T X alike: take the smaller one.
+    gram = rows @ rows.T if count <= dim else rows.T @ rows
+    own = rows.square().sum(dim=1).square().sum()
+    return (gram.square().sum() - own) / (count * (count - 1))
 
 
 @at_full_precision
-def info_nce(queries: Tensor, documents: Tensor, temperature: Tensor | float) -> Tensor:
+def info_nce(
+    queries: Tensor,
+    documents: Tensor,
+    temperature: Tensor | float,
+    excluded: Tensor | None = None,
+) -> Tensor:
     r"""Eq. 2: cross entropy of each query's own document among all documents.
 
     Args:
@@ -93,6 +122,7 @@ def info_nce(queries: Tensor, documents: Tensor, temperature: Tensor | float) ->
         documents: ``(N, D)`` unit rows, ``N >= B``; document ``i`` is the positive of query ``i``,
             every other one a negative.
         temperature: Positive; cosines are divided by it.
+        excluded: bool ``(B, N)``, negatives to leave out; the positive itself always counts.
 
     Returns:
         The mean over queries, ``>= 0``; ``log N`` where all cosines are equal.
@@ -103,8 +133,16 @@ def info_nce(queries: Tensor, documents: Tensor, temperature: Tensor | float) ->
     """
     if documents.shape[0] < queries.shape[0]:
         raise ValueError(f"{queries.shape[0]} queries but only {documents.shape[0]} documents")
-    scores = queries @ documents.T / temperature
-    return cross_entropy(scores, torch.arange(len(queries), device=scores.device))
+
+    def part(begin: int, end: int) -> Tensor:
+        scores = queries[begin:end] @ documents.T / temperature
+        own = torch.arange(begin, end, device=scores.device)
+        if excluded is not None:
+            left_out = excluded[begin:end].scatter(1, own[:, None], False)
+            scores = scores.masked_fill(left_out, -torch.inf)
+        return cross_entropy(scores, own, reduction="sum")
+
+    return sum_of(in_row_chunks(part, len(queries), len(documents))) / len(queries)
 
 
 @at_full_precision
@@ -133,10 +171,14 @@ def cosent(cosines: Tensor, scores: Tensor, temperature: float) -> Tensor:
     if scores.is_floating_point() and torch.isnan(scores).any():
         rows = torch.isnan(scores).nonzero().flatten().tolist()
         raise ValueError(f"scores are NaN in rows {rows} of the batch; every pair needs a score")
-    gaps = (cosines[None, :] - cosines[:, None]) / temperature  # [i, j] = cos_j - cos_i
-    ordered = scores[:, None] > scores[None, :]
-    exponents = torch.where(ordered, gaps, torch.full_like(gaps, -torch.inf)).flatten()
-    return torch.logsumexp(torch.cat([exponents.new_zeros(1), exponents]), dim=0)
+
+    def part(begin: int, end: int) -> Tensor:
+        gaps = (cosines[None, :] - cosines[begin:end, None]) / temperature  # [i, j] = cos_j - cos_i
+        ordered = scores[begin:end, None] > scores[None, :]
+        return torch.logsumexp(gaps.masked_fill(~ordered, -torch.inf).flatten(), dim=0)
+
+    parts = torch.stack(in_row_chunks(part, len(cosines), len(cosines)))
+    return torch.logsumexp(torch.cat([parts.new_zeros(1), parts]), dim=0)
 
 
 @at_full_precision
@@ -165,12 +207,23 @@ def relational_distance(student: Tensor, teacher: Tensor, include_diagonal: bool
     if count < 2:
         return student.sum() * 0
 
-    def in_units_of_mean(rows: Tensor) -> Tensor:
-        rows = normalize(rows, dim=-1)
-        off_diagonal = 1 - torch.eye(count, device=rows.device, dtype=rows.dtype)
-        distances = (1 - rows @ rows.T) * off_diagonal
-        mean = distances.sum() / (count * (count if include_diagonal else count - 1))
-        return distances / mean.clamp(min=torch.finfo(rows.dtype).eps)
+    student = normalize(student, dim=-1)
+    teacher = normalize(teacher.detach().to(student.dtype), dim=-1)
+    pairs = count * (count if include_diagonal else count - 1)
+    tiny = torch.finfo(student.dtype).eps
 
-    target = in_units_of_mean(teacher.detach().to(student.dtype))
-    return (in_units_of_mean(student) - target).square().mean()
+    def distances(rows: Tensor, begin: int, end: int) -> Tensor:
+        itself = torch.arange(begin, end, device=rows.device)
+        return (1 - rows[begin:end] @ rows.T).scatter(1, itself[:, None], 0.0)
+
+    def mean(rows: Tensor) -> Tensor:
+        parts = in_row_chunks(lambda a, b: distances(rows, a, b).sum(), count, count)
+        return (sum_of(parts) / pairs).clamp(min=tiny)
+
+    student_mean, teacher_mean = mean(student), mean(teacher)
+
+    def part(begin: int, end: int) -> Tensor:
+        gap = distances(student, begin, end) / student_mean
+        return (gap - distances(teacher, begin, end) / teacher_mean).square().sum()
+
+    return sum_of(in_row_chunks(part, count, count)) / count**2

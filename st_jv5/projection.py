@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -34,6 +34,8 @@ class Projection(nn.Module):
         student_dim: Width of the student's vectors.
         teacher_dim: Width of the teacher's vectors.
         placement: Which side is projected.
+        own_map_dims: Dims at which a cut student meets a map of its own, started as W's first
+            columns, instead of W's first columns themselves.
         info: What the projection was trained against (teacher, revision, prompts, ...); free-form
             JSON that travels with the weights.
 
@@ -49,6 +51,7 @@ class Projection(nn.Module):
         teacher_dim: int,
         placement: Placement = "student_up",
         info: dict[str, Any] | None = None,
+        own_map_dims: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if placement not in get_args(Placement):
@@ -56,23 +59,31 @@ class Projection(nn.Module):
         for name, value in (("student_dim", student_dim), ("teacher_dim", teacher_dim)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        if any(not 1 <= dim < student_dim for dim in own_map_dims):
+            raise ValueError(f"own_map_dims must lie in 1..{student_dim - 1}, not {own_map_dims}")
         self.student_dim = student_dim
         self.teacher_dim = teacher_dim
         self.placement: Placement = placement
         self.info = dict(info or {})
-        wide = (
-            (student_dim, teacher_dim) if placement == "student_up" else (teacher_dim, student_dim)
-        )
-        self.linear = nn.Linear(*wide)
+        self.own_map_dims = tuple(sorted(set(own_map_dims)))
+        self.linear = self._map(student_dim)
+        self.own = nn.ModuleDict({str(dim): self._map(dim) for dim in self.own_map_dims})
+
+    def _map(self, student_dim: int) -> nn.Linear:
+        up = self.placement == "student_up"
+        wide = (student_dim, self.teacher_dim) if up else (self.teacher_dim, student_dim)
+        linear = nn.Linear(*wide)
         with torch.no_grad():
-            nn.init.eye_(self.linear.weight)
-            nn.init.zeros_(self.linear.bias)
+            nn.init.eye_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        return linear
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Bring both sides to one width.
 
         A student cut to its first ``d`` dimensions meets W's first ``d`` columns (student up) or
-        first ``d`` rows (teacher down): our choice, the paper does not say.
+        first ``d`` rows (teacher down), or the map of its own that ``own_map_dims`` gives it: our
+        choice, the paper does not say.
 
         Args:
             student: ``(n, d)`` with ``d <= student_dim``.
@@ -87,7 +98,8 @@ class Projection(nn.Module):
                 f"the projection joins {self.student_dim} student and {self.teacher_dim} teacher "
                 f"dims, but got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
             )
-        weight, bias = self.linear.weight, self.linear.bias
+        own: Any = self.own[str(dim)] if dim in self.own_map_dims else self.linear
+        weight, bias = own.weight, own.bias
         with torch.autocast(student.device.type, enabled=False):
             if self.placement == "student_up":
                 student = nn.functional.linear(student.to(weight.dtype), weight[:, :dim], bias)
@@ -98,16 +110,31 @@ class Projection(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write ``projection.safetensors`` and ``projection.json``."""
         folder = Path(folder)
-        write_tensors(folder / WEIGHTS_FILE, dict(self.linear.state_dict()))
+        write_tensors(folder / WEIGHTS_FILE, self.tensors())
         write_json(
             folder / INFO_FILE,
             {
                 "student_dim": self.student_dim,
                 "teacher_dim": self.teacher_dim,
                 "placement": self.placement,
+                **({"own_map_dims": list(self.own_map_dims)} if self.own_map_dims else {}),
                 **self.info,
             },
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights under the names of the file."""
+        return {name.removeprefix("linear."): tensor for name, tensor in self.state_dict().items()}
+
+    def fill(self, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+        """Replace the weights; ``source`` names the culprit if they do not fit."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        if shapes != expected:
+            raise ValueError(f"{source} holds {shapes}, but the projection is {expected}")
+        with torch.no_grad():
+            for name, tensor in self.tensors().items():
+                tensor.copy_(tensors[name])
 
     @classmethod
     def load(cls, folder: str | Path) -> Projection:
@@ -122,13 +149,8 @@ class Projection(nn.Module):
         if missing := [key for key in keys if key not in info]:
             raise ValueError(f"{info_path} lacks {', '.join(missing)}")
         dims = {key: info.pop(key) for key in keys}
-        projection = cls(**dims, info=info)
-        tensors = load_file(weights_path)
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        expected = {name: tuple(t.shape) for name, t in projection.linear.state_dict().items()}
-        if shapes != expected:
-            raise ValueError(f"{weights_path} holds {shapes}, but {info_path} asks for {expected}")
-        projection.linear.load_state_dict(tensors)
+        projection = cls(**dims, own_map_dims=info.pop("own_map_dims", ()), info=info)
+        projection.fill(load_file(weights_path), weights_path)
         return projection
 
 

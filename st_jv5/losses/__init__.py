@@ -11,6 +11,7 @@ from st_jv5.losses.recipes import (
     text_matching_loss,
 )
 from st_jv5.losses.relational_kd import RelationalKDLoss
+from st_jv5.losses.schedule import Schedule
 from st_jv5.losses.scheduled import CoSENTDistillLoss, CoSENTLoss
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "InfoNCELoss",
     "ProjectedCosineDistillLoss",
     "RelationalKDLoss",
+    "Schedule",
     "classification_loss",
     "clustering_loss",
     "retrieval_loss",

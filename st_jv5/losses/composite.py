@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
+from sentence_transformers.util.distributed import get_world_size
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 
-from st_jv5.losses.embed import base_vectors, embed_columns
-from st_jv5.losses.labels import is_scores, teacher_vectors
+from st_jv5.losses.embed import embed_columns
+from st_jv5.losses.processes import (
+    average_gradients,
+    averaged_parameters,
+    gather_embeddings,
+    gather_rows,
+    same_in_all_processes,
+)
+from st_jv5.losses.schedule import Schedule
 
-Terms = Mapping[str, tuple[nn.Module, float]]
+Weight = float | Schedule
+Terms = Mapping[str, tuple[nn.Module, Weight]]
 
 
 class CompositeLoss(nn.Module):
     """A weighted sum of losses that share one forward per batch, at one or more Matryoshka dims.
 
     At each dim the embeddings are cut and normalised anew, and every term is computed on them; a
-    term's value is its mean over the dims. Teacher vectors are gathered once per batch.
+    term's value is its weighted mean over the dims. What a term needs beside the embeddings
+    (teacher vectors, the base's vectors) is prepared once per batch.
 
     Args:
         model: The model being trained.
         terms: Name -> (loss, weight). A loss of ours or any stock sentence-transformers loss with
-            ``compute_loss_from_embeddings``.
+            ``compute_loss_from_embeddings``; a weight >= 0, or a :class:`Schedule` of weights over
+            the steps, which needs :class:`~st_jv5.AdapterTrainer`.
         dims: Matryoshka dims; None is the full width alone. Which stages and losses train
             Matryoshka is not published; all of them at all dims is our choice.
         dim_weights: One per dim, scaled to sum 1; None weighs all alike.
-        dims_per_step: How many dims, drawn anew each step, to train (the full width always among
+        dims_per_step: How many dims, drawn anew each step, to train (the widest always among
             them); None trains all.
+        full_width_terms: Terms to compute at the widest dim alone.
         mini_batch_size: Keep the activations of so many rows at a time and compute the others
             again in the backward pass (GradCache): the batch no longer has to fit in memory.
         mini_batch_tokens: The same by padded tokens.
+        gather_across_devices: Compute the loss on the batches of all processes together: each
+            query's negatives are everyone's documents, with gradients.
+
+    Attributes:
+        step: The optimizer step, which :class:`~st_jv5.AdapterTrainer` sets; None: not known.
 
     Inputs:
         text columns and labels as the terms want them.
@@ -57,15 +77,22 @@ class CompositeLoss(nn.Module):
         dims_per_step: int | None = None,
         mini_batch_size: int | None = None,
         mini_batch_tokens: int | None = None,
+        full_width_terms: Sequence[str] = (),
+        gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
         if not terms:
             raise ValueError("a composite loss needs at least one term")
-        for name, (loss, _) in terms.items():
+        for name, (loss, weight) in terms.items():
             if not callable(getattr(loss, "compute_loss_from_embeddings", None)):
                 raise ValueError(
                     f"term {name!r}: {type(loss).__name__} has no compute_loss_from_embeddings"
                 )
+            if not isinstance(weight, Schedule) and not 0 <= weight < math.inf:
+                raise ValueError(f"term {name!r}: a weight is finite and >= 0, not {weight}")
+            _check_stock_projection(name, loss, dims, full_width_terms)
+        if unknown := [name for name in full_width_terms if name not in terms]:
+            raise ValueError(f"full_width_terms: no term {unknown[0]!r}, only {', '.join(terms)}")
         width = model.get_embedding_dimension()
         dims = [width] if dims is None else list(dims)
         if not dims or min(dims) < 1 or max(dims) > width or len(set(dims)) != len(dims):
@@ -85,87 +112,160 @@ class CompositeLoss(nn.Module):
         self.mini_batch_size = mini_batch_size
         self.mini_batch_tokens = mini_batch_tokens
         self.losses = nn.ModuleDict({name: loss for name, (loss, _) in terms.items()})
-        self.weights = {name: float(weight) for name, (_, weight) in terms.items()}
+        in_model = {id(parameter) for parameter in model.parameters()}
+        for parameter in self.losses.parameters():
+            if id(parameter) not in in_model:
+                average_gradients(parameter, model)
+        self.weights: dict[str, Weight] = {name: weight for name, (_, weight) in terms.items()}
         self.dims = dict(sorted(zip(dims, dim_weights, strict=True), reverse=True))
         self.dims_per_step = dims_per_step
+        self.full_width_terms = tuple(full_width_terms)
+        self.gather_across_devices = gather_across_devices
+        self.step: int | None = None
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
     ) -> dict[str, Tensor]:
         columns = list(sentence_features)
-        active = self.active_terms(labels)
-        bases: Tensor | None = None
-        if any(getattr(self.losses[name], "teacher", None) == "base" for name in active):
-            bases = base_vectors(self.model, columns)
+        weights, prepared = self._prepare(columns, labels)
         embeddings = embed_columns(
             self.model, columns, self.mini_batch_size, self.mini_batch_tokens
         )
-        return self._weighted(embeddings, labels, bases, active)
+        return self._weighted(embeddings, weights, prepared)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None
     ) -> dict[str, Tensor]:
         """See the class; ``embeddings`` are unit rows ``(B, width)`` per column."""
-        return self._weighted(embeddings, labels, None, self.active_terms(labels))
+        return self._weighted(embeddings, *self._prepare(None, labels))
 
     def active_terms(self, labels: Tensor | None) -> Sequence[str]:
         """The terms that a batch with these labels trains; the others give 0."""
         return list(self.losses)
 
+    def weight_at_step(self, name: str) -> float:
+        """A term's weight at the current step."""
+        weight = self.weights[name]
+        if not isinstance(weight, Schedule):
+            return weight
+        if self.step is None and weight.start != weight.end:
+            raise ValueError(
+                f"the weight of {name!r} goes from {weight.start} to {weight.end}, but the loss is "
+                f"not told the step; train with st_jv5.AdapterTrainer, or give a constant weight"
+            )
+        return weight.at(self.step or 0)
+
+    def _prepare(
+        self, columns: list[dict[str, Any]] | None, labels: Tensor | None
+    ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+        """Weights of the terms that count for this batch, and what they need beside embeddings."""
+        weights = {name: self.weight_at_step(name) for name in self.active_terms(labels)}
+        weights = {name: weight for name, weight in weights.items() if weight}
+        prepared: dict[str, dict[str, Any]] = {}
+        for name in weights:
+            prepare: Any = getattr(self.losses[name], "prepare", None)
+            prepared[name] = prepare(columns, labels) if prepare else {"labels": labels}
+        return weights, prepared
+
     def _weighted(
         self,
         embeddings: list[Tensor],
-        labels: Tensor | None,
-        bases: Tensor | None,
-        active: Sequence[str],
+        weights: dict[str, float],
+        prepared: dict[str, dict[str, Any]],
     ) -> dict[str, Tensor]:
-        zero = embeddings[0].new_zeros(())
-        totals = dict.fromkeys(self.losses, zero)
-        label_of = {name: self._labels_of(name, labels, bases, embeddings[0]) for name in active}
-        dims = self._dims_of_step()
-        whole = sum(dims.values())
-        for dim, dim_weight in dims.items():
+        totals = dict.fromkeys(self.losses, self._zero(embeddings[0]))
+        if self.gather_across_devices:
+            embeddings = gather_embeddings(embeddings)
+            prepared = {
+                name: {key: gather_rows(value) for key, value in values.items()}
+                for name, values in prepared.items()
+            }
+
+        def at_dim(dim: int, names: list[str]) -> Tensor:
             cut = [normalize(rows[:, :dim], dim=-1) for rows in embeddings]
-            for name in active:
-                term: Any = self.losses[name]
-                value = term.compute_loss_from_embeddings(cut, label_of[name])
-                if isinstance(value, dict):
-                    value = torch.stack(list(value.values())).sum()
-                share = self.weights[name] * dim_weight / whole
+            return torch.stack([self._value(name, cut, prepared[name]) for name in names])
+
+        dims = self._dims_of_step(embeddings[0].device)
+        widest, whole = max(dims), sum(dims.values())
+        for dim, dim_weight in dims.items():
+            shares = {}
+            for name, weight in weights.items():
+                if name not in self.full_width_terms:
+                    shares[name] = weight * (dim_weight / whole)
+                elif dim == widest:
+                    shares[name] = weight
+            if not shares:
+                continue
+            if self.mini_batch_size or self.mini_batch_tokens:  # one dim in memory at a time
+                values = checkpoint(
+                    at_dim, dim, list(shares), use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                values = at_dim(dim, list(shares))
+            for (name, share), value in zip(shares.items(), values, strict=True):
                 totals[name] = totals[name] + share * value
         return totals
 
-    def _labels_of(
-        self, name: str, labels: Tensor | None, bases: Tensor | None, like: Tensor
-    ) -> Tensor | None:
-        loss = self.losses[name]
-        if bases is not None and getattr(loss, "teacher", None) == "base":
-            return bases
-        store = getattr(loss, "store", None)
-        if labels is None or store is None or labels.is_floating_point() or is_scores(labels):
-            return labels
-        vectors, present = teacher_vectors(labels, store, like)
-        return vectors.masked_fill(~present[..., None], torch.nan)
+    def _value(self, name: str, embeddings: list[Tensor], prepared: dict[str, Any]) -> Tensor:
+        term: Any = self.losses[name]
+        if isinstance(term, EmbedDistillLoss):  # the stock loss alone wants a list of columns
+            labels = prepared["labels"]
+            if labels is None:
+                raise ValueError(f"term {name!r} needs the teacher's vectors as the column 'label'")
+            teacher = [labels] * len(embeddings) if labels.ndim == 2 else list(labels.unbind(1))
+            value = term.compute_loss_from_embeddings(embeddings[: len(teacher)], teacher)
+        else:
+            value = term.compute_loss_from_embeddings(embeddings, **prepared)
+        if isinstance(value, dict):
+            return torch.stack(list(value.values())).sum()
+        return value
 
-    def _dims_of_step(self) -> dict[int, float]:
+    def _zero(self, like: Tensor) -> Tensor:
+        zero = like.new_zeros(())
+        if get_world_size() > 1 and torch.is_grad_enabled():
+            # Every process must come to the all-reduce of the losses' own parameters, also with a
+            # batch that does not train them.
+            zero = zero + sum(0 * parameter.sum() for parameter in averaged_parameters(self))
+        return zero
+
+    def _dims_of_step(self, device: torch.device | str = "cpu") -> dict[int, float]:
         if self.dims_per_step is None or self.dims_per_step == len(self.dims):
             return self.dims
-        (full, weight), *others = self.dims.items()
-        drawn = torch.randperm(len(others))[: self.dims_per_step - 1].tolist()
-        return {full: weight, **dict(others[index] for index in drawn)}
+        (widest, weight), *others = self.dims.items()
+        order = same_in_all_processes(torch.randperm(len(others)).to(device))
+        drawn = order[: self.dims_per_step - 1].tolist()
+        return {widest: weight, **dict(others[index] for index in sorted(drawn))}
 
     def get_config_dict(self) -> dict[str, Any]:
+        """The settings, for a model card."""
+        weights = {
+            name: weight.get_config_dict() if isinstance(weight, Schedule) else weight
+            for name, weight in self.weights.items()
+        }
         return {
             "terms": {
                 name: {
                     "loss": type(loss).__name__,
-                    "weight": self.weights[name],
+                    "weight": weights[name],
                     **getattr(loss, "get_config_dict", dict)(),
                 }
                 for name, loss in self.losses.items()
             },
             "dims": dict(self.dims),
             "dims_per_step": self.dims_per_step,
+            "full_width_terms": list(self.full_width_terms),
             "mini_batch_size": self.mini_batch_size,
             "mini_batch_tokens": self.mini_batch_tokens,
+            "gather_across_devices": self.gather_across_devices,
         }
+
+
+def _check_stock_projection(
+    name: str, loss: nn.Module, dims: Sequence[int] | None, full_width_terms: Sequence[str]
+) -> None:
+    cut = dims is not None and len(dims) > 1 and name not in full_width_terms
+    if cut and isinstance(loss, EmbedDistillLoss) and loss.projection is not None:
+        raise ValueError(
+            f"term {name!r}: the stock EmbedDistillLoss projects the full width alone; name it in "
+            f"full_width_terms, or use ProjectedCosineDistillLoss"
+        )

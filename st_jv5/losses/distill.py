@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from st_jv5 import functional as F
 from st_jv5.losses.embed import EmbeddingLoss
-from st_jv5.losses.labels import teacher_vectors
+from st_jv5.losses.labels import present, teacher_vectors
+from st_jv5.losses.processes import average_gradients
 from st_jv5.projection import Placement, Projection
 
 
@@ -29,6 +32,8 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         placement: ``"student_up"``, the paper's; ``"teacher_down"``, its ablation.
         train_projection: Whether the projection learns along (the paper's stage 1).
         projection: One to use instead of the model's.
+        own_map_dims: Matryoshka dims that get a map of their own; the others meet the first
+            columns of W. None: as the model's projection has them, none for a new one.
         store: The teacher store that int labels are rows of.
 
     Inputs:
@@ -58,6 +63,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         train_projection: bool = True,
         projection: Projection | None = None,
         store: Any = None,
+        own_map_dims: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -66,39 +72,66 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         own = getattr(model[0], "projection", None)
         chosen = projection or own
         if chosen is None:
-            chosen = Projection(student_dim, teacher_dim, placement).to(model.dtype)
-        asked = (student_dim, teacher_dim, placement)
-        got = (chosen.student_dim, chosen.teacher_dim, chosen.placement)
+            chosen = Projection(
+                student_dim, teacher_dim, placement, own_map_dims=own_map_dims or ()
+            ).to(model.dtype)
+        if own_map_dims is None:
+            own_map_dims = chosen.own_map_dims
+        asked = (student_dim, teacher_dim, placement, tuple(sorted(own_map_dims)))
+        got = (chosen.student_dim, chosen.teacher_dim, chosen.placement, chosen.own_map_dims)
         if got != asked:
             raise ValueError(
-                f"the projection at hand is {got[0]} -> {got[1]} {got[2]}, but {asked[0]} -> "
-                f"{asked[1]} {asked[2]} is needed; drop the old one with model[0].projection = None"
+                f"the projection at hand is {_described(*got)}, but {_described(*asked)} is "
+                f"needed; drop the old one with model[0].projection = None"
             )
         self.projection = chosen.to(model.device)
         if hasattr(model[0], "projection"):
             model[0].projection = self.projection
+        average_gradients(self.projection, model)
         self.projection.requires_grad_(train_projection)
         self.train_projection = train_projection
+
+    def prepare(
+        self, columns: list[dict[str, Any]] | None, labels: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """The teacher's vectors, gathered once for all dims."""
+        return {"labels": teacher_vectors(labels, self.store, self.projection.linear.weight.device)}
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None
     ) -> dict[str, Tensor]:
         """See the class; ``embeddings`` are unit rows ``(B, d)`` per column, ``d`` may be cut."""
-        vectors, present = teacher_vectors(labels, self.store, like=embeddings[0])
+        vectors = teacher_vectors(labels, self.store, embeddings[0].device)
         if vectors.shape[1] > len(embeddings):
             raise ValueError(
                 f"labels name {vectors.shape[1]} columns, but the batch has {len(embeddings)}"
             )
         total = embeddings[0].new_zeros(())
-        for column in range(vectors.shape[1]):
-            student, teacher = self.projection(embeddings[column], vectors[:, column])
-            distance = F.cosine_distance(student, teacher)
-            total = total + F.mean_over_present(distance, present[:, column])
+        for student, teacher in zip(embeddings, vectors.unbind(dim=1), strict=False):
+            total = total + self._mean_distance(student, teacher)
         return {"distill": total}
+
+    def _mean_distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        there = present(teacher)
+
+        def part(begin: int, end: int) -> Tensor:
+            rows = slice(begin, end)
+            known = teacher[rows].masked_fill(~there[rows, None], 0.0)
+            pair = self.projection(student[rows], known.to(student.dtype))
+            return torch.where(there[rows], F.cosine_distance(*pair), 0.0).sum()
+
+        parts = F.in_row_chunks(part, len(student), self.projection.teacher_dim)
+        return F.sum_of(parts) / there.sum().clamp(min=1)
 
     def get_config_dict(self) -> dict[str, Any]:
         return {
             "teacher_dim": self.projection.teacher_dim,
             "placement": self.projection.placement,
             "train_projection": self.train_projection,
+            "own_map_dims": list(self.projection.own_map_dims),
         }
+
+
+def _described(student: int, teacher: int, placement: str, own_map_dims: Sequence[int]) -> str:
+    own = f", own maps at {list(own_map_dims)}" if own_map_dims else ""
+    return f"{student} -> {teacher} {placement}{own}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 from sentence_transformers.base.losses.merged_forward import merge_feature_batches
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from st_jv5.batching import default_budget, is_left_padded, token_batches
+from st_jv5.batching import default_budget, is_left_padded, row_chunks, take_rows
 
 
 def embed_columns(
@@ -43,21 +45,25 @@ def embed_columns(
     columns = list(sentence_features)
     if not columns:
         raise ValueError("the batch has no text column")
+    # DDP readies itself for a backward pass, and syncs buffers, in its own forward: one per batch,
+    # since processes may have different numbers of chunks. The others skip it.
+    forwards = chain([model], repeat(unwrapped(model)))
     # The host's merge pads on the right, so left-padded columns stay apart.
     merged = None
     if len(columns) > 1 and not any(map(is_left_padded, columns)):
         merged = merge_feature_batches(columns)
     if merged is not None:
-        together = _embed_sorted(model, merged, mini_batch_size, mini_batch_tokens)
+        together = _embed_sorted(forwards, merged, mini_batch_size, mini_batch_tokens)
         return list(together.chunk(len(columns)))
-    return [_embed_sorted(model, c, mini_batch_size, mini_batch_tokens) for c in columns]
+    return [_embed_sorted(forwards, c, mini_batch_size, mini_batch_tokens) for c in columns]
 
 
 class EmbeddingLoss(nn.Module):
     """A loss that embeds all columns of its batch and leaves the maths to a subclass.
 
-    ``compute_loss_from_embeddings(embeddings, labels)`` returns named scalars; a composite calls it
-    on embeddings that several losses share.
+    ``prepare(columns, labels)`` runs once per batch and returns what the maths needs beside the
+    embeddings; ``compute_loss_from_embeddings(embeddings, **prepared)`` returns named scalars, and
+    a composite calls it at every dim on embeddings that several losses share.
     """
 
     model: nn.Module
@@ -65,8 +71,20 @@ class EmbeddingLoss(nn.Module):
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        embeddings = embed_columns(self.model, sentence_features)
-        return self.compute_loss_from_embeddings(embeddings, labels)
+        columns = list(sentence_features)
+        prepared = self.prepare(columns, labels)
+        return self.compute_loss_from_embeddings(embed_columns(self.model, columns), **prepared)
+
+    def prepare(
+        self, columns: list[dict[str, Any]] | None, labels: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """Keyword arguments for the maths: None, or tensors ``(B, ...)``.
+
+        Args:
+            columns: Features of each column; None where only the embeddings are known.
+            labels: The batch's labels.
+        """
+        return {"labels": labels}
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None
@@ -82,32 +100,35 @@ def base_vectors(model: nn.Module, sentence_features: list[dict[str, Any]]) -> T
     model.eval()
     try:
         with torch.no_grad():
-            return torch.stack(embed_columns(model, columns), dim=1)
+            return torch.stack(embed_columns(unwrapped(model), columns), dim=1)
     finally:
         model.train(was_training)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def _embed_sorted(
-    model: nn.Module,
+    forwards: Iterator[nn.Module],
     features: dict[str, Any],
     mini_batch_size: int | None,
     mini_batch_tokens: int | None,
 ) -> Tensor:
-    device = features["input_ids"].device.type
-    budget = mini_batch_tokens or default_budget(device)
+    mask = features.get("attention_mask")
+    budget = mini_batch_tokens or default_budget(features["input_ids"].device.type)
     recompute = torch.is_grad_enabled() and bool(mini_batch_size or mini_batch_tokens)
 
-    def forward(chunk: dict[str, Any]) -> Tensor:
-        output: Tensor = model(dict(chunk))["sentence_embedding"]
+    def forward(rows: Tensor | None) -> Tensor:
+        output: Tensor = next(forwards)(take_rows(features, rows))["sentence_embedding"]
         return output
 
-    outputs: list[Tensor] = []
-    order: list[int] = []
-    for rows, chunk in token_batches(features, budget, mini_batch_size):
-        if recompute:
-            outputs.append(checkpoint(forward, chunk, use_reentrant=False))
-        else:
-            outputs.append(forward(chunk))
-        order += rows
-    together = torch.cat(outputs)
-    return together[torch.argsort(torch.tensor(order, device=together.device))]
+    if mask is None or "cu_seq_lens_q" in features:  # flattened: no padding to save
+        return forward(None)
+    chunks = list(row_chunks(mask, budget, mini_batch_size))
+    if recompute:
+        outputs = [checkpoint(forward, rows, use_reentrant=False) for rows in chunks]
+    else:
+        outputs = [forward(rows) for rows in chunks]
+    return torch.cat(outputs)[torch.argsort(torch.cat(chunks))]

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from st_jv5 import functional as F
-from st_jv5.losses.embed import embed_columns
+from st_jv5.losses.embed import EmbeddingLoss
 
 
-class GORLoss(nn.Module):
+class GORLoss(EmbeddingLoss):
     r"""Penalise similar embeddings of unrelated texts.
 
     .. math:: L = \sum_{c} \frac{1}{B(B-1)} \sum_{i \neq j} (x^c_i \cdot x^c_j)^2
@@ -45,9 +45,7 @@ class GORLoss(nn.Module):
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        return self.compute_loss_from_embeddings(
-            embed_columns(self.model, list(sentence_features)[:2]), labels
-        )
+        return super().forward(list(sentence_features)[:2], labels)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None = None

@@ -9,9 +9,12 @@ from typing import Any, Literal, get_args
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from st_jv5 import functional as F
 from st_jv5.losses.embed import EmbeddingLoss
+from st_jv5.losses.labels import teacher_vectors, text_ids
+from st_jv5.losses.processes import average_gradients
 
 Direction = Literal["query_to_doc", "doc_to_query"]
 
@@ -31,9 +34,15 @@ class InfoNCELoss(EmbeddingLoss):
         directions: One or both of ``"query_to_doc"``, ``"doc_to_query"``.
         learn_temperature: Learn its logarithm. The paper's text calls it learnable, its settings
             give 0.02.
+        false_negative_margin: Leave out negatives that the teacher finds nearer to the query than
+            its positive by more than this margin of cosine, such as 0.1; a negative without a
+            teacher vector stays in. None, the paper's: all stay in.
+        mask_equal_texts: Leave out negatives whose tokens are those of the query or its positive.
+        store: The teacher store that int labels are rows of, for the margin.
 
     Inputs:
-        query, positive, negative_1..n; labels are ignored.
+        query, positive, negative_1..n; labels are read for the margin alone: the teacher's vectors
+        as :class:`ProjectedCosineDistillLoss` takes them.
 
     Returns:
         ``{"infonce": scalar >= 0}``; a batch of one row without negatives gives 0.
@@ -55,6 +64,9 @@ class InfoNCELoss(EmbeddingLoss):
         temperature: float = 0.02,
         directions: Sequence[Direction] = ("query_to_doc",),
         learn_temperature: bool = False,
+        false_negative_margin: float | None = None,
+        mask_equal_texts: bool = False,
+        store: Any = None,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -64,12 +76,20 @@ class InfoNCELoss(EmbeddingLoss):
             raise ValueError(
                 f"directions must be one or both of {get_args(Direction)}, not {list(directions)}"
             )
+        if false_negative_margin is not None and not -2 <= false_negative_margin <= 2:
+            raise ValueError(
+                f"false_negative_margin is a difference of cosines, not {false_negative_margin}"
+            )
         self.model = model
+        self.false_negative_margin = false_negative_margin
+        self.mask_equal_texts = mask_equal_texts
+        self.store = store
         self.directions = tuple(directions)
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(temperature), device=model.device),
             requires_grad=learn_temperature,
         )
+        average_gradients(self.log_temperature, model)
 
     @property
     def temperature(self) -> Tensor:
@@ -79,24 +99,84 @@ class InfoNCELoss(EmbeddingLoss):
             temperature = temperature.clamp(min=LOWEST_TEMPERATURE)
         return temperature
 
+    def prepare(
+        self, columns: list[dict[str, Any]] | None, labels: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """What tells false negatives: the teacher's vectors, and a number for each text."""
+        prepared: dict[str, Tensor | None] = {"labels": None}
+        if self.false_negative_margin is not None:
+            device = self.log_temperature.device
+            prepared["labels"] = teacher_vectors(labels, self.store, device)
+        if self.mask_equal_texts and columns is not None:
+            prepared["texts"] = text_ids(columns)
+        return prepared
+
     def compute_loss_from_embeddings(
-        self, embeddings: list[Tensor], labels: Tensor | None = None
+        self,
+        embeddings: list[Tensor],
+        labels: Tensor | None = None,
+        texts: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """See the class; ``embeddings`` are unit rows ``(B, D)`` per column."""
+        """See the class; ``embeddings`` are unit rows ``(B, D)`` per column.
+
+        ``texts``, int64 ``(B, columns)``, says which texts are equal.
+        """
         if len(embeddings) < 2:
             raise ValueError(f"InfoNCE needs query and positive columns, got {len(embeddings)}")
+        if self.mask_equal_texts and texts is None:
+            raise ValueError("mask_equal_texts needs the texts, but only embeddings were given")
         queries, positives = embeddings[:2]
         temperature = self.temperature.to(queries.dtype)
         total = queries.new_zeros(())
         if "query_to_doc" in self.directions:
-            total = total + F.info_nce(queries, torch.cat(embeddings[1:]), temperature)
+            excluded = self._false_negatives(0, range(1, len(embeddings)), labels, texts)
+            total = total + F.info_nce(queries, torch.cat(embeddings[1:]), temperature, excluded)
         if "doc_to_query" in self.directions:
-            total = total + F.info_nce(positives, queries, temperature)
+            excluded = self._false_negatives(1, range(1), labels, texts)
+            total = total + F.info_nce(positives, queries, temperature, excluded)
         return {"infonce": total}
+
+    @torch.no_grad()
+    def _false_negatives(
+        self, anchor: int, candidates: range, labels: Tensor | None, texts: Tensor | None
+    ) -> Tensor | None:
+        """bool ``(B, B x candidates)``: which candidates are no negatives of which anchor.
+
+        ``anchor`` and ``candidates`` are columns; the first candidate column holds the positives.
+        """
+        own = candidates[0]
+        excluded: Tensor | None = None
+        if self.mask_equal_texts:
+            assert texts is not None
+            others = texts[:, list(candidates)].T.reshape(1, -1)
+            excluded = (others == texts[:, [own]]) | (others == texts[:, [anchor]])
+        if self.false_negative_margin is not None:
+            vectors = teacher_vectors(labels, self.store, self.log_temperature.device)
+            if vectors.shape[1] < 2:
+                raise ValueError(
+                    "false_negative_margin needs the teacher's vectors of queries and positives, "
+                    "but the labels have one column"
+                )
+            known = [c for c in candidates if c < vectors.shape[1]]
+            units = normalize(vectors.float(), dim=-1)
+            anchors, positives = units[:, anchor], units[:, own]
+            others = torch.cat([units[:, c] for c in known])
+            bounds = (anchors * positives).sum(dim=-1) + self.false_negative_margin
+
+            def nearer(begin: int, end: int) -> Tensor:
+                return anchors[begin:end] @ others.T > bounds[begin:end, None]
+
+            near = torch.cat(F.in_row_chunks(nearer, len(anchors), len(others)))
+            unknown = len(anchors) * (len(candidates) - len(known))
+            near = nn.functional.pad(near, (0, unknown))
+            excluded = near if excluded is None else excluded | near
+        return excluded
 
     def get_config_dict(self) -> dict[str, Any]:
         return {
             "temperature": round(self.temperature.item(), 6),
             "directions": list(self.directions),
             "learn_temperature": self.log_temperature.requires_grad,
+            "false_negative_margin": self.false_negative_margin,
+            "mask_equal_texts": self.mask_equal_texts,
         }

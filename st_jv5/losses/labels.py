@@ -1,4 +1,4 @@
-"""What the one ``label`` column of a batch means."""
+"""What the columns of a batch mean beside their text: labels, and which texts are equal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def is_scores(labels: Tensor | None) -> bool:
     return labels.ndim == 1 or (labels.is_floating_point() and labels.shape[1:] == (1,))
 
 
-def teacher_vectors(labels: Tensor | None, store: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device) -> Tensor:
     """The teacher's vectors of a batch, for its first ``C`` columns.
 
     Args:
         labels: int ``(B, C)``, rows of the store, -1 where a text has no vector; float
             ``(B, C, E)`` or ``(B, E)``, the vectors themselves (a NaN in one: it is missing).
         store: The :class:`~st_jv5.teacher.TeacherStore` that rows are gathered from, or None.
-        like: A student tensor; gives device and dtype.
+        device: Where they are wanted.
 
     Returns:
-        vectors ``(B, C, E)``, 0 where missing, and present ``(B, C)``, bool.
+        ``(B, C, E)``, of the dtype they are kept in; NaN where missing.
     """
     if labels is None:
         raise ValueError(
@@ -39,7 +39,6 @@ def teacher_vectors(labels: Tensor | None, store: Any, like: Tensor) -> tuple[Te
                 f"a score, which distillation cannot use"
             )
         vectors = labels[:, None] if labels.ndim == 2 else labels
-        present = ~torch.isnan(vectors).any(dim=-1)
     else:
         if labels.ndim != 2:
             raise ValueError(f"store rows must be (B, C), not {tuple(labels.shape)}")
@@ -47,8 +46,32 @@ def teacher_vectors(labels: Tensor | None, store: Any, like: Tensor) -> tuple[Te
             raise ValueError(
                 "the labels are rows of a teacher store, but the loss has none; pass store="
             )
-        present = labels >= 0
         vectors = store.gather(labels.clamp(min=0).cpu())
-    vectors = vectors.to(device=like.device, dtype=like.dtype).detach()
-    present = present.to(like.device)
-    return torch.where(present[..., None], vectors, torch.zeros_like(vectors)), present
+        missing = (labels < 0).cpu()
+        if missing.any():
+            vectors = vectors.masked_fill(missing[..., None], torch.nan)
+    return vectors.detach().to(device)
+
+
+def present(vectors: Tensor) -> Tensor:
+    """Where there is a vector: ``(..., E)`` -> bool ``(...)``."""
+    return ~torch.isnan(vectors).any(dim=-1)
+
+
+def text_ids(columns: list[dict[str, Any]]) -> Tensor:
+    """A number for each text, int64 ``(B, columns)``; equal tokens have equal numbers.
+
+    Different texts share a number with a chance of about 2**-60 a pair.
+    """
+    numbers = []
+    for features in columns:
+        mask = features.get("attention_mask")
+        if mask is None:
+            raise ValueError("equal texts cannot be told in flattened batches")
+        place = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        generator = torch.Generator().manual_seed(0)
+        factors = torch.randint(-(2**63), 2**63 - 1, (mask.shape[1],), generator=generator)
+        factors = (factors | 1).to(mask.device)
+        tokens = (features["input_ids"].long() + 1) * mask  # sums wrap around at 2**64
+        numbers.append((tokens * factors[place]).sum(dim=1))
+    return torch.stack(numbers, dim=1)

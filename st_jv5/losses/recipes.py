@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_jv5.losses.composite import CompositeLoss
+from st_jv5.losses.composite import CompositeLoss, Weight
 from st_jv5.losses.distill import ProjectedCosineDistillLoss
 from st_jv5.losses.gor import GORLoss
 from st_jv5.losses.infonce import InfoNCELoss
@@ -20,30 +21,44 @@ def retrieval_loss(
     *,
     temperature: float = 0.02,
     learn_temperature: bool = False,
-    infonce_weight: float = 1.0,
-    distill_weight: float = 2.0,
-    gor_weight: float = 1.0,
+    infonce_weight: Weight = 1.0,
+    distill_weight: Weight = 2.0,
+    gor_weight: Weight = 1.0,
     train_projection: bool = True,
+    own_map_dims: Sequence[int] | None = None,
+    false_negative_margin: float | None = None,
+    mask_equal_texts: bool = False,
     store: Any = None,
     **composite: Any,
 ) -> CompositeLoss:
     """``1 * InfoNCE + 2 * distill + 1 * GOR`` (section 3 of arXiv:2602.15547).
 
-    A weight of 0 leaves its term out. Whether stage 2 trains the projection further is not
-    published; it does by default (our choice). ``composite`` takes
-    :class:`CompositeLoss`'s ``dims`` and the like.
+    A weight is a number or a :class:`Schedule`; 0 leaves its term out. Whether stage 2 trains the
+    projection further is not published; it does by default (our choice). The other settings are
+    those of the terms; ``composite`` takes :class:`CompositeLoss`'s ``dims`` and the like.
 
     Example:
         >>> sorted(retrieval_loss(student, teacher_dim=384).weights.items())
         [('distill', 2.0), ('gor', 1.0), ('infonce', 1.0)]
     """
-    terms: dict[str, tuple[Any, float]] = {}
+    terms: dict[str, tuple[Any, Weight]] = {}
     if infonce_weight:
-        infonce = InfoNCELoss(model, temperature, learn_temperature=learn_temperature)
+        infonce = InfoNCELoss(
+            model,
+            temperature,
+            learn_temperature=learn_temperature,
+            false_negative_margin=false_negative_margin,
+            mask_equal_texts=mask_equal_texts,
+            store=store,
+        )
         terms["infonce"] = (infonce, infonce_weight)
     if distill_weight:
         distill = ProjectedCosineDistillLoss(
-            model, teacher_dim, train_projection=train_projection, store=store
+            model,
+            teacher_dim,
+            train_projection=train_projection,
+            store=store,
+            own_map_dims=own_map_dims,
         )
         terms["distill"] = (distill, distill_weight)
     if gor_weight:
@@ -68,6 +83,7 @@ def clustering_loss(
     teacher_dim: int,
     *,
     train_projection: bool = True,
+    own_map_dims: Sequence[int] | None = None,
     store: Any = None,
     **composite: Any,
 ) -> CompositeLoss:
@@ -80,7 +96,11 @@ def clustering_loss(
         {'distill': 1.0}
     """
     distill = ProjectedCosineDistillLoss(
-        model, teacher_dim, train_projection=train_projection, store=store
+        model,
+        teacher_dim,
+        train_projection=train_projection,
+        store=store,
+        own_map_dims=own_map_dims,
     )
     return CompositeLoss(model, {"distill": (distill, 1.0)}, **composite)
 
@@ -90,8 +110,10 @@ def classification_loss(
     teacher_dim: int | None = None,
     *,
     temperature: float = 0.02,
-    rkd_weight: float = 20.0,
+    learn_temperature: bool = False,
+    rkd_weight: Weight = 20.0,
     include_diagonal: bool = True,
+    mask_equal_texts: bool = False,
     **composite: Any,
 ) -> CompositeLoss:
     """``InfoNCE(q->d) + InfoNCE(d->q) + 20 * relational distillation`` from the base.
@@ -104,9 +126,14 @@ def classification_loss(
         >>> classification_loss(student).weights
         {'infonce': 1.0, 'rkd': 20.0}
     """
-    terms: dict[str, tuple[Any, float]] = {
-        "infonce": (InfoNCELoss(model, temperature, ("query_to_doc", "doc_to_query")), 1.0)
-    }
+    infonce = InfoNCELoss(
+        model,
+        temperature,
+        ("query_to_doc", "doc_to_query"),
+        learn_temperature=learn_temperature,
+        mask_equal_texts=mask_equal_texts,
+    )
+    terms: dict[str, tuple[Any, Weight]] = {"infonce": (infonce, 1.0)}
     if rkd_weight:
         rkd = RelationalKDLoss(model, include_diagonal=include_diagonal)
         terms["rkd"] = (rkd, rkd_weight)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from st_jv5 import functional as F
-from st_jv5.losses.embed import base_vectors, embed_columns
-from st_jv5.losses.labels import teacher_vectors
+from st_jv5.losses.embed import EmbeddingLoss, base_vectors
+from st_jv5.losses.labels import present, teacher_vectors
 
 Teacher = Literal["base", "labels"]
 
 
-class RelationalKDLoss(nn.Module):
+class RelationalKDLoss(EmbeddingLoss):
     r"""Keep the distances between all texts of the batch as the teacher has them (Eq. 8).
 
     Args:
@@ -59,24 +58,23 @@ class RelationalKDLoss(nn.Module):
         self.include_diagonal = include_diagonal
         self.store = store
 
-    def forward(
-        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        sentence_features = list(sentence_features)
-        if self.teacher == "base":
-            labels = base_vectors(self.model, sentence_features)
-        return self.compute_loss_from_embeddings(
-            embed_columns(self.model, sentence_features), labels
-        )
+    def prepare(
+        self, columns: list[dict[str, Any]] | None, labels: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """The vectors whose distances are to be kept."""
+        if self.teacher == "base" and columns is not None:
+            return {"labels": base_vectors(self.model, columns)}
+        return {"labels": labels}
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None
     ) -> dict[str, Tensor]:
         """See the class; for ``teacher="base"`` the labels are the base's ``(B, C, D)`` vectors."""
-        vectors, present = teacher_vectors(labels, self.store, like=embeddings[0])
+        vectors = teacher_vectors(labels, self.store, embeddings[0].device)
         columns = min(vectors.shape[1], len(embeddings))
-        student = torch.stack(embeddings[:columns], dim=1)[present[:, :columns]]
-        teacher = vectors[:, :columns][present[:, :columns]]
+        there = present(vectors[:, :columns])
+        student = torch.stack(embeddings[:columns], dim=1)[there]
+        teacher = vectors[:, :columns][there]
         return {"rkd": F.relational_distance(student, teacher, self.include_diagonal)}
 
     def get_config_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from st_jv5 import functional as F
-from st_jv5.losses.composite import CompositeLoss
+from st_jv5.losses.composite import CompositeLoss, Weight
 from st_jv5.losses.distill import ProjectedCosineDistillLoss
 from st_jv5.losses.embed import EmbeddingLoss
 from st_jv5.losses.infonce import InfoNCELoss
@@ -78,8 +78,13 @@ class CoSENTDistillLoss(CompositeLoss):
         teacher_dim: Width of the teacher's vectors.
         temperature: Of InfoNCE.
         cosent_temperature: Of CoSENT.
-        infonce_weight: Weight of InfoNCE in an unscored batch.
+        infonce_weight: Weight of InfoNCE in an unscored batch, a number or a :class:`Schedule`.
         distill_weight: Weight of distillation in an unscored batch.
+        learn_temperature: See :class:`InfoNCELoss`, as the next two.
+        false_negative_margin: Off by default.
+        mask_equal_texts: Off by default.
+        train_projection: See :class:`ProjectedCosineDistillLoss`, as the next.
+        own_map_dims: Matryoshka dims that get a projection of their own.
         store: The teacher store that int labels are rows of.
         composite: ``dims`` and the like, see :class:`CompositeLoss`.
 
@@ -103,18 +108,35 @@ class CoSENTDistillLoss(CompositeLoss):
         teacher_dim: int,
         temperature: float = 0.02,
         cosent_temperature: float = 0.05,
-        infonce_weight: float = 1.0,
-        distill_weight: float = 2.0,
+        infonce_weight: Weight = 1.0,
+        distill_weight: Weight = 2.0,
+        learn_temperature: bool = False,
+        false_negative_margin: float | None = None,
+        mask_equal_texts: bool = False,
+        train_projection: bool = True,
+        own_map_dims: Sequence[int] | None = None,
         store: Any = None,
         **composite: Any,
     ) -> None:
+        infonce = InfoNCELoss(
+            model,
+            temperature,
+            learn_temperature=learn_temperature,
+            false_negative_margin=false_negative_margin,
+            mask_equal_texts=mask_equal_texts,
+            store=store,
+        )
+        distill = ProjectedCosineDistillLoss(
+            model,
+            teacher_dim,
+            train_projection=train_projection,
+            store=store,
+            own_map_dims=own_map_dims,
+        )
         terms = {
             "cosent": (CoSENTLoss(model, cosent_temperature), 1.0),
-            "infonce": (InfoNCELoss(model, temperature), infonce_weight),
-            "distill": (
-                ProjectedCosineDistillLoss(model, teacher_dim, store=store),
-                distill_weight,
-            ),
+            "infonce": (infonce, infonce_weight),
+            "distill": (distill, distill_weight),
         }
         super().__init__(model, terms, **composite)
 
