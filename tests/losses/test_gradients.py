@@ -1,0 +1,134 @@
+"""Whatever way a step is computed, its gradients are those of the formulas, term by term."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from st_jv5 import batching, functional
+from tests.losses.gradients import Case, cases, data, step, student_and_loss
+
+ROWS = data()
+
+
+@pytest.fixture(autouse=True)
+def unchanged_chunks(monkeypatch):
+    monkeypatch.setattr(functional, "CHUNK_ELEMENTS", functional.CHUNK_ELEMENTS)
+    monkeypatch.setitem(batching.BUDGET, "cpu", batching.BUDGET["cpu"])
+
+
+@cache
+def reference(
+    backbone: str, task: str, dims: tuple[int, ...] | None, batches: tuple[tuple[int, ...], ...]
+) -> dict[str, torch.Tensor]:
+    """The mean gradient over batches: each term alone, each text in a forward of its own."""
+    model, loss = student_and_loss(backbone, Case(task, "plain", 1, dims))
+    model.eval()
+    for parameter in model[0].model.parameters():
+        parameter.requires_grad_(False)
+    chosen = {
+        "base": [*model[0].base_parameters()],
+        "retrieval": [*model[0].adapter_tensors("retrieval").values()],
+    }
+    for parameter in chosen[task]:
+        parameter.requires_grad_(True)
+
+    def forward(column: str, row: int) -> torch.Tensor:
+        prompt = "Query: " if column == "query" else "Document: "
+        features = model.preprocess([ROWS[row][column]], prompt=prompt)
+        return model(features, task=task)["sentence_embedding"][0]
+
+    def embed(column: str, row: int, dim: int) -> torch.Tensor:
+        if (column, row) not in forwards:
+            forwards[column, row] = forward(column, row)
+        cut = forwards[column, row][:dim]
+        return cut / cut.square().sum().sqrt()
+
+    weight, bias = model[0].projection.linear.weight, model[0].projection.linear.bias
+
+    def infonce(rows: tuple[int, ...], dim: int) -> torch.Tensor:
+        temperature = loss.losses["infonce"].log_temperature.exp()
+        queries = [embed("query", row, dim) for row in rows]
+        documents = [embed(c, row, dim) for c in ("positive", "negative_1") for row in rows]
+        total = torch.zeros((), dtype=torch.float64)
+        for i, query in enumerate(queries):
+            scores = torch.stack([query @ document for document in documents]) / temperature
+            total = total + torch.log(scores.exp().sum()) - scores[i]
+        return total / len(rows)
+
+    def distill(rows: tuple[int, ...], dim: int) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for c, column in enumerate(("query", "positive")):
+            for row in rows:
+                projected = weight[:, :dim] @ embed(column, row, dim) + bias
+                teacher = torch.tensor(ROWS[row]["label"][c], dtype=torch.float64)
+                cosine = projected @ teacher / (projected.norm() * teacher.norm())
+                total = total + (1 - cosine) / len(rows)
+        return total
+
+    def gor(rows: tuple[int, ...], dim: int) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for column in ("query", "positive"):
+            vectors = [embed(column, row, dim) for row in rows]
+            for i, one in enumerate(vectors):
+                for j, other in enumerate(vectors):
+                    if i != j:
+                        total = total + (one @ other) ** 2 / (len(rows) * (len(rows) - 1))
+        return total
+
+    loss.zero_grad()
+    for term, term_weight in ((infonce, 1.0), (distill, 2.0), (gor, 1.0)):
+        for rows in batches:
+            forwards: dict[tuple[str, int], torch.Tensor] = {}
+            values = [term(rows, dim) for dim in dims or (48,)]
+            (term_weight * torch.stack(values).mean() / len(batches)).backward()
+    return {n: p.grad for n, p in loss.named_parameters() if p.grad is not None}
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert "losses.infonce.log_temperature" in expected
+    assert "model.0.projection.linear.weight" in expected
+    assert expected.keys() - found.keys() == set()
+    for name, gradient in found.items():
+        wanted = expected.get(name, torch.zeros_like(gradient))
+        assert (gradient - wanted).abs().max().item() <= 1e-10, name
+
+
+@pytest.mark.parametrize("case", cases(processes=1), ids=lambda case: case.name)
+def test_the_gradients_of_a_step_are_the_sum_of_each_terms_own(case, backbones, tmp_path):
+    found = step(backbones["bert"], case, tmp_path)
+    batches = tuple(map(tuple, found["rows"]))
+    assert len(batches) == case.accumulation
+    expected = reference(backbones["bert"], case.task, case.dims, batches)
+    assert_equal(found["gradients"], expected)
+
+
+def test_two_processes_have_the_gradients_of_all_their_batches(backbones, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.losses.gradients", backbones["bert"], str(tmp_path)]
+    logs = [Path(tmp_path) / f"{rank}.log" for rank in range(2)]
+    workers = [
+        subprocess.Popen(
+            [*command, str(port), str(rank), "2"], stdout=log.open("w"), stderr=subprocess.STDOUT
+        )
+        for rank, log in enumerate(logs)
+    ]
+    codes = [worker.wait(timeout=240) for worker in workers]
+    assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
+    for case in cases(processes=2):
+        found = [torch.load(Path(tmp_path) / f"{case.name}.{rank}.pt") for rank in range(2)]
+        first, second = ([tuple(rows) for rows in one["rows"]] for one in found)
+        assert len(first) == case.accumulation
+        together = zip(first, second, strict=True)
+        batches = tuple(a + b for a, b in together) if case.gather else (*first, *second)
+        expected = reference(backbones["bert"], case.task, case.dims, batches)
+        for one in found:
+            assert_equal(one["gradients"], expected)
