@@ -42,7 +42,7 @@ from st_jv5.projection import Projection, fit_projection
 from st_jv5.sampling import weighted
 from st_jv5.student import new_student
 from st_jv5.teacher import TeacherStore, fill
-from st_jv5.trainer import AdapterTrainer, trainer_prompts
+from st_jv5.trainer import AdapterTrainer, last_checkpoint, trainer_prompts
 
 __all__ = [
     "Adapter",
@@ -69,6 +69,7 @@ __all__ = [
     "encode_mixed",
     "fill",
     "fit_projection",
+    "last_checkpoint",
     "load_jina_v5",
     "merge_task",
     "merged",

@@ -110,12 +110,14 @@ def _block_linears(router: AdapterRouter) -> list[str]:
     return sorted({name if short[name] in outside else short[name] for name in inside})
 
 
-def train_task(model: SentenceTransformer, name: str) -> None:
+def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
     """Freeze everything but one adapter, and give the trainer's batches to it.
 
     Args:
         model: A model of ours.
-        name: An adapter, or ``"base"``: unfreezes the backbone and freezes the adapters.
+        name: An adapter, or ``"base"``: unfreezes the backbone and freezes the adapters. Several
+            adapters: all learn, and each batch has to name its own
+            (``AdapterTrainer(tasks={data set: adapter})`` sees to that).
 
     Example:
         >>> train_task(model, "clustering")
@@ -123,18 +125,23 @@ def train_task(model: SentenceTransformer, name: str) -> None:
         0
     """
     router = router_of(model)
-    adapter = None if name == BASE else router.resolve(name)
+    names = [name] if isinstance(name, str) else list(name)
+    if not names:
+        raise ValueError("no task to train")
+    adapters = [] if names == [BASE] else [router.resolve(one) for one in names]
+    if None in adapters:
+        raise ValueError(f"{names} cannot be trained together: the base is no adapter")
     for parameter in router.model.parameters():
         parameter.requires_grad_(False)
     chosen: list[Tensor]
-    if adapter is None:
+    if adapters:
+        chosen = [t for one in adapters for t in router.adapter_tensors(str(one)).values()]
+    else:
         chosen = list(router.base_parameters())
         router._base_sha256 = None
-    else:
-        chosen = list(router.adapter_tensors(adapter).values())
     for parameter in chosen:
         parameter.requires_grad_(True)
-    router.training_task = adapter or BASE
+    router.training_task = BASE if not adapters else adapters[0] if len(names) == 1 else None
 
 
 def take_task(model: SentenceTransformer, name: str, folder: str | Path) -> None:
@@ -293,8 +300,11 @@ def merged(model: SentenceTransformer, name: str) -> Iterator[SentenceTransforme
     try:
         for _, layer in router.lora_layers():
             weight = layer.get_base_layer().weight
-            with torch.no_grad(), torch.inference_mode(False):
-                folded = weight.data + layer.get_delta_weight(adapter).to(weight.dtype)
+            with torch.inference_mode(False), torch.no_grad():
+                # Rounded once: half-precision factors would round their product, too.
+                wide = torch.promote_types(weight.dtype, torch.float32)
+                b, a = (half[adapter].weight.to(wide) for half in (layer.lora_B, layer.lora_A))
+                folded = (weight.data.to(wide) + b @ a * layer.scaling[adapter]).to(weight.dtype)
             kept.append((weight, weight.data))
             weight.data = folded
         router.merged_task = adapter

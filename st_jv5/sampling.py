@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import torch
 from sentence_transformers.base.sampler import MultiDatasetDefaultBatchSampler
+from sentence_transformers.util.distributed import get_world_size
 
 
 class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
     """Each batch comes from one data set, drawn by weight; a set that runs out starts anew.
 
     The host draws by size (proportional) or in turn (round robin). The order depends on the seed
-    and the epoch alone. One epoch has as many batches as all the sets together.
+    and the epoch alone. One epoch has as many batches as all the sets together. The processes of a
+    distributed run get consecutive batches, and those come from one set, so that every step has
+    one data set.
 
     Use :func:`weighted` as ``args.multi_dataset_batch_sampler``.
     """
 
-    weights: Mapping[str, float]
+    names: list[str]
+    weights: torch.Tensor
+    batch_size: int | None
+    """None: the batches vary in size, which accelerate has to know."""
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         starts = [0, *accumulate(len(dataset) for dataset in self.dataset.datasets)]
-        weights = torch.tensor(list(self.weights.values()), dtype=torch.float64)
         passes = [0] * len(self.batch_samplers)
         iterators = [self._one_pass(index, 0) for index in range(len(passes))]
-        for _ in range(len(self)):
-            chosen = int(torch.multinomial(weights, 1, generator=generator))
+        for number in range(len(self)):
+            if number % get_world_size() == 0:
+                chosen = int(torch.multinomial(self.weights, 1, generator=generator))
             batch = next(iterators[chosen], None)
             if batch is None:
                 passes[chosen] += 1
@@ -37,8 +43,8 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
                 batch = next(iterators[chosen], None)
             if batch is None:
                 raise ValueError(
-                    f"{list(self.weights)[chosen]!r} gives no whole batch: too few rows whose "
-                    f"texts all differ; add rows or shrink the batch"
+                    f"{self.names[chosen]!r} gives no whole batch: too few rows whose texts all "
+                    f"differ; add rows or shrink the batch"
                 )
             yield [starts[chosen] + index for index in batch]
 
@@ -57,28 +63,64 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
 class Weighted:
     """Makes the sampler for the host's trainer; a class, so that training arguments pickle."""
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] | None
+    temperature: float = 1.0
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The data sets that the settings name, in their order."""
+        return list(self.weights or self.batch_sizes)
 
     def __call__(self, dataset: Any, **kwargs: Any) -> WeightedBatchSampler:
-        if len(dataset.datasets) != len(self.weights):
-            raise ValueError(f"{len(dataset.datasets)} data sets but {len(self.weights)} weights")
+        count = len(dataset.datasets)
+        if self.names and count != len(self.names):
+            raise ValueError(f"{count} data sets but {len(self.names)} named: {self.names}")
         sampler = WeightedBatchSampler(dataset, **kwargs)
-        sampler.weights = self.weights
-        sizes = zip(self.weights, sampler.batch_samplers, strict=True)
-        if empty := [name for name, batches in sizes if not len(batches)]:
-            raise ValueError(f"no whole batch in: {', '.join(empty)}; add rows or shrink the batch")
+        sampler.names = self.names or [f"data set {index}" for index in range(count)]
+        for name, one in zip(sampler.names, sampler.batch_samplers, strict=True):
+            one.batch_size = self.batch_sizes.get(name, one.batch_size)
+            if not len(one):
+                raise ValueError(f"no whole batch in: {name}; add rows or shrink the batch")
+        sizes = [len(one) for one in dataset.datasets]
+        weights = list(self.weights.values()) if self.weights else sizes
+        sampler.weights = torch.tensor(weights, dtype=torch.float64) ** (1 / self.temperature)
+        if len({(one.batch_size, one.drop_last) for one in sampler.batch_samplers}) > 1:
+            sampler.batch_size = None
         return sampler
 
 
-def weighted(weights: Mapping[str, float]) -> Weighted:
-    """A sampler for ``args.multi_dataset_batch_sampler``.
+def weighted(
+    weights: Mapping[str, float] | None = None,
+    temperature: float = 1.0,
+    batch_sizes: Mapping[str, int] | None = None,
+) -> Weighted:
+    """A sampler for ``args.multi_dataset_batch_sampler``: one data set per batch.
+
+    With ``args.batch_sampler = BatchSamplers.NO_DUPLICATES`` no text stands twice in a batch.
 
     Args:
-        weights: Data set -> weight > 0, for every data set in the order of the DatasetDict.
+        weights: Data set -> weight > 0, for every data set in the order of the DatasetDict; None:
+            the number of its rows.
+        temperature: Draw with probabilities as the weights to the power of ``1/temperature``;
+            above 1 evens them out.
+        batch_sizes: Data set -> rows per batch (and process), for those that do not take
+            ``args.per_device_train_batch_size``; for all, in order, where there are no weights.
 
     Example:
         >>> args.multi_dataset_batch_sampler = weighted({"titles": 2, "questions": 1})
+        >>> args.multi_dataset_batch_sampler = weighted(
+        ...     {"short": 2, "long": 1}, batch_sizes={"long": 16}
+        ... )
+        >>> args.multi_dataset_batch_sampler = weighted(temperature=2.0)
     """
-    if not weights or min(weights.values()) <= 0:
+    if weights is not None and (not weights or min(weights.values()) <= 0):
         raise ValueError(f"every data set needs a weight above 0, got {dict(weights)}")
-    return Weighted(dict(weights))
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    batch_sizes = dict(batch_sizes or {})
+    if weights and (unknown := [name for name in batch_sizes if name not in weights]):
+        raise ValueError(f"batch_sizes: no data set {unknown[0]!r} among {', '.join(weights)}")
+    if bad := [name for name, size in batch_sizes.items() if size < 1]:
+        raise ValueError(f"batch_sizes: {bad[0]!r} must be positive, not {batch_sizes[bad[0]]}")
+    return Weighted(dict(weights) if weights else None, temperature, batch_sizes)

@@ -1,34 +1,100 @@
-"""The host's trainer, told which adapter it trains and with which prompts."""
+"""The host's trainer, for adapters: which ones it trains, what it keeps, and when it stops."""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from transformers.trainer import TRAINING_ARGS_NAME
+from sentence_transformers.sentence_transformer.data_collator import (
+    SentenceTransformerDataCollator,
+)
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from st_jv5.adapters import router_of, train_task
-from st_jv5.tasks import BASE, BASE_TASK, Task, column_prompts
+from st_jv5.adapters import put_task, router_of, train_task
+from st_jv5.files import write_tensors
+from st_jv5.losses.composite import CompositeLoss
+from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
+from st_jv5.projection import Projection
+from st_jv5.sampling import Weighted
+from st_jv5.tasks import BASE, BASE_TASK, LABEL_COLUMNS, Task, column_prompts, unknown_name
+
+logger = logging.getLogger(__name__)
+
+LOSS_FILE = "loss.safetensors"
+"""The trained parameters of the loss that are not the model's, such as a temperature."""
+
+# ------------------------------------------------------------------------------------- batches
+
+
+@dataclass
+class AdapterCollator(SentenceTransformerDataCollator):
+    """The host's collator with a token limit per data set, which hands the texts on, too.
+
+    The trainer takes the texts out again before the loss; they name the rows of a batch that went
+    wrong.
+    """
+
+    max_tokens: int | Mapping[str, int] | None = None
+    _data_set: str | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        self._data_set = features[0].get("dataset_name") if features else None
+        batch = super().__call__(features)
+        batch["texts"] = [
+            {k: v for k, v in row.items() if k not in (*self.valid_label_columns, "dataset_name")}
+            for row in features
+        ]
+        return batch
+
+    def _get_max_length_for_task(self, task: str | None) -> int | None:
+        if isinstance(self.max_tokens, Mapping):
+            return self.max_tokens.get(self._data_set or "")
+        return self.max_tokens
 
 
 class AdapterTrainer(SentenceTransformerTrainer):
-    """SentenceTransformerTrainer for one adapter (or the base) of a model of ours.
+    """SentenceTransformerTrainer for the adapters (or the base) of a model of ours.
 
-    Freezes everything but the task, and fills ``args.prompts`` from the model's task table unless
-    they are given. Checkpoints hold the adapters and the projection: ``model.save`` writes both.
+    Freezes everything but the tasks, fills ``args.prompts`` from the model's task table unless
+    they are given, tells :class:`~st_jv5.CompositeLoss` the step, and stops when training goes
+    wrong.
+
+    A checkpoint holds the trained adapters, the trained projection, the loss's own parameters,
+    optimizer, scheduler and random states, not the frozen base: it resumes on the model that the
+    run began with, to the same bits as an unbroken run. ``tasks="base"`` keeps the whole model.
+    ``save_model`` and ``model.save_pretrained`` write the whole model always.
 
     Args:
         model: A model of ours.
         args: The host's training arguments.
-        tasks: The adapter to train, or ``"base"``.
+        tasks: The adapter to train, or ``"base"``; or data set -> adapter, which trains several
+            at once, each batch the one of its data set.
+        train_dataset: As the host takes it.
+        max_tokens: Where texts are cut, in tokens: for all, or data set -> limit; None: the
+            model's ``max_seq_length``.
+        max_loss_ratio: Stop when a batch's loss is more than so many times the running mean of its
+            data set (after 20 batches; a mean below 0.01 counts as 0.01); None: only when it is
+            not finite. The default is our choice.
         trainer_kwargs: Everything else that the host's trainer takes.
+
+    Raises:
+        FloatingPointError: In training: the loss, its gradients or the weights are not finite, or
+            the loss exploded. Names the step, the data set and the rows; nothing is saved.
 
     Example:
         >>> trainer = AdapterTrainer(student, args, tasks="base", train_dataset=pairs, loss=loss)
@@ -36,38 +102,283 @@ class AdapterTrainer(SentenceTransformerTrainer):
         {'query': 'Query: ', 'positive': 'Document: '}
     """
 
+    data_collator_class = AdapterCollator
+
     def __init__(
         self,
         model: SentenceTransformer,
         args: SentenceTransformerTrainingArguments | None = None,
         *,
-        tasks: str,
+        tasks: str | Mapping[str, str],
         train_dataset: Dataset | DatasetDict | dict[str, Dataset] | None = None,
+        max_tokens: int | Mapping[str, int] | None = None,
+        max_loss_ratio: float | None = 100.0,
         **trainer_kwargs: Any,
     ) -> None:
-        train_task(model, tasks)
         if args is None:
             args = SentenceTransformerTrainingArguments(output_dir="tmp_trainer")
+        if isinstance(train_dataset, dict):
+            _check_names(train_dataset, tasks, max_tokens, args)
+        elif not isinstance(tasks, str) or isinstance(max_tokens, Mapping):
+            raise ValueError("tasks or max_tokens by data set need a DatasetDict to train on")
+        if max_tokens is not None:
+            if trainer_kwargs.get("data_collator") is not None:
+                raise ValueError("max_tokens needs the trainer's own data collator")
+            _check_tokens(model, max_tokens)
+        if max_loss_ratio is not None and not max_loss_ratio > 1:
+            raise ValueError(f"max_loss_ratio must be above 1, not {max_loss_ratio}")
+        chosen = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks.values()))
+        train_task(model, chosen[0] if len(chosen) == 1 else chosen)
         if not args.prompts and train_dataset is not None:
             args.prompts = trainer_prompts(model, tasks, train_dataset)
+        if len(chosen) > 1:
+            assert isinstance(tasks, Mapping)
+            assert isinstance(train_dataset, dict)
+            args.router_mapping = {
+                name: dict.fromkeys(_text_columns(one), tasks[name])
+                for name, one in train_dataset.items()
+            }
+        router = router_of(model)
+        self.adapters = [str(router.resolve(name)) for name in chosen if name != BASE]
+        self.max_tokens = max_tokens
+        self.max_loss_ratio = max_loss_ratio
+        self._in_checkpoint = False
+        self._watched: list[_Batch] = []
+        self._mean_loss: dict[str, tuple[int, float]] = {}
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer_kwargs)
+        self._composites = [m for m in self._loss.modules() if isinstance(m, CompositeLoss)]
+        self.add_callback(_GradientCheck(self))
+
+    def get_data_collator(self, *args: Any, **kwargs: Any) -> AdapterCollator:
+        collator: AdapterCollator = super().get_data_collator(*args, **kwargs)
+        collator.max_tokens = self.max_tokens
+        return collator
+
+    @property
+    def _loss(self) -> nn.Module:
+        return nn.ModuleDict(self.loss) if isinstance(self.loss, dict) else self.loss
+
+    # ---------------------------------------------------------------------------------- one batch
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The host's, which is told the step; a training loss that went wrong raises."""
+        batch = _Batch(inputs.get("dataset_name"), inputs.pop("texts", []))
+        for composite in self._composites:
+            composite.step = self.state.global_step
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training and not (args or kwargs.get("return_outputs")):
+            self._watch(batch, float(found.detach()), inputs)
+        return found
+
+    def _watch(self, batch: _Batch, loss: float, inputs: dict[str, Any]) -> None:
+        name = batch.data_set or ""
+        count, mean = self._mean_loss.get(name, (0, 0.0))
+        if not math.isfinite(loss):
+            self._stop(f"the loss is {loss}", [batch], self._broken_rows(inputs))
+        elif (
+            self.max_loss_ratio is not None
+            and count >= 20
+            and loss > self.max_loss_ratio * max(mean, 0.01)
+        ):
+            self._stop(f"the loss is {loss:.4g} after a mean of {mean:.4g}", [batch])
+        weight = max(1 / (count + 1), 0.01)  # the mean of all batches, later of the last hundred
+        self._mean_loss[name] = (count + 1, mean + weight * (loss - mean))
+        self._watched.append(batch)
+        del self._watched[: -max(1, self.args.gradient_accumulation_steps)]
+
+    @torch.no_grad()
+    def _broken_rows(self, inputs: dict[str, Any]) -> list[int]:
+        """The batch's rows with a vector or label that is not finite; none: cannot be told."""
+        features, labels = self.collect_features(inputs)
+        finite = [self.model(dict(one))["sentence_embedding"].isfinite() for one in features]
+        if labels is not None and labels.is_floating_point():  # a NaN in a vector: it is missing
+            finite.append(labels.isfinite() if labels.ndim == 1 else ~labels.isinf())
+        broken = torch.stack([~one.flatten(1).all(dim=1).cpu() for one in map(_two_d, finite)])
+        rows: list[int] = broken.any(dim=0).nonzero().flatten().tolist()
+        return rows
+
+    def _stop(self, what: str, batches: Sequence[_Batch], rows: Sequence[int] = ()) -> None:
+        told = "; ".join(self._described(batch, rows) for batch in batches)
+        last = last_checkpoint(self.args.output_dir)
+        kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise FloatingPointError(
+            f"{what} at step {self.state.global_step}, {told}. Nothing is saved; {kept}. Look at "
+            f"these rows, lower the learning rate or clip gradients (max_grad_norm)"
+        )
+
+    def _described(self, batch: _Batch, rows: Sequence[int]) -> str:
+        data = self.train_dataset
+        if isinstance(data, dict):
+            data = data[batch.data_set] if batch.data_set else None
+        chosen = [batch.texts[row] for row in rows or range(len(batch.texts))]
+        numbers = [] if data is None else _row_numbers(data, chosen)
+        where = f"data set {batch.data_set!r}, " if batch.data_set else ""
+        shown = "; ".join(
+            ", ".join(f"{column}: {str(text)[:80]!r}" for column, text in row.items())
+            for row in chosen[:3]
+        )
+        more = f" and {len(chosen) - 3} more" if len(chosen) > 3 else ""
+        return f"{where}rows {numbers} ({shown}{more})"
+
+    # -------------------------------------------------------------------------------- checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """The host's; True resumes from the last checkpoint that was written whole."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no whole checkpoint to resume from")
+        elif resume_from_checkpoint and not _is_whole(Path(str(resume_from_checkpoint))):
+            raise ValueError(
+                f"{resume_from_checkpoint} is no whole checkpoint ({TRAINER_STATE_NAME}, the last "
+                f"file of one, is missing or cut); st_jv5.last_checkpoint finds the last whole one"
+            )
+        self._mean_loss.clear()
+        self._watched.clear()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        for name, parameter in self._trained():
+            if not bool(torch.isfinite(parameter).all()):
+                self._stop(f"{name} is not finite", self._watched)
+        self._in_checkpoint = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self._in_checkpoint = False
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # As the host's, without the model card: a checkpoint needs none, and the card's usage
-        # snippet would encode with every save.
-        output_dir = output_dir or self.args.output_dir
-        self.model.save_pretrained(output_dir, create_model_card=False)
-        torch.save(self.args, Path(output_dir) / TRAINING_ARGS_NAME)
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        router = router_of(self.model)
+        if self._in_checkpoint and self.adapters:
+            router._base_sha256 = router.base_sha256()  # frozen: hashed once in a run
+            for name in self.adapters:
+                router.take_adapter(name).save(folder / "adapters" / name)
+            if (projection := self._trained_projection()) is not None:
+                projection.save(folder)
+        else:  # without the host's model card: its usage snippet would encode with every save
+            self.model.save_pretrained(str(folder), create_model_card=False)
+        if self._in_checkpoint and (own := self._loss_parameters()):
+            write_tensors(folder / LOSS_FILE, own)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
+        folder = Path(checkpoint_path)
+        if not self.adapters:
+            super()._load_from_checkpoint(checkpoint_path)
+        for name in self.adapters:
+            put_task(self.model, folder / "adapters" / name)
+        if self.adapters and (projection := self._trained_projection()) is not None:
+            file = folder / PROJECTION_FILE
+            projection.fill(load_file(file), file)
+        if own := self._loss_parameters():
+            stored = load_file(folder / LOSS_FILE)
+            if set(stored) != set(own):
+                raise ValueError(
+                    f"{folder / LOSS_FILE} holds {sorted(stored)}, but the loss trains "
+                    f"{sorted(own)}; resume with the loss of the run"
+                )
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(stored[name])
+
+    def _load_best_model(self) -> None:
+        # The host logs an error and goes on with the last weights.
+        logger.info("loading the best checkpoint, %s", self.state.best_model_checkpoint)
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self._loss.named_parameters() if p.requires_grad)
+
+    def _trained_projection(self) -> Projection | None:
+        projection = router_of(self.model).projection
+        if projection is None or not any(p.requires_grad for p in projection.parameters()):
+            return None
+        return projection
+
+    def _loss_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters of the loss that do not live in the model."""
+        in_model = {id(parameter) for parameter in self.model.parameters()}
+        return {name: p for name, p in self._trained() if id(p) not in in_model}
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The last checkpoint in a folder that was written whole, or None.
+
+    A kill in the middle of a save leaves one that is not; ``transformers`` would resume from it.
+
+    Example:
+        >>> last_checkpoint("a/folder/without/any") is None
+        True
+    """
+    steps = sorted(
+        (int(path.name.removeprefix("checkpoint-")), path)
+        for path in Path(folder).glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal()
+    )
+    return next((str(path) for _, path in reversed(steps) if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:  # the host writes this file last
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------ what goes wrong
+
+
+@dataclass
+class _Batch:
+    data_set: str | None
+    texts: list[dict[str, Any]]
+
+
+class _GradientCheck(TrainerCallback):
+    """Stops before a step whose gradients are not finite, which clipping would spread."""
+
+    def __init__(self, trainer: AdapterTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.accelerator.scaler is not None:
+            return  # float16 scales, and skips such steps by itself
+        gradients = [p.grad for _, p in self.trainer._trained() if p.grad is not None]
+        if gradients and not bool(torch.isfinite(nn.utils.get_total_norm(gradients))):
+            self.trainer._stop("a gradient is not finite", self.trainer._watched)
+
+
+def _two_d(tensor: Tensor) -> Tensor:
+    return tensor[:, None] if tensor.ndim == 1 else tensor
+
+
+def _row_numbers(data: Dataset, texts: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Where rows with these texts stand in their data set."""
+    columns = list(texts[0]) if texts else []
+    plain = data.with_format(None)
+    rows = list(zip(*(plain[column] for column in columns), strict=True)) if columns else []
+    place = {row: index for index, row in reversed(list(enumerate(rows)))}
+    return [place[key] for text in texts if (key := tuple(text.values())) in place]
+
+
+# --------------------------------------------------------------------------- prompts and columns
 
 
 def trainer_prompts(
-    model: SentenceTransformer, task: str, train_dataset: Dataset | dict[str, Dataset]
+    model: SentenceTransformer,
+    tasks: str | Mapping[str, str],
+    train_dataset: Dataset | dict[str, Dataset],
 ) -> dict[str, Any]:
-    """``args.prompts`` for a plain SentenceTransformerTrainer: the prompts of one task's columns.
+    """``args.prompts`` for a plain SentenceTransformerTrainer: the prompts of each task's columns.
 
     Args:
         model: A model of ours.
-        task: An adapter, or ``"base"``.
+        tasks: An adapter, or ``"base"``; or data set -> adapter.
         train_dataset: One data set, or several by name.
 
     Returns:
@@ -78,8 +389,52 @@ def trainer_prompts(
         {'query': 'Query: ', 'positive': 'Document: '}
     """
     router = router_of(model)
-    name = None if task == BASE else router.resolve(task)
-    table: Task = router.tasks[name] if name else BASE_TASK
+
+    def prompts(task: str, data: Dataset) -> dict[str, str]:
+        name = None if task == BASE else router.resolve(task)
+        table: Task = router.tasks[name] if name else BASE_TASK
+        return column_prompts(table, data.column_names)
+
     if isinstance(train_dataset, dict):
-        return {key: column_prompts(table, ds.column_names) for key, ds in train_dataset.items()}
-    return column_prompts(table, train_dataset.column_names)
+        task_of = dict.fromkeys(train_dataset, tasks) if isinstance(tasks, str) else tasks
+        return {name: prompts(task_of[name], data) for name, data in train_dataset.items()}
+    if not isinstance(tasks, str):
+        raise ValueError("tasks by data set need a DatasetDict to train on")
+    return prompts(tasks, train_dataset)
+
+
+def _text_columns(data: Dataset) -> list[str]:
+    return [name for name in data.column_names if name not in LABEL_COLUMNS]
+
+
+def _check_names(
+    data: Mapping[str, Dataset],
+    tasks: str | Mapping[str, str],
+    max_tokens: int | Mapping[str, int] | None,
+    args: SentenceTransformerTrainingArguments,
+) -> None:
+    """Settings by data set must name the data sets that there are."""
+    for what, named in (("tasks", tasks), ("max_tokens", max_tokens)):
+        for name in named if isinstance(named, Mapping) else ():
+            if name not in data:
+                raise ValueError(f"{what}: {unknown_name('data set', name, data, 'train_dataset')}")
+    if isinstance(tasks, Mapping):
+        if missing := [name for name in data if name not in tasks]:
+            raise ValueError(f"tasks: the data set {missing[0]!r} has none")
+        if BASE in tasks.values() and set(tasks.values()) != {BASE}:
+            raise ValueError("the base cannot be trained together with adapters")
+        if args.router_mapping:
+            raise ValueError("tasks by data set make the router_mapping; drop args.router_mapping")
+    sampler = args.multi_dataset_batch_sampler
+    if isinstance(sampler, Weighted) and sampler.names and sampler.names != list(data):
+        raise ValueError(
+            f"st_jv5.weighted names {sampler.names}, but train_dataset has {list(data)}; both need "
+            f"the same order"
+        )
+
+
+def _check_tokens(model: SentenceTransformer, max_tokens: int | Mapping[str, int]) -> None:
+    most = getattr(router_of(model).config, "max_position_embeddings", math.inf)
+    for limit in max_tokens.values() if isinstance(max_tokens, Mapping) else [max_tokens]:
+        if not 1 <= limit <= most:
+            raise ValueError(f"max_tokens must lie in 1..{most}, the backbone's, not {limit}")

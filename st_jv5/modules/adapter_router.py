@@ -269,7 +269,7 @@ class AdapterRouter(Transformer):
                     f"{source}: {key} is {tuple(tensors[key].shape)}, this backbone needs "
                     f"{tuple(tensor.shape)}"
                 )
-        with torch.no_grad(), torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(tensors[key])
 
