@@ -1,0 +1,70 @@
+"""A run that is killed and resumed ends with the bits of one that is not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import st_jv5
+from tests.conftest import real_texts
+from tests.resume_worker import STEPS, run
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Children of a fresh process that has imported everything and run nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.resume_worker"])
+    return context
+
+
+def run_killed(processes, arguments: tuple, kills: int, draw: random.Random) -> list[int]:
+    """Run, kill at a random step, again; then to the end. Gives the steps of the kills."""
+    killed: list[int] = []
+    while True:
+        step = processes.Value("i", 0)
+        child = processes.Process(target=run, args=(*arguments, step))
+        child.start()
+        if len(killed) == kills:
+            child.join(timeout=120)
+            assert child.exitcode == 0
+            return killed
+        begin = st_jv5.last_checkpoint(arguments[-1])
+        begin = int(begin.rsplit("-", 1)[1]) if begin else 0
+        target = min(begin + draw.randint(1, 5), STEPS - 1)
+        deadline = time.monotonic() + 120
+        while step.value < target and child.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(draw.random() * 0.06)  # anywhere in the step, or in the middle of a save
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, f"ended before it was killed: {child.exitcode}"
+        killed.append(step.value)
+
+
+@pytest.mark.parametrize("task", ["base", "retrieval"])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.full)])
+def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
+    processes, backbones, tmp_path, task, kills
+):
+    seed = random.SystemRandom().randrange(10**6)
+    finals, killed = [], []
+    for folder, times in ((tmp_path / "unbroken", 0), (tmp_path / "killed", kills)):
+        arguments = (backbones["bert"], real_texts(), task, str(folder))
+        killed = run_killed(processes, arguments, times, random.Random(seed))
+        finals.append(torch.load(Path(folder) / "final.pt"))
+    unbroken, resumed = finals
+    told = f"seed {seed}, killed at steps {killed}"
+    assert len(killed) == kills
+    for name, tensor in unbroken["weights"].items():
+        assert torch.equal(tensor, resumed["weights"][name]), f"{name}: {told}"
+    assert unbroken["history"] == resumed["history"], told
+    moved = [entry["gor"] for entry in unbroken["history"]]
+    assert moved[0] == 0 < moved[-1]  # the schedule went its way
