@@ -57,7 +57,7 @@ class StockLosses(nn.Module):
             self.distill.append(one)
         hinges = [2 / dim for dim in dims]
         self.hinge = sum(hinges) / len(hinges)
-        """What GOR's hinge takes off the loss of two columns; adding it back changes no gradient."""
+        """What GOR's hinge takes off the loss of two columns; a constant."""
 
 
 class SeparateForwards(StockLosses):
@@ -94,6 +94,7 @@ class SharedForward(StockLosses):
         whole = [self.model(dict(one))["sentence_embedding"] for one in columns]
         total = torch.zeros(())
         for dim, distill in zip(self.dims, self.distill, strict=True):
+            assert isinstance(distill, EmbedDistillLoss)
             cut = [normalize(rows[:, :dim], dim=-1) for rows in whole]
             infonce = self.infonce.compute_loss_from_embeddings(cut, None)
             gor = self.gor.compute_loss_from_embeddings(cut)["gor_second_moment"]

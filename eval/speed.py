@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +125,11 @@ def compare(
         for number in tqdm(range(rounds + 1), desc="rounds", unit="round"):
             columns, found, vectors = wikipedia_batch(model, store, batch_size, seed=number)
             gradient = torch.randn(batch_size, DIMS[0], device=model.device)
-
-            def ours(columns: Any = columns, found: Tensor = found) -> Tensor:
-                return torch.stack(list(loss(columns, found).values())).sum()
-
-            def bare(columns: Any = columns, gradient: Tensor = gradient) -> Tensor:
-                return torch.stack(embed_columns(model, columns)).mul(gradient).sum()
-
-            ways: dict[str, Callable[[], Tensor]] = {"ours": ours}
-            for name, way in stock.items():
-                ways[name] = lambda way=way, c=columns, v=vectors: way(c, v)
-            ways["bare"] = bare
+            ways: dict[str, Callable[[], Tensor]] = {
+                "ours": partial(_summed, loss, columns, found),
+                **{name: partial(way, columns, vectors) for name, way in stock.items()},
+                "bare": partial(_bare, model, columns, gradient),
+            }
             if number == 0:  # a warm-up, and the proof that they compute the same
                 values = {name: way() for name, way in ways.items() if name != "bare"}
                 for name, value in values.items():
@@ -143,13 +138,21 @@ def compare(
                     if difference > 1e-5 * max(1.0, abs(values["ours"].item())):
                         raise SystemExit(f"{name} differs from ours by {difference:.2e}")
                 values.clear()
-                bare().backward()
+                ways["bare"]().backward()
                 continue
             order = list(ways)
             random.Random(number).shuffle(order)
             for name in order:
                 seconds[name].append(step_seconds(model, ways[name]))
     return seconds
+
+
+def _summed(loss: st_jv5.CompositeLoss, columns: list[dict[str, Any]], labels: Tensor) -> Tensor:
+    return torch.stack(list(loss(columns, labels).values())).sum()
+
+
+def _bare(model: SentenceTransformer, columns: list[dict[str, Any]], gradient: Tensor) -> Tensor:
+    return torch.stack(embed_columns(model, columns)).mul(gradient).sum()
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
@@ -188,8 +191,8 @@ def one_cached_step(args: argparse.Namespace) -> None:
         loss = st_jv5.retrieval_loss(
             model, TEACHER_DIM, dims=DIMS, store=store, mini_batch_tokens=2048
         )
-        columns, found, _ = wikipedia_batch(model, store, args.batch_size, seed=0)
-        torch.stack(list(loss(columns, found).values())).sum().backward()
+        columns, found = wikipedia_batch(model, store, args.batch_size, seed=0)[:2]
+        _summed(loss, columns, found).backward()
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
     print(int(line.split()[1]) * 1024)

@@ -24,7 +24,7 @@ def is_left_padded(features: dict[str, Any]) -> bool:
     return mask is not None and not bool(mask[:, 0].all())
 
 
-def row_chunks(mask: Tensor, budget: int, most_rows: int | None = None) -> Iterator[Tensor]:
+def row_chunks(mask: Tensor, budget: int, most_rows: int | None = None) -> list[Tensor]:
     """Cut a batch into chunks of rows of similar length.
 
     Args:
@@ -32,18 +32,22 @@ def row_chunks(mask: Tensor, budget: int, most_rows: int | None = None) -> Itera
         budget: Most padded tokens of one chunk; a row that is longer gets one of its own.
         most_rows: Most rows of one chunk.
 
-    Yields:
-        Row indices; longest rows first.
+    Returns:
+        Row indices of each chunk; the chunks with most padded tokens first.
     """
     lengths = mask.sum(dim=1)
     order = torch.argsort(lengths, descending=True, stable=True)
     longest_first = lengths[order].tolist()
+    chunks: list[tuple[int, Tensor]] = []
     begin = 0
     while begin < len(order):
-        fitting = max(1, budget // max(1, longest_first[begin]))
-        chosen = order[begin : begin + min(fitting, most_rows or fitting)]
-        yield chosen
-        begin += len(chosen)
+        longest = max(1, longest_first[begin])
+        fitting = max(1, budget // longest)
+        rows = order[begin : begin + min(fitting, most_rows or fitting)]
+        chunks.append((longest * len(rows), rows))
+        begin += len(rows)
+    # The largest first: memory that a larger chunk has left behind serves a smaller one.
+    return [rows for _, rows in sorted(chunks, key=lambda chunk: -chunk[0])]
 
 
 def take_rows(features: dict[str, Any], rows: Tensor | None) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def token_batches(
         budget: Most padded tokens of one batch; a row that is longer gets one of its own.
 
     Yields:
-        Row indices, and the features of these rows; longest rows first.
+        Row indices, and the features of these rows; the largest batches first.
     """
     mask = features.get("attention_mask")
     if mask is None or "cu_seq_lens_q" in features:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from sentence_transformers.base.losses.merged_forward import merge_feature_batches
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from st_jv5.batching import default_budget, is_left_padded, row_chunks, take_rows
 
@@ -28,10 +28,11 @@ def embed_columns(
     with less padding. Columns that were preprocessed differently (another task) keep forwards of
     their own.
 
-    With a mini-batch size or token budget the activations of a chunk are dropped and computed
-    again, chunk by chunk, in the backward pass: GradCache (Gao et al., 2021), by way of torch's
-    checkpointing. Unlike the host's ``CachedLossMixin`` the loss stays one graph, so the outer
-    scale of the loss (accumulation, mixed precision) reaches its own parameters too.
+    With a mini-batch size or token budget the chunks leave no graph behind and are computed again,
+    one by one, in the backward pass: GradCache (Gao et al., 2021). Unlike the host's
+    ``CachedLossMixin`` the loss itself stays one graph, so the outer scale of the loss
+    (accumulation, mixed precision) reaches its own parameters too. The model's gradients then
+    arrive in ``.grad`` only (``backward()``, not ``torch.autograd.grad``).
 
     Args:
         model: A SentenceTransformer, perhaps wrapped (DDP, compiled).
@@ -46,16 +47,16 @@ def embed_columns(
     if not columns:
         raise ValueError("the batch has no text column")
     # DDP readies itself for a backward pass, and syncs buffers, in its own forward: one per batch,
-    # since processes may have different numbers of chunks. The others skip it.
+    # since processes may have different numbers of chunks. The others go past it.
     forwards = chain([model], repeat(unwrapped(model)))
     # The host's merge pads on the right, so left-padded columns stay apart.
     merged = None
     if len(columns) > 1 and not any(map(is_left_padded, columns)):
         merged = merge_feature_batches(columns)
     if merged is not None:
-        together = _embed_sorted(forwards, merged, mini_batch_size, mini_batch_tokens)
+        together = _embed_sorted(model, forwards, merged, mini_batch_size, mini_batch_tokens)
         return list(together.chunk(len(columns)))
-    return [_embed_sorted(forwards, c, mini_batch_size, mini_batch_tokens) for c in columns]
+    return [_embed_sorted(model, forwards, c, mini_batch_size, mini_batch_tokens) for c in columns]
 
 
 class EmbeddingLoss(nn.Module):
@@ -111,6 +112,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _embed_sorted(
+    model: nn.Module,
     forwards: Iterator[nn.Module],
     features: dict[str, Any],
     mini_batch_size: int | None,
@@ -118,17 +120,73 @@ def _embed_sorted(
 ) -> Tensor:
     mask = features.get("attention_mask")
     budget = mini_batch_tokens or default_budget(features["input_ids"].device.type)
-    recompute = torch.is_grad_enabled() and bool(mini_batch_size or mini_batch_tokens)
 
-    def forward(rows: Tensor | None) -> Tensor:
-        output: Tensor = next(forwards)(take_rows(features, rows))["sentence_embedding"]
+    def embed(rows: Tensor | None, model: nn.Module) -> Tensor:
+        output: Tensor = model(take_rows(features, rows))["sentence_embedding"]
         return output
 
     if mask is None or "cu_seq_lens_q" in features:  # flattened: no padding to save
-        return forward(None)
-    chunks = list(row_chunks(mask, budget, mini_batch_size))
-    if recompute:
-        outputs = [checkpoint(forward, rows, use_reentrant=False) for rows in chunks]
-    else:
-        outputs = [forward(rows) for rows in chunks]
+        return embed(None, next(forwards))
+    chunks = row_chunks(mask, budget, mini_batch_size)
+    if torch.is_grad_enabled() and (mini_batch_size or mini_batch_tokens):
+        anchor = torch.empty(0, requires_grad=True)
+        vectors: Tensor = _GradCache.apply(anchor, embed, model, chunks, mask.device)
+        return vectors
+    outputs = [embed(rows, next(forwards)) for rows in chunks]
     return torch.cat(outputs)[torch.argsort(torch.cat(chunks))]
+
+
+class _GradCache(torch.autograd.Function):
+    """Embeds chunk by chunk without a graph; the backward pass makes each chunk's anew.
+
+    Both passes run the same random numbers and autocast. Between them nothing is kept but the
+    vectors; torch's checkpointing would keep every chunk's graph, if not its activations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        embed: Callable[[Tensor, nn.Module], Tensor],
+        model: nn.Module,
+        chunks: list[Tensor],
+        device: torch.device,
+    ) -> Tensor:
+        """The vectors of all rows; ``anchor`` makes autograd call the backward pass."""
+        kind = device.type
+        ctx.embed, ctx.model, ctx.chunks, ctx.device = embed, model, chunks, device
+        ctx.autocast = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        # One tensor for all: small ones, kept between large ones that come and go, would hold the
+        # memory of those.
+        ctx.random = torch.empty(len(chunks), len(torch.get_rng_state()), dtype=torch.uint8)
+        ctx.device_random = []
+        vectors: Tensor | None = None
+        for number, rows in enumerate(chunks):
+            ctx.random[number] = torch.get_rng_state()
+            ctx.device_random.append(get_device_states(torch.empty(0, device=device)))
+            found = embed(rows, unwrapped(model))
+            if vectors is None:
+                count = sum(map(len, chunks))
+                vectors = torch.empty(count, found.shape[1], dtype=found.dtype, device=device)
+            vectors[rows] = found
+        assert vectors is not None
+        return vectors
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """The gradients of all rows, into the model's parameters."""
+        dtype, enabled = ctx.autocast
+        for number, rows in enumerate(ctx.chunks):
+            ids, states = ctx.device_random[number]
+            # Gradients gather in the model; DDP, readied by its forward, averages them at the end.
+            last = number == len(ctx.chunks) - 1
+            with (
+                torch.random.fork_rng(ids, device_type=ctx.device.type),
+                torch.enable_grad(),
+                torch.autocast(ctx.device.type, dtype, enabled),
+            ):
+                torch.set_rng_state(ctx.random[number].clone())
+                set_device_states(ids, states, device_type=ctx.device.type)
+                found = ctx.embed(rows, ctx.model if last else unwrapped(ctx.model))
+            torch.autograd.backward(found, gradient[rows])
+        return None, None, None, None, None
