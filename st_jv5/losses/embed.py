@@ -49,14 +49,12 @@ def embed_columns(
     # DDP readies itself for a backward pass, and syncs buffers, in its own forward: one per batch,
     # since processes may have different numbers of chunks. The others go past it.
     forwards = chain([model], repeat(unwrapped(model)))
-    # The host's merge pads on the right, so left-padded columns stay apart.
-    merged = None
-    if len(columns) > 1 and not any(map(is_left_padded, columns)):
-        merged = merge_feature_batches(columns)
-    if merged is not None:
-        together = _embed_sorted(model, forwards, merged, mini_batch_size, mini_batch_tokens)
-        return list(together.chunk(len(columns)))
-    return [_embed_sorted(model, forwards, c, mini_batch_size, mini_batch_tokens) for c in columns]
+    groups = [columns] if _may_share_a_forward(columns) else [[column] for column in columns]
+    return [
+        vectors
+        for group in groups
+        for vectors in _embed_sorted(model, forwards, group, mini_batch_size, mini_batch_tokens)
+    ]
 
 
 class EmbeddingLoss(nn.Module):
@@ -111,29 +109,44 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def _may_share_a_forward(columns: list[dict[str, Any]]) -> bool:
+    if any(_is_flat(column) or is_left_padded(column) for column in columns):
+        return False  # rows are joined with padding on the right
+    if len({len(column["attention_mask"]) for column in columns}) > 1:
+        return False
+    first = torch.zeros(1, dtype=torch.long, device=columns[0]["attention_mask"].device)
+    return merge_feature_batches([take_rows([column], first) for column in columns]) is not None
+
+
+def _is_flat(features: dict[str, Any]) -> bool:
+    return "attention_mask" not in features or "cu_seq_lens_q" in features
+
+
 def _embed_sorted(
     model: nn.Module,
     forwards: Iterator[nn.Module],
-    features: dict[str, Any],
+    columns: list[dict[str, Any]],
     mini_batch_size: int | None,
     mini_batch_tokens: int | None,
-) -> Tensor:
-    mask = features.get("attention_mask")
-    budget = mini_batch_tokens or default_budget(features["input_ids"].device.type)
+) -> list[Tensor]:
+    if _is_flat(columns[0]):  # for flash attention: no padding to save
+        return [next(forwards)(dict(column))["sentence_embedding"] for column in columns]
+    lengths = torch.cat([column["attention_mask"].sum(dim=1) for column in columns])
+    budget = mini_batch_tokens or default_budget(lengths.device.type)
+    chunks = row_chunks(lengths, budget, mini_batch_size)
 
-    def embed(rows: Tensor | None, model: nn.Module) -> Tensor:
-        output: Tensor = model(take_rows(features, rows))["sentence_embedding"]
+    def embed(rows: Tensor, model: nn.Module) -> Tensor:
+        output: Tensor = model(take_rows(columns, rows))["sentence_embedding"]
         return output
 
-    if mask is None or "cu_seq_lens_q" in features:  # flattened: no padding to save
-        return embed(None, next(forwards))
-    chunks = row_chunks(mask, budget, mini_batch_size)
+    together: Tensor
     if torch.is_grad_enabled() and (mini_batch_size or mini_batch_tokens):
         anchor = torch.empty(0, requires_grad=True)
-        vectors: Tensor = _GradCache.apply(anchor, embed, model, chunks, mask.device)
-        return vectors
-    outputs = [embed(rows, next(forwards)) for rows in chunks]
-    return torch.cat(outputs)[torch.argsort(torch.cat(chunks))]
+        together = _GradCache.apply(anchor, embed, model, chunks, lengths.device)
+    else:
+        outputs = [embed(rows, next(forwards)) for rows in chunks]
+        together = torch.cat(outputs)[torch.argsort(torch.cat(chunks))]
+    return list(together.chunk(len(columns)))
 
 
 class _GradCache(torch.autograd.Function):

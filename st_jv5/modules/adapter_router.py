@@ -30,6 +30,9 @@ SETTINGS_FILE = "st_jv5.json"
 FORMAT = 1
 REQUIREMENT = ">=0.1,<1"
 
+TOKENISED_TOGETHER = 512
+"""Texts of one call of the tokenizer, whose own record of a text is many times its tokens."""
+
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 """Pinned, so that a tokenizer with a chat template does not turn texts into chats."""
 
@@ -122,10 +125,34 @@ class AdapterRouter(Transformer):
                 raise ValueError(f"texts must be str, but text {index} of the batch is {text!r}")
         if task is not None:
             prompt = self._prompt(task, prompt)
-        with self._tokenizer_lock:  # a fast tokenizer keeps its truncation in shared state
-            features: dict[str, Any] = super().preprocess(list(inputs), prompt=prompt, **kwargs)
+        inputs = list(inputs)
+        blocks: list[dict[str, Any]] = []
+        for begin in range(0, max(1, len(inputs)), TOKENISED_TOGETHER):
+            block = inputs[begin : begin + TOKENISED_TOGETHER]
+            with self._tokenizer_lock:  # a fast tokenizer keeps its truncation in shared state
+                blocks.append(super().preprocess(block, prompt=prompt, **kwargs))
+        features = blocks[0] if len(blocks) == 1 else self._joined(blocks)
         features.pop("prompt_length", None)  # only pooling without the prompt would read it
         return features
+
+    def _joined(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+        left = self.tokenizer.padding_side == "left"
+        padding = {"input_ids": self.tokenizer.pad_token_id}
+
+        def join(key: str) -> Any:
+            values = [block[key] for block in blocks]
+            if not isinstance(values[0], Tensor):
+                return values[0]
+            width = max(value.shape[1] for value in values)
+            missing = [width - value.shape[1] for value in values]
+            return torch.cat(
+                [
+                    nn.functional.pad(v, (m, 0) if left else (0, m), value=padding.get(key, 0))
+                    for v, m in zip(values, missing, strict=True)
+                ]
+            )
+
+        return {key: join(key) for key in blocks[0]}
 
     def _prompt(self, task: str, prompt: str | None) -> str | None:
         if task in PROMPTS:
