@@ -4,7 +4,8 @@
 
 train: one step (forward, loss, backward) of the retrieval composition at six Matryoshka dims on
 wikipedia rows, against stock losses (eval/baselines.py) and against the bare forward and backward
-at the same chunks; then the peak memory of a step under GradCache by batch size.
+at the same chunks; then the peak memory under GradCache by batch size, each size in a process of
+its own that trains on the same 4096 rows.
 
     stock_separate   time of stock losses, each with its own forward / ours
     stock_shared     time of stock losses on one forward shared by hand / ours
@@ -47,8 +48,6 @@ TEACHER_DIM = 768
 DIMS = (384, 256, 128, 96, 64, 32)
 MEMORY_BATCHES = (256, 1024, 4096)
 
-Batch = tuple[list[dict[str, Any]], Tensor, Tensor]
-
 
 def new_model(task: str, layers: int, max_tokens: int) -> SentenceTransformer:
     """MiniLM with some of its layers; a task other than base trains a fresh adapter on it."""
@@ -61,24 +60,28 @@ def new_model(task: str, layers: int, max_tokens: int) -> SentenceTransformer:
     return model.train()
 
 
-def wikipedia_batch(
-    model: SentenceTransformer, store: st_jv5.TeacherStore, size: int, seed: int
-) -> Batch:
-    """Descriptions and extracts: features, rows of the teacher store, and their vectors."""
-    pairs = random.Random(seed).sample(
-        [row for row in rows("wikipedia", "train") if row["description"]], size
-    )
-    columns = [[row[key] for row in pairs] for key in ("description", "extract")]
+def wikipedia_pairs(size: int, seed: int) -> list[tuple[str, str]]:
+    """Descriptions and extracts."""
+    found = [row for row in rows("wikipedia", "train") if row["description"]]
+    chosen = random.Random(seed).sample(found, size)
+    return [(row["description"], row["extract"]) for row in chosen]
+
+
+def batch_of(
+    model: SentenceTransformer, store: st_jv5.TeacherStore, pairs: list[tuple[str, str]]
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Features of the two columns, and rows of the teacher store, which learns the new ones."""
+    columns = [list(column) for column in zip(*pairs, strict=True)]
     texts = [text for column in columns for text in column]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     store.add(texts, torch.randn(len(texts), TEACHER_DIM, generator=generator))
-    found = torch.from_numpy(store.rows(texts)).reshape(2, size).T
+    labels = torch.from_numpy(store.rows(texts)).reshape(2, len(pairs)).T
     features = [
         model.preprocess(column, prompt=prompt)
         for column, prompt in zip(columns, ("Query: ", "Document: "), strict=True)
     ]
     features = [{k: _to(v, model.device) for k, v in column.items()} for column in features]
-    return features, found, store.gather(found).float().to(model.device)
+    return features, labels
 
 
 def _to(value: Any, device: torch.device) -> Any:
@@ -123,7 +126,8 @@ def compare(
         }
         seconds: dict[str, list[float]] = {key: [] for key in ("ours", *stock, "bare")}
         for number in tqdm(range(rounds + 1), desc="rounds", unit="round"):
-            columns, found, vectors = wikipedia_batch(model, store, batch_size, seed=number)
+            columns, found = batch_of(model, store, wikipedia_pairs(batch_size, seed=number))
+            vectors = store.gather(found).float().to(model.device)
             gradient = torch.randn(batch_size, DIMS[0], device=model.device)
             ways: dict[str, Callable[[], Tensor]] = {
                 "ours": partial(_summed, loss, columns, found),
@@ -173,26 +177,29 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def peak_memory(batch_size: int, args: argparse.Namespace) -> int:
-    """Peak bytes (VmHWM) of a fresh process that does one step under GradCache."""
+    """Peak bytes (VmHWM) of a fresh process that trains on the same rows in batches of one size."""
     command = [sys.executable, __file__, "peak", "--batch-size", str(batch_size)]
     for name in ("task", "layers", "max_tokens"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"the step of batch {batch_size} failed:\n{done.stderr}")
+        raise SystemExit(f"the steps of batch {batch_size} failed:\n{done.stderr}")
     return int(done.stdout.split()[-1])
 
 
-def one_cached_step(args: argparse.Namespace) -> None:
-    """The child: one step, then its own peak."""
+def cached_steps(args: argparse.Namespace) -> None:
+    """The child: as many rows for every batch size, then its own peak."""
     model = new_model(args.task, args.layers, args.max_tokens)
+    pairs = wikipedia_pairs(MEMORY_BATCHES[-1], seed=0)
     with tempfile.TemporaryDirectory() as folder:
         store = new_store(folder)
         loss = st_jv5.retrieval_loss(
             model, TEACHER_DIM, dims=DIMS, store=store, mini_batch_tokens=2048
         )
-        columns, found = wikipedia_batch(model, store, args.batch_size, seed=0)[:2]
-        _summed(loss, columns, found).backward()
+        for begin in range(0, len(pairs), args.batch_size):
+            model.zero_grad()
+            columns, found = batch_of(model, store, pairs[begin : begin + args.batch_size])
+            _summed(loss, columns, found).backward()
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
     print(int(line.split()[1]) * 1024)
@@ -211,7 +218,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     result = ratios(seconds)
     if args.memory:
         peaks = {size: peak_memory(size, args) for size in MEMORY_BATCHES}
-        print("\npeak memory of one step under GradCache:")
+        print(f"\npeak memory of {MEMORY_BATCHES[-1]} rows under GradCache:")
         for size, peak in peaks.items():
             print(f"  batch {size:5d}   {peak / 2**20:7.0f} MiB")
         result["memory_growth"] = round(peaks[MEMORY_BATCHES[-1]] / peaks[MEMORY_BATCHES[0]] - 1, 4)
@@ -223,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["train", "peak"], help="peak: one step of train's memory")
+    parser.add_argument("what", choices=["train", "peak"], help="peak: one child of train")
     parser.add_argument("--task", default="base", help="base, or an adapter such as retrieval")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3, help="of MiniLM's six")
@@ -235,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be positive")
     if args.what == "peak":
-        one_cached_step(args)
+        cached_steps(args)
     else:
         print(json.dumps(train(args)))
 
