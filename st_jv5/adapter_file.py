@@ -58,11 +58,22 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
-        """Read a folder; errors name the file that is missing or does not fit."""
+        """Read a folder, or the one adapter of a checkpoint.
+
+        Raises:
+            FileNotFoundError: Names the file that is missing.
+            ValueError: A file does not fit, or a checkpoint holds several adapters.
+        """
+        folder = Path(folder)
+        within = sorted(path.parent for path in folder.glob(f"adapters/*/{CONFIG_FILE}"))
+        if within and not (folder / CONFIG_FILE).exists():
+            if len(within) > 1:
+                raise ValueError(f"{folder} holds several adapters; name one of {within}")
+            folder = within[0]
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (Path(folder) / name).is_file():
+            if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}")
-        return cls.from_files(Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE)
+        return cls.from_files(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
     @classmethod
     def from_files(cls, config_path: str | Path, weights_path: str | Path) -> Adapter:

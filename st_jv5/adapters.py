@@ -199,7 +199,8 @@ def average_adapters(
     """Average adapters of one base, such as two checkpoints of a run.
 
     Args:
-        folders: Adapter folders, each of one task, base, rank and alpha.
+        folders: Adapter folders, or checkpoints that hold one adapter each; all of one task, base,
+            rank and alpha.
         weights: One each, scaled to sum 1; None weighs all alike.
         method: ``"product"`` averages the updates B·A and factors the mean back to the rank by
             SVD: the closest adapter to the mean. ``"factors"`` averages A and B each for itself:

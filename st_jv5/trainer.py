@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
             args = SentenceTransformerTrainingArguments(output_dir="tmp_trainer")
         if isinstance(train_dataset, dict):
             _check_names(train_dataset, tasks, max_tokens, args)
+            # The host writes each one's name into it: one data set under two names needs copies.
+            train_dataset = DatasetDict({name: copy(data) for name, data in train_dataset.items()})
         elif not isinstance(tasks, str) or isinstance(max_tokens, Mapping):
             raise ValueError("tasks or max_tokens by data set need a DatasetDict to train on")
         if max_tokens is not None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -29,6 +30,7 @@ from transformers import (
 
 import st_jv5
 from st_jv5.tasks import TASKS
+from st_jv5.teacher import TeacherStore
 from training.corpora import rows
 
 ARCHITECTURES = ("bert", "mpnet", "qwen3", "eurobert")
@@ -155,3 +157,47 @@ def saved(model: SentenceTransformer, tmp_path: Path) -> str:
     """Folder of a saved model with four adapters."""
     model.save_pretrained(str(tmp_path / "saved"))
     return str(tmp_path / "saved")
+
+
+# ------------------------------------------------------------------------------------- training
+
+TEACHER_DIM = 12
+
+
+def arguments(folder: Path, **settings) -> SentenceTransformerTrainingArguments:
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        **{
+            "max_steps": 6,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **settings,
+        },
+    )
+
+
+@pytest.fixture
+def store(texts, tmp_path) -> TeacherStore:
+    store = TeacherStore.open(tmp_path / "store", create=True).space("big", dim=TEACHER_DIM)
+    store.add(texts, torch.randn(len(texts), TEACHER_DIM))
+    return store
+
+
+@pytest.fixture
+def pairs(texts, store) -> Dataset:
+    query, positive = texts[:20], texts[20:40]
+    rows = [[int(a), int(b)] for a, b in zip(store.rows(query), store.rows(positive), strict=True)]
+    negative = texts[40:60]
+    return Dataset.from_dict(
+        {"query": query, "positive": positive, "negative_1": negative, "label": rows}
+    )
+
+
+def trainable(model: SentenceTransformer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -28,13 +28,17 @@ def distill(columns, teachers, weight, bias, placement="student_up"):
     return total
 
 
-def info_nce(queries, documents, temperature):
-    """Eq. 2: the positive of query i is document i."""
+def info_nce(queries, documents, temperature, left_out=frozenset()):
+    """Eq. 2: the positive of query i is document i; pairs (i, j) may be left out."""
     total = 0.0
     for i, q in enumerate(queries):
-        scores = [float(np.dot(q, d)) / temperature for d in documents]
-        top = max(scores)
-        total += top + math.log(sum(math.exp(s - top) for s in scores)) - scores[i]
+        scores = {
+            j: float(np.dot(q, d)) / temperature
+            for j, d in enumerate(documents)
+            if i == j or (i, j) not in left_out
+        }
+        top = max(scores.values())
+        total += top + math.log(sum(math.exp(s - top) for s in scores.values())) - scores[i]
     return total / len(queries)
 
 

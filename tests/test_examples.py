@@ -15,7 +15,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
 import st_jv5
-from st_jv5 import functional, hub, losses, tasks, trainer
+from st_jv5 import cli, functional, hub, losses, tasks, trainer
 from st_jv5.evaluation import MTEBEncoder
 from tests.conftest import MINILM, real_texts, with_adapters
 
@@ -25,6 +25,7 @@ EXTRA = [
     functional.cosent,
     functional.relational_distance,
     hub.model_card,
+    cli.main,
     MTEBEncoder,
     trainer.trainer_prompts,
     __import__("st_jv5.tasks", fromlist=["column_prompts"]).column_prompts
@@ -65,6 +66,8 @@ def world(tmp_path, backbones) -> dict[str, object]:
         "teacher": SentenceTransformer(MINILM),
         "folder": str(tmp_path / "store"),
         "task_folder": str(tmp_path / "task"),
+        "averaged_folder": str(tmp_path / "averaged"),
+        "main": cli.main,
         "saved_folder": str(tmp_path / "saved"),
         "student": student,
         "model": model,

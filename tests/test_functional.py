@@ -99,6 +99,47 @@ def test_two_scored_pairs_give_cosent_softplus():
     assert found.item() == pytest.approx(math.log1p(math.exp(0.5 / 0.05)), rel=1e-6)
 
 
+# -------------------------------------------------------------------------------------- chunks
+
+FORMULAS = {
+    "gor": lambda x, y: F.mean_squared_offdiagonal(x),
+    "info_nce": lambda x, y: F.info_nce(x, y, 0.3),
+    "masked": lambda x, y: F.info_nce(x, y, 0.3, torch.arange(49).reshape(7, 7) % 3 == 0),
+    "cosent": lambda x, y: F.cosent((x * y).sum(1), torch.tensor([2, 1, 1, 0, 3, 2, 5]), 0.3),
+    "relational": lambda x, y: F.relational_distance(x, y),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("elements", [1, 14, 20])
+def test_a_score_matrix_in_chunks_gives_the_same_value_and_gradient(monkeypatch, name, elements):
+    x, y = unit(7, 5, 0).requires_grad_(), unit(7, 5, 1)
+    whole = FORMULAS[name](x, y)
+    (expected,) = torch.autograd.grad(whole, x)
+    monkeypatch.setattr(F, "CHUNK_ELEMENTS", elements)
+    found = FORMULAS[name](x, y)
+    (gradient,) = torch.autograd.grad(found, x)
+    assert found.item() == pytest.approx(whole.item(), abs=1e-12)
+    assert torch.allclose(gradient, expected, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda rows: FORMULAS[name](rows, y), (x,))
+
+
+def test_negatives_that_are_left_out_do_not_count():
+    q, d = unit(3, 5, 0), unit(8, 5, 1)
+    kept = torch.tensor([0, 1, 2, 5])
+    excluded = torch.ones(3, 8, dtype=torch.bool)
+    excluded[:, kept] = False
+    excluded[:, :3] |= torch.eye(3, dtype=torch.bool)  # a positive counts all the same
+    assert torch.allclose(F.info_nce(q, d, 0.1, excluded), F.info_nce(q, d[kept], 0.1))
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(9, 4), (4, 9)])
+def test_either_gram_matrix_gives_the_offdiagonal(rows, dim):
+    x = unit(rows, dim, 3)
+    expected = reference.gor([array(x)])
+    assert F.mean_squared_offdiagonal(x).item() == pytest.approx(expected, abs=1e-12)
+
+
 # ---------------------------------------------------------------------------------- invariances
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 import st_jv5
 from st_jv5.tasks import TASKS
+from tests.conftest import arguments
 
 LINEARS = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
 
@@ -64,6 +67,34 @@ def test_vectors_equal_auto_model_and_peft(published, texts, tmp_path):
     again = SentenceTransformer(str(tmp_path / "ours"))
     found = again.encode(texts, task="clustering")
     assert np.array_equal(found, model.encode(texts, task="clustering"))
+
+
+@pytest.mark.parametrize("task", ["retrieval", "legal"])
+def test_fine_tuning_one_adapter_leaves_the_bits_of_all_else(published, texts, tmp_path, task):
+    model = st_jv5.load_jina_v5(published[1])
+    if task not in st_jv5.tasks(model):
+        st_jv5.add_task(model, task, rank=4)
+    st_jv5.train_task(model, task)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pairs = Dataset.from_dict({"query": texts[:16], "positive": texts[16:32]})
+    SentenceTransformerTrainer(
+        model=model,
+        args=arguments(
+            tmp_path / "run",
+            prompts=st_jv5.trainer_prompts(model, task, pairs),
+            save_strategy="no",
+        ),
+        train_dataset=pairs,
+        loss=MultipleNegativesRankingLoss(model),
+    ).train()
+    model.save_pretrained(str(tmp_path / "tuned"))
+    tuned = SentenceTransformer(str(tmp_path / "tuned"))
+    assert st_jv5.tasks(tuned) == list(dict.fromkeys([*TASKS, task]))
+    after = tuned.state_dict()
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert moved == {name for name in before if f".{task}." in name}
+    found = tuned.encode(texts, task=task)
+    assert np.array_equal(found, model.encode(texts, task=task))
 
 
 def test_what_cannot_be_read_is_named(published):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -11,7 +9,6 @@ from safetensors.torch import load_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
@@ -19,49 +16,7 @@ from transformers import TrainerCallback
 
 import st_jv5
 from st_jv5.losses import retrieval_loss, text_matching_loss
-from st_jv5.teacher import TeacherStore
-from tests.conftest import with_adapters
-
-TEACHER_DIM = 12
-
-
-def arguments(folder: Path, **settings) -> SentenceTransformerTrainingArguments:
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(folder),
-        **{
-            "max_steps": 6,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": 3,
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            **settings,
-        },
-    )
-
-
-@pytest.fixture
-def store(texts, tmp_path) -> TeacherStore:
-    store = TeacherStore.open(tmp_path / "store", create=True).space("big", dim=TEACHER_DIM)
-    store.add(texts, torch.randn(len(texts), TEACHER_DIM))
-    return store
-
-
-@pytest.fixture
-def pairs(texts, store) -> Dataset:
-    query, positive = texts[:20], texts[20:40]
-    rows = [[int(a), int(b)] for a, b in zip(store.rows(query), store.rows(positive), strict=True)]
-    negative = texts[40:60]
-    return Dataset.from_dict(
-        {"query": query, "positive": positive, "negative_1": negative, "label": rows}
-    )
-
-
-def trainable(model: SentenceTransformer) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+from tests.conftest import TEACHER_DIM, arguments, trainable, with_adapters
 
 
 def test_prompts_come_from_the_task_table(model, pairs, tmp_path):
@@ -209,24 +164,6 @@ def test_trap_4_matryoshka_of_ours_takes_a_projected_distillation(model, pairs, 
     stock = MatryoshkaLoss(model, retrieval_loss(model, TEACHER_DIM, store=store), [48, 8])
     with pytest.raises((TypeError, RuntimeError, ValueError)):
         stock([dict(c) for c in columns], labels)
-
-
-def test_the_weighted_sampler_draws_by_weight_and_depends_on_the_seed_alone(texts):
-    def order(seed: int) -> list[list[int]]:
-        sets = [Dataset.from_dict({"text": texts[:32]}), Dataset.from_dict({"text": texts[32:]})]
-        from torch.utils.data import BatchSampler, ConcatDataset, SequentialSampler
-
-        samplers = [BatchSampler(SequentialSampler(s), 4, drop_last=True) for s in sets]
-        sampler = st_jv5.weighted({"a": 1, "b": 7})(
-            ConcatDataset(sets), batch_samplers=samplers, generator=torch.Generator(), seed=seed
-        )
-        return list(sampler)
-
-    assert order(0) == order(0) != order(1)
-    share = [sum(batch[0] >= 32 for batch in order(seed)) / 16 for seed in range(40)]
-    assert 0.8 < sum(share) / 40 < 0.95
-    with pytest.raises(ValueError, match="weight above 0"):
-        st_jv5.weighted({"a": 0})
 
 
 def test_trap_25_the_best_checkpoint_is_loaded_by_its_weights(model, pairs, store, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from st_jv5.losses import Schedule
 from st_jv5.tasks import TASKS
 
 T = TypeVar("T")
@@ -101,6 +102,12 @@ class Phase:
     """Optimizer steps."""
     batch_size: int = 64
     """Rows per step."""
+    batch_sizes: dict[str, int] = field(default_factory=dict)
+    """Data set -> rows per step, where they differ."""
+    max_tokens: dict[str, int] = field(default_factory=dict)
+    """Data set -> where its texts are cut, where that differs from ``student.max_tokens``."""
+    temperature: float = 1.0
+    """Draw with probabilities as the weights of ``data`` to the power of 1/temperature."""
     learning_rate: float = 1.0e-4
     """Peak; linear to 0 after the warm-up."""
     warmup_steps: int = 0
@@ -113,8 +120,9 @@ class Phase:
     """One per Matryoshka dim; empty: all alike."""
     checkpoint_steps: int = 500
     """A checkpoint every so many steps; an interrupted phase goes on from the last."""
-    loss: dict[str, float | bool] = field(default_factory=dict)
-    """Overrides of the task's loss, such as ``temperature: 0.05``."""
+    loss: dict[str, float | bool | Schedule] = field(default_factory=dict)
+    """Overrides of the task's loss, such as ``temperature: 0.05``; a weight may move over the
+    steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,14 @@ def check(recipe: Recipe) -> None:
                 raise RecipeError(f"{path}.data.{name}: the weight must be above 0, not {weight}")
         if not phase.data:
             raise RecipeError(f"{path}.data names no data set")
-        for setting in ("steps", "batch_size", "learning_rate", "checkpoint_steps"):
+        for setting in ("batch_sizes", "max_tokens"):
+            for name, number in getattr(phase, setting).items():
+                if name not in phase.data:
+                    raise RecipeError(f"{path}.{setting}: {path}.data has no {name!r}")
+                if number < 1:
+                    raise RecipeError(f"{path}.{setting}.{name} must be above 0, not {number}")
+        settings = ("steps", "batch_size", "learning_rate", "checkpoint_steps", "temperature")
+        for setting in settings:
             if getattr(phase, setting) <= 0:
                 raise RecipeError(
                     f"{path}.{setting} must be above 0, not {getattr(phase, setting)}"
@@ -262,7 +277,11 @@ def build(kind: type[T], tree: Any, path: str) -> T:
         )
         if required and name not in tree:
             raise RecipeError(f"{_join(path, name)} is missing")
-    return kind(**{key: _value(hints[key], value, _join(path, key)) for key, value in tree.items()})
+    values = {key: _value(hints[key], value, _join(path, key)) for key, value in tree.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
 
 
 def _join(path: str, key: object) -> str:
@@ -275,6 +294,8 @@ def _value(kind: Any, value: Any, path: str) -> Any:
         return build(typing.cast("type[Any]", kind), value, path)
     if origin in (typing.Union, types.UnionType):
         for option in args:
+            if dataclasses.is_dataclass(option) and isinstance(value, dict):
+                return _value(option, value, path)
             try:
                 return _value(option, value, path)
             except RecipeError:

@@ -10,7 +10,6 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
-from transformers.trainer_utils import get_last_checkpoint
 
 from st_jv5.files import write_json
 from st_jv5.losses import (
@@ -22,7 +21,7 @@ from st_jv5.losses import (
 )
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
-from st_jv5.trainer import AdapterTrainer
+from st_jv5.trainer import AdapterTrainer, last_checkpoint
 from training.config import Phase
 from training.context import Run
 from training.data import training_set
@@ -58,7 +57,7 @@ def train(
         bf16=run.bfloat16,
         use_cpu=run.device == "cpu",
         batch_sampler=BatchSamplers.NO_DUPLICATES,
-        multi_dataset_batch_sampler=weighted(phase.data),
+        multi_dataset_batch_sampler=weighted(phase.data, phase.temperature, phase.batch_sizes),
         dataloader_drop_last=True,
         logging_steps=max(1, phase.steps // 20),
         save_strategy="steps",
@@ -67,10 +66,16 @@ def train(
         report_to=list(run.report_to),
         seed=seed,
     )
-    trainer = AdapterTrainer(student, args, tasks=task, train_dataset=DatasetDict(sets), loss=loss)
+    trainer = AdapterTrainer(
+        student,
+        args,
+        tasks=task,
+        train_dataset=DatasetDict(sets),
+        max_tokens=phase.max_tokens or None,
+        loss=loss,
+    )
     started = time.time()
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     write_json(
         checkpoints.parent / "log.json",
         {"seconds": round(time.time() - started, 1), "history": trainer.state.log_history},

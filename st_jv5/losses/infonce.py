@@ -37,7 +37,8 @@ class InfoNCELoss(EmbeddingLoss):
         false_negative_margin: Leave out negatives that the teacher finds nearer to the query than
             its positive by more than this margin of cosine, such as 0.1; a negative without a
             teacher vector stays in. None, the paper's: all stay in.
-        mask_equal_texts: Leave out negatives whose tokens are those of the query or its positive.
+        mask_equal_texts: Leave out negatives whose tokens are those of the query or its positive;
+            prompts count, so a query that has another prompt than the documents equals none.
         store: The teacher store that int labels are rows of, for the margin.
 
     Inputs:

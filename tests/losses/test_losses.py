@@ -29,30 +29,7 @@ from st_jv5.projection import Projection
 from st_jv5.teacher import TeacherStore
 from tests import reference
 from tests.conftest import with_adapters
-
-DIM, TEACHER_DIM, BATCH = 48, 20, 5
-
-
-def unit(rows: int, dim: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1)
-
-
-@pytest.fixture
-def columns() -> list[torch.Tensor]:
-    """Query, positive and two negatives: unit rows in float64."""
-    return [unit(BATCH, DIM, seed).requires_grad_() for seed in range(4)]
-
-
-@pytest.fixture
-def teachers() -> torch.Tensor:
-    """(B, 2, E)"""
-    return torch.stack([unit(BATCH, TEACHER_DIM, 10), unit(BATCH, TEACHER_DIM, 11)], dim=1)
-
-
-@pytest.fixture
-def student(student: SentenceTransformer) -> SentenceTransformer:
-    return student.double()
+from tests.losses.conftest import BATCH, DIM, TEACHER_DIM, array, unit
 
 
 def random_projection(placement: str) -> Projection:
@@ -61,10 +38,6 @@ def random_projection(placement: str) -> Projection:
     torch.nn.init.normal_(projection.linear.weight)
     torch.nn.init.normal_(projection.linear.bias, std=0.1)
     return projection
-
-
-def array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
 
 
 def features_of(model: SentenceTransformer, *columns: list[str]) -> list[dict[str, torch.Tensor]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from st_jv5 import Schedule
 from training.config import RecipeError, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
@@ -26,6 +27,12 @@ def test_settings_on_the_command_line_win():
     assert recipe.adapters["retrieval"].loss == {"temperature": 0.1}
 
 
+def test_a_weight_may_move_over_the_steps():
+    settings = "{gor_weight: {start: 0.0, end: 1.0, steps: 10}}"
+    recipe = load_recipe(DEMO, [f"adapters.retrieval.loss={settings}"])
+    assert recipe.adapters["retrieval"].loss == {"gor_weight": Schedule(0.0, 1.0, steps=10)}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -41,6 +48,17 @@ def test_settings_on_the_command_line_win():
         ("precision=int4", "precision must be one of auto, float32, bfloat16"),
         ("stage1.dim_weights=[1]", "dim_weights has 1 entries for 5"),
         ("data_sets.wordnet-lemmas.columns={text: gloss}", "must name positive, query"),
+        ("stage1.batch_sizes={nope: 8}", "stage1.batch_sizes: stage1.data has no 'nope'"),
+        ("stage1.max_tokens={wordnet-lemmas: 0}", "max_tokens.wordnet-lemmas must be above 0"),
+        ("stage1.temperature=0.0", "stage1.temperature must be above 0, not 0.0"),
+        (
+            "adapters.retrieval.loss={gor_weight: {start: 0.0, stop: 1.0}}",
+            r"unknown setting adapters.retrieval.loss.gor_weight.stop; did you mean",
+        ),
+        (
+            "adapters.retrieval.loss={gor_weight: {start: -1.0, end: 1.0, steps: 3}}",
+            "retrieval.loss.gor_weight: weights must be finite",
+        ),
         ("teacher.model=3", "teacher.model must be str, not 3"),
         ("stage1", "--set wants a.b=value"),
     ],

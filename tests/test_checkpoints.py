@@ -1,0 +1,369 @@
+"""What a checkpoint holds, which one a run resumes from, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from transformers import TrainerCallback
+
+import st_jv5
+from st_jv5.losses import GORLoss, InfoNCELoss, retrieval_loss
+from tests.conftest import MINILM, TEACHER_DIM, arguments, trainable
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_holds_the_adapter_and_not_the_base(model, pairs, store, tmp_path):
+    loss = retrieval_loss(model, TEACHER_DIM, store=store, learn_temperature=True)
+    trainer = st_jv5.AdapterTrainer(
+        model, arguments(tmp_path), tasks="retrieval", train_dataset=pairs, loss=loss
+    )
+    trainer.train()
+    found = files(tmp_path / "checkpoint-3")
+    assert found == {
+        "adapters/retrieval/adapter_config.json",
+        "adapters/retrieval/adapter_model.safetensors",
+        "projection.json",
+        "projection.safetensors",
+        "loss.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "training_args.bin",
+    }
+    stored = load_file(tmp_path / "checkpoint-6" / "loss.safetensors")
+    assert stored == {"losses.infonce.log_temperature": loss.losses["infonce"].log_temperature}
+    assert stored["losses.infonce.log_temperature"].exp() != pytest.approx(0.02, abs=1e-4)
+    taken = st_jv5.Adapter.load(tmp_path / "checkpoint-6")  # the one adapter of a checkpoint
+    assert taken.base_sha256 == model[0].base_sha256()
+
+
+@pytest.mark.parametrize("train_projection", [True, False])
+def test_an_adapters_checkpoint_is_under_four_times_its_weights(texts, tmp_path, train_projection):
+    model = st_jv5.new_student(MINILM, layers=3)
+    st_jv5.add_task(model, "retrieval")
+    rows = Dataset.from_dict(
+        {"query": texts[:8], "positive": texts[8:16], "label": torch.randn(8, 2, 768).tolist()}
+    )
+    loss = retrieval_loss(model, 768, dims=(64, 384), train_projection=train_projection)
+    args = arguments(tmp_path, max_steps=2, save_steps=2, max_grad_norm=1.0)
+    trainer = st_jv5.AdapterTrainer(model, args, tasks="retrieval", train_dataset=rows, loss=loss)
+    trainer.train()
+    folder = tmp_path / "checkpoint-2"
+    whole = sum((folder / name).stat().st_size for name in files(folder))
+    weights = sum((folder / name).stat().st_size for name in files(folder) if "safetensors" in name)
+    adapter = (folder / "adapters" / "retrieval" / "adapter_model.safetensors").stat().st_size
+    assert (
+        weights == adapter + train_projection * (folder / "projection.safetensors").stat().st_size
+    )
+    assert whole < 4 * weights, f"{whole} bytes for {weights}"
+
+
+def test_save_model_writes_the_whole_model_and_the_base_only_once_a_run(
+    model,
+    pairs,
+    store,
+    tmp_path,
+):
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        arguments(tmp_path / "run"),
+        tasks="retrieval",
+        train_dataset=pairs,
+        loss=retrieval_loss(model, TEACHER_DIM, store=store),
+    )
+    trainer.train()
+    assert not [
+        name
+        for name in files(tmp_path / "run")
+        if name.endswith("model.safetensors") and "adapter" not in name
+    ]
+    trainer.save_model(str(tmp_path / "whole"))
+    loaded = trainable(SentenceTransformer(str(tmp_path / "whole")))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trainable(model).items())
+
+
+# ------------------------------------------------------------------------------------- resuming
+
+
+def trained(model, pairs, folder, **settings) -> st_jv5.AdapterTrainer:
+    return st_jv5.AdapterTrainer(
+        model,
+        arguments(folder, **settings),
+        tasks="retrieval",
+        train_dataset=pairs,
+        loss=InfoNCELoss(model),
+    )
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+def test_a_checkpoint_that_was_cut_by_a_kill_is_passed_over(model, pairs, tmp_path, harm):
+    assert st_jv5.last_checkpoint(tmp_path) is None
+    trained(model, pairs, tmp_path).train()
+    state = tmp_path / "checkpoint-6" / "trainer_state.json"
+    assert st_jv5.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    whole = state.read_text()
+    state.unlink() if harm == "missing" else state.write_text(whole[:50])
+    assert st_jv5.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    again = trained(model, pairs, tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint-6 is no whole checkpoint"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    again.train(resume_from_checkpoint=True)
+    assert json.loads(state.read_text())["global_step"] == 6
+
+
+def test_resuming_without_a_checkpoint_says_so(model, pairs, tmp_path):
+    with pytest.raises(ValueError, match="has no whole checkpoint to resume from"):
+        trained(model, pairs, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_another_base_or_loss_is_refused(model, pairs, tmp_path):
+    trained(model, pairs, tmp_path).train()
+    again = trained(model, pairs, tmp_path)
+    with torch.no_grad():
+        next(iter(model[0].base_parameters())).flatten()[0] += 1
+    model[0]._base_sha256 = None
+    with pytest.raises(ValueError, match="trained on another base"):
+        again.train(resume_from_checkpoint=True)
+
+
+# ------------------------------------------------------------------------------ several adapters
+
+
+def test_several_adapters_train_at_once_each_on_its_data_sets(model, pairs, tmp_path):
+    rows = pairs.remove_columns(["label", "negative_1"])
+    sets = DatasetDict({"search": rows.select(range(12)), "topics": rows.select(range(8, 20))})
+    before = trainable(model)
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        arguments(
+            tmp_path,
+            max_steps=8,
+            save_steps=8,
+            multi_dataset_batch_sampler=st_jv5.weighted({"search": 1, "topics": 1}),
+        ),
+        tasks={"search": "retrieval", "topics": "clustering"},
+        train_dataset=sets,
+        loss={"search": InfoNCELoss(model), "topics": GORLoss(model)},
+    )
+    assert trainer.args.prompts["search"]["query"] == "Query: "
+    assert trainer.args.prompts["topics"]["query"] == "Document: "
+    trained_by: dict[str, set[str]] = {"search": set(), "topics": set()}
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            name = trainer._watched[-1].data_set
+            moving = [n for n, p in model.named_parameters() if p.grad is not None]
+            trained_by[name] |= {n.split(".")[-2] for n in moving}
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert trained_by == {"search": {"retrieval"}, "topics": {"clustering"}}
+    moved = {n for n, tensor in trainable(model).items() if not torch.equal(tensor, before[n])}
+    assert moved == {n for n in before if ".retrieval." in n or ".clustering." in n}
+    assert {p.name for p in (tmp_path / "checkpoint-8" / "adapters").iterdir()} == {
+        "retrieval",
+        "clustering",
+    }
+
+
+def test_one_data_set_under_two_names_has_both(model, pairs, tmp_path):
+    rows = pairs.remove_columns(["label", "negative_1"])
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        arguments(tmp_path),
+        tasks="retrieval",
+        train_dataset={"a": rows, "b": rows},
+        loss=InfoNCELoss(model),
+    )
+    names = {batch["dataset_name"] for batch in trainer.get_train_dataloader()}
+    assert names == {"a", "b"}
+    assert "dataset_name" not in rows[:1]  # the caller's is left as it was
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({"a": "retrieval"}, "the data set 'b' has none"),
+        ({"a": "retrieval", "b": "base"}, "base cannot be trained together"),
+        ({"a": "retrieval", "b": "retreival"}, "unknown task 'retreival'.*did you mean"),
+        ({"a": "retrieval", "b": "clustering", "c": "clustering"}, "unknown data set 'c'"),
+    ],
+)
+def test_tasks_that_cannot_be_trained_together_are_refused(model, texts, tmp_path, tasks, message):
+    sets = {name: Dataset.from_dict({"query": texts[:8]}) for name in ("a", "b")}
+    with pytest.raises(ValueError, match=message):
+        st_jv5.AdapterTrainer(
+            model, arguments(tmp_path), tasks=tasks, train_dataset=sets, loss=GORLoss(model)
+        )
+
+
+# ------------------------------------------------------------------------------------ schedules
+
+
+def test_a_schedule_follows_the_trainers_step_and_a_plain_trainer_refuses_it(
+    model,
+    pairs,
+    tmp_path,
+):
+    def loss() -> st_jv5.CompositeLoss:
+        weight = st_jv5.Schedule(1.0, 0.0, steps=4, begin=1)
+        return st_jv5.CompositeLoss(
+            model, {"gor": (GORLoss(model), weight), "infonce": (InfoNCELoss(model), 1.0)}
+        )
+
+    seen: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            seen.append(composite.weight_at_step("gor"))
+
+    composite = loss()
+    args = arguments(tmp_path, gradient_accumulation_steps=2)
+    trainer = st_jv5.AdapterTrainer(
+        model, args, tasks="retrieval", train_dataset=pairs, loss=composite, callbacks=[Watch()]
+    )
+    trainer.train()
+    assert seen == [1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    logged = [entry["gor"] for entry in trainer.state.log_history if "gor" in entry]
+    assert logged[-1] == 0 < logged[0]
+    plain = SentenceTransformerTrainer(
+        model=model, args=arguments(tmp_path), train_dataset=pairs, loss=loss()
+    )
+    with pytest.raises(ValueError, match=r"weight of 'gor' goes from 1.0 to 0.0.*AdapterTrainer"):
+        plain.train()
+
+
+# ----------------------------------------------------------------------------- what stops a run
+
+
+class Poison(TrainerCallback):
+    """Breaks the weights after a step, as an optimizer would."""
+
+    def __init__(self, parameter: torch.Tensor, step: int) -> None:
+        self.parameter, self.step = parameter, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                self.parameter[0, 0] = math.nan
+
+
+def test_a_loss_that_is_nan_stops_with_step_data_set_and_rows(model, pairs, store, tmp_path):
+    scores = [0.1 * i for i in range(20)]
+    scores[7] = math.inf
+    rows = pairs.remove_columns(["negative_1", "label"]).add_column("score", scores)
+
+    class Regression(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, columns, labels):
+            one, other = (model(dict(c))["sentence_embedding"] for c in columns)
+            return ((one * other).sum(1) - labels).square().mean()
+
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        arguments(tmp_path, save_steps=1),
+        tasks="text-matching",
+        train_dataset=DatasetDict({"scored": rows}),
+        loss=Regression(),
+    )
+    text = rows[7]["query"][:30]
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    step = trainer.state.global_step
+    assert f"the loss is inf at step {step}, data set 'scored', rows [7]" in message
+    assert text in message
+    assert (f"checkpoint-{step}" if step else "no checkpoint yet") in message
+    assert st_jv5.last_checkpoint(tmp_path) == (
+        str(tmp_path / f"checkpoint-{step}") if step else None
+    )
+
+
+def test_weights_that_broke_are_never_saved_and_the_last_checkpoint_stays(
+    model,
+    pairs,
+    tmp_path,
+):
+    weight = next(iter(model[0].adapter_tensors("retrieval").values()))
+    trainer = trained(model, pairs, tmp_path, save_steps=2, save_total_limit=1)
+    trainer.add_callback(Poison(weight, step=4))
+    with pytest.raises(FloatingPointError, match=r"is not finite at step 4.*checkpoint-2\. Look"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    kept = st_jv5.Adapter.load(tmp_path / "checkpoint-2")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(model, pairs, tmp_path):
+    class Steep(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, columns, labels):
+            rows = model(dict(columns[0]))["sentence_embedding"]
+            return (rows * 0).sum().clamp(min=0).sqrt()  # value 0, gradient nan
+
+    trainer = st_jv5.AdapterTrainer(
+        model, arguments(tmp_path), tasks="retrieval", train_dataset=pairs, loss=Steep()
+    )
+    before = trainable(model)
+    with pytest.raises(FloatingPointError, match="a gradient is not finite at step 0, rows"):
+        trainer.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainable(model).items())
+
+
+def test_a_loss_that_explodes_stops_unless_it_may(model, pairs, tmp_path):
+    class Jumping(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.calls = model, 0
+
+        def forward(self, columns, labels):
+            self.calls += 1
+            rows = model(dict(columns[0]))["sentence_embedding"]
+            return rows.square().sum() / len(rows) * (150.0 if self.calls == 25 else 1.0)
+
+    def run(**settings):
+        return st_jv5.AdapterTrainer(
+            model,
+            arguments(tmp_path, max_steps=30, save_strategy="no", learning_rate=1e-5),
+            tasks="retrieval",
+            train_dataset=pairs,
+            loss=Jumping(),
+            **settings,
+        )
+
+    with pytest.raises(FloatingPointError, match=r"the loss is 150 after a mean of 1 at step 24"):
+        run().train()
+    run(max_loss_ratio=None).train()
+    run(max_loss_ratio=200.0).train()
+
+
+def test_evaluation_loss_is_computed_too(model, pairs, store, tmp_path):
+    trainer = st_jv5.AdapterTrainer(
+        model,
+        arguments(tmp_path, eval_strategy="steps", eval_steps=3),
+        tasks="retrieval",
+        train_dataset=pairs,
+        eval_dataset=pairs.select(range(8)),
+        loss=retrieval_loss(model, TEACHER_DIM, store=store),
+    )
+    trainer.train()
+    losses = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
