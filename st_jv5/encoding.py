@@ -27,6 +27,7 @@ def encode(
     dim: int | None = None,
     batch_tokens: int | None = None,
     show_progress_bar: bool = False,
+    prompt: str | None = None,
 ) -> np.ndarray[Any, Any]:
     """``model.encode`` with batches filled by tokens, so that one long text does not pad thirty.
 
@@ -34,13 +35,14 @@ def encode(
     padded tokens.
 
     Args:
-        model: A model of ours.
+        model: A model of ours, or any text model (which knows no task and no dim).
         texts: Texts.
         task: Task or alias.
         prompt_name: Prompt's name; None is the task's default.
         dim: Cut to so many dims, unit rows.
         batch_tokens: Padded tokens per batch; None fits the device.
         show_progress_bar: In texts, with the time left.
+        prompt: The prompt's text, instead of its name.
 
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
@@ -49,7 +51,8 @@ def encode(
         >>> encode(student, ["a cat", "a dog"], task="base").shape
         (2, 384)
     """
-    router = router_of(model)
+    if (task, dim) != (None, None):
+        router_of(model)
     texts = list(texts)
     if prompt_name is not None and prompt_name not in model.prompts:
         raise ValueError(unknown_name("prompt", prompt_name, model.prompts, "this model"))
@@ -58,7 +61,9 @@ def encode(
     if not texts:
         width = model.get_embedding_dimension()
         return np.zeros((0, dim or width), dtype=np.float32)
-    prompt = model.prompts.get(prompt_name or model.default_prompt_name or "")
+    if prompt is None:
+        prompt = model.prompts.get(prompt_name or model.default_prompt_name or "")
+    named = {key: value for key, value in (("task", task), ("dim", dim)) if value is not None}
     budget = batch_tokens or default_budget(model.device.type)
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     vectors: np.ndarray[Any, Any] | None = None
@@ -69,9 +74,10 @@ def encode(
     ):
         for begin in range(0, len(order), BLOCK_TEXTS):
             block = order[begin : begin + BLOCK_TEXTS]
-            features = router.preprocess([texts[i] for i in block], prompt=prompt, task=task)
+            block_texts = [texts[i] for i in block]
+            features = model.preprocess(block_texts, prompt=prompt, **named)
             for rows, batch in token_batches(features, budget):
-                output = model(batch_to_device(batch, model.device), task=task, dim=dim)
+                output = model(batch_to_device(batch, model.device), **named)
                 part = output["sentence_embedding"].float().cpu().numpy()
                 if vectors is None:
                     vectors = np.empty((len(texts), part.shape[1]), dtype=np.float32)

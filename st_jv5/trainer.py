@@ -223,7 +223,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
             for row in chosen[:3]
         )
         more = f" and {len(chosen) - 3} more" if len(chosen) > 3 else ""
-        return f"{where}rows {numbers} ({shown}{more})"
+        cut = ", ..." if len(numbers) > 20 else ""
+        return f"{where}rows {numbers[:20]}{cut} ({shown}{more})"
 
     # -------------------------------------------------------------------------------- checkpoints
 

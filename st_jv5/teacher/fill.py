@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
+from st_jv5.encoding import encode
 from st_jv5.teacher.store import TeacherStore
 
 
@@ -14,7 +15,7 @@ def fill(
     store: TeacherStore,
     teacher: SentenceTransformer,
     texts: Sequence[str],
-    batch_size: int = 32,
+    batch_tokens: int | None = None,
     chunk_texts: int = 4096,
 ) -> int:
     """Compute the vectors that a store lacks; a second run goes on where the first was stopped.
@@ -26,7 +27,7 @@ def fill(
         store: A space of a store; its prompt and max_tokens are what the teacher is run with.
         teacher: The teacher.
         texts: Texts, repeats welcome.
-        batch_size: Texts per forward.
+        batch_tokens: Padded tokens per forward; None fits the device.
         chunk_texts: Texts per write.
 
     Returns:
@@ -51,7 +52,7 @@ def fill(
         with tqdm(total=len(missing), desc="teacher", unit="text", disable=not missing) as bar:
             for begin in range(0, len(missing), chunk_texts):
                 chunk = missing[begin : begin + chunk_texts]
-                vectors = teacher.encode(chunk, prompt=key.prompt, batch_size=batch_size)
+                vectors = encode(teacher, chunk, prompt=key.prompt, batch_tokens=batch_tokens)
                 store.add(chunk, vectors)
                 bar.update(len(chunk))
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -111,19 +113,20 @@ def test_filling_gives_the_teachers_vectors_and_goes_on_after_a_stop(tmp_path, t
     texts = texts[:24]
     store = TeacherStore.open(tmp_path, create=True)
     store = store.space("minilm", prompt="say: ", max_tokens=32, dim=384)
-    encode, calls = teacher.encode, []
+    module = importlib.import_module("st_jv5.teacher.fill")
+    encode, calls = module.encode, []
 
-    def stop_at_the_second_chunk(chunk, **kwargs):
+    def stop_at_the_second_chunk(model, chunk, **kwargs):
         calls.append(chunk)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return encode(chunk, **kwargs)
+        return encode(model, chunk, **kwargs)
 
-    monkeypatch.setattr(teacher, "encode", stop_at_the_second_chunk)
+    monkeypatch.setattr(module, "encode", stop_at_the_second_chunk)
     with pytest.raises(KeyboardInterrupt):
         fill(store, teacher, [*texts, *texts], chunk_texts=10)
     assert len(store) == 10
-    monkeypatch.setattr(teacher, "encode", encode)
+    monkeypatch.setattr(module, "encode", encode)
     assert fill(store, teacher, texts, chunk_texts=10) == 14
     assert fill(store, teacher, texts) == 0
     teacher.max_seq_length = 32
