@@ -201,5 +201,6 @@ class _GradCache(torch.autograd.Function):
                 torch.set_rng_state(ctx.random[number].clone())
                 set_device_states(ids, states, device_type=ctx.device.type)
                 found = ctx.embed(rows, ctx.model if last else unwrapped(ctx.model))
-            torch.autograd.backward(found, gradient[rows])
+            if found.requires_grad:  # not where only the loss's own parameters are trained
+                torch.autograd.backward(found, gradient[rows])
         return None, None, None, None, None

@@ -383,6 +383,16 @@ def test_trap_22_gradients_under_gradcache_are_the_plain_ones_at_any_outer_scale
         assert plain.abs().max() > 0, name
 
 
+def test_gradcache_over_a_frozen_model_trains_the_projection(student, texts):
+    columns = features_of(student, texts[:6], texts[6:12])
+    vectors = torch.stack([unit(6, TEACHER_DIM, 1), unit(6, TEACHER_DIM, 2)], dim=1)
+    loss = clustering_loss(student, TEACHER_DIM, mini_batch_size=2)
+    student.requires_grad_(False)
+    student[0].projection.requires_grad_(True)
+    loss([dict(c) for c in columns], vectors)["distill"].backward()
+    assert student[0].projection.linear.weight.grad.abs().max() > 0
+
+
 def test_gradcache_replays_the_same_dropout(model, texts):
     st_jv5.train_task(model, "retrieval")
     model.double().train()
