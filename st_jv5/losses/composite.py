@@ -90,13 +90,19 @@ class CompositeLoss(nn.Module):
                 )
             if not isinstance(weight, Schedule) and not 0 <= weight < math.inf:
                 raise ValueError(f"term {name!r}: a weight is finite and >= 0, not {weight}")
-            _check_stock_projection(name, loss, dims, full_width_terms)
         if unknown := [name for name in full_width_terms if name not in terms]:
             raise ValueError(f"full_width_terms: no term {unknown[0]!r}, only {', '.join(terms)}")
         width = model.get_embedding_dimension()
         dims = [width] if dims is None else list(dims)
         if not dims or min(dims) < 1 or max(dims) > width or len(set(dims)) != len(dims):
             raise ValueError(f"dims must be distinct and lie in 1..{width}, not {dims}")
+        for name, (loss, _) in terms.items():
+            narrowest = max(dims) if name in full_width_terms else min(dims)
+            if narrowest < width and getattr(loss, "projection_dim", None) is not None:
+                raise ValueError(
+                    f"term {name!r}: the stock {type(loss).__name__} projects the full width "
+                    f"alone; name it in full_width_terms, or use ProjectedCosineDistillLoss"
+                )
         dim_weights = [1.0] * len(dims) if dim_weights is None else list(dim_weights)
         if len(dim_weights) != len(dims) or min(dim_weights) < 0 or sum(dim_weights) <= 0:
             raise ValueError(f"{len(dims)} dims need as many weights >= 0, got {dim_weights}")
@@ -258,14 +264,3 @@ class CompositeLoss(nn.Module):
             "mini_batch_tokens": self.mini_batch_tokens,
             "gather_across_devices": self.gather_across_devices,
         }
-
-
-def _check_stock_projection(
-    name: str, loss: nn.Module, dims: Sequence[int] | None, full_width_terms: Sequence[str]
-) -> None:
-    cut = dims is not None and len(dims) > 1 and name not in full_width_terms
-    if cut and isinstance(loss, EmbedDistillLoss) and loss.projection is not None:
-        raise ValueError(
-            f"term {name!r}: the stock EmbedDistillLoss projects the full width alone; name it in "
-            f"full_width_terms, or use ProjectedCosineDistillLoss"
-        )

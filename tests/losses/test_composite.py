@@ -161,6 +161,8 @@ def test_the_stock_distillation_may_be_a_term_and_says_where_it_cannot(student, 
     terms = {"stock": (stock, 1.0), "gor": (GORLoss(student), 1.0)}
     with pytest.raises(ValueError, match=r"'stock'.* projects the full width alone"):
         CompositeLoss(student, terms, dims=(16, 48))
+    with pytest.raises(ValueError, match=r"'stock'.* projects the full width alone"):
+        CompositeLoss(student, terms, dims=(16,), full_width_terms=("stock",))
     loss = CompositeLoss(student, terms, dims=(16, 48), full_width_terms=("stock",))
     found = loss.compute_loss_from_embeddings(columns, teachers)["stock"].item()
     both = [array(teachers[:, c]) for c in range(2)]
