@@ -15,14 +15,14 @@ def is_scores(labels: Tensor | None) -> bool:
     return labels.ndim == 1 or (labels.is_floating_point() and labels.shape[1:] == (1,))
 
 
-def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device) -> Tensor:
+def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device | None) -> Tensor:
     """The teacher's vectors of a batch, for its first ``C`` columns.
 
     Args:
         labels: int ``(B, C)``, rows of the store, -1 where a text has no vector; float
             ``(B, C, E)`` or ``(B, E)``, the vectors themselves (a NaN in one: it is missing).
         store: The :class:`~st_jv5.teacher.TeacherStore` that rows are gathered from, or None.
-        device: Where they are wanted.
+        device: Where they are wanted; None where there are no labels to ask about.
 
     Returns:
         ``(B, C, E)``, of the dtype they are kept in; NaN where missing.

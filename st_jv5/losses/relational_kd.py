@@ -64,7 +64,8 @@ class RelationalKDLoss(EmbeddingLoss):
         """The vectors whose distances are to be kept."""
         if self.teacher == "base" and columns is not None:
             return {"labels": base_vectors(self.model, columns)}
-        return {"labels": labels}
+        device = None if labels is None else labels.device
+        return {"labels": teacher_vectors(labels, self.store, device)}
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Tensor | None
