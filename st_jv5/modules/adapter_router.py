@@ -450,9 +450,9 @@ class AdapterRouter(Transformer):
         if router.tasks:
             router._base_sha256 = settings["base_sha256"]
         if weights_path := find(WEIGHTS_FILE, required=False):
-            router.projection = Projection.from_files(weights_path, find(INFO_FILE)).to(
-                router.model.dtype
-            )
+            projection = Projection.from_files(weights_path, find(INFO_FILE))
+            # It learns where a distillation loss says so; elsewhere no checkpoint needs it.
+            router.projection = projection.to(router.model.dtype).requires_grad_(False)
         router.default_task = default_task
         if default_task is not None:
             router.resolve(default_task)

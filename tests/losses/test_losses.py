@@ -115,7 +115,9 @@ def test_the_projection_lives_in_the_model_and_is_taken_up_again(student, tmp_pa
     torch.nn.init.normal_(first.projection.linear.weight)
     student.save_pretrained(str(tmp_path))
     loaded = SentenceTransformer(str(tmp_path))
+    assert not loaded[0].projection.linear.weight.requires_grad  # only a distillation trains it
     again = ProjectedCosineDistillLoss(loaded, TEACHER_DIM)
+    assert loaded[0].projection.linear.weight.requires_grad
     assert torch.equal(first.projection.linear.weight, again.projection.linear.weight)
     with pytest.raises(ValueError, match="48 -> 20 student_up, but 48 -> 7 student_up"):
         ProjectedCosineDistillLoss(loaded, 7)
