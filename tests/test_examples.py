@@ -42,7 +42,7 @@ def world(tmp_path, backbones) -> dict[str, object]:
     """What the examples may name."""
     texts = [f"{text} {i}" for i in range(8) for text in real_texts()]
     student = st_jv5.new_student(MINILM, layers=1)
-    store = st_jv5.TeacherStore.open(tmp_path / "filled", create=True).space("t", dim=384)
+    store = st_jv5.TeacherStore.open(tmp_path / "filled", create=True).space("t", dim=384, shards=1)
     store.add(texts, np.random.default_rng(0).standard_normal((len(texts), 384)))
     rows = [[0, 1], [2, 3]]
     pairs = Dataset.from_dict({"query": texts[:2], "positive": texts[2:4], "label": rows})

@@ -51,6 +51,28 @@ class DataSet:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """A server that speaks OpenAI's ``/v1/embeddings`` and has the teacher loaded."""
+
+    url: str
+    """Up to ``/v1``, such as ``http://localhost:8000/v1``."""
+    model: str = ""
+    """The model's name there; empty: as ``teacher.model``."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds its key; a local server wants none."""
+    batch_size: int = 32
+    """Texts per request."""
+    concurrency: int = 8
+    """Requests under way at once."""
+    retries: int = 6
+    """Further tries of a request, each after a longer wait."""
+    timeout_seconds: float = 120.0
+    """For one request."""
+    extra_body: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """More fields of each request, such as ``truncate_prompt_tokens: 512`` for vLLM."""
+
+
+@dataclass(frozen=True)
 class Teacher:
     """The big model."""
 
@@ -60,14 +82,28 @@ class Teacher:
     """Of a Hub model."""
     prompt: str = ""
     """Put before each text."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Other prompts by a name, which a phase's ``teacher_prompts`` asks for."""
     max_tokens: int = 512
     """Where its input is cut."""
+    pooling: str = ""
+    """How it pools, where that is not the model's own way: lasttoken, mean, cls."""
+    weight: float = 1.0
+    """Of its cosine among several teachers' (``more_teachers``)."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Of its weights. auto: as they are stored, forwards as the recipe's ``precision`` says."""
+    device: str = ""
+    """Such as ``cuda:1``; empty: the fastest there is."""
+    endpoint: Endpoint | None = None
+    """Ask a server for its vectors instead of loading it."""
     source: str = ""
-    """Hub id to name in the model card, where the above is none."""
+    """Hub id to name in the store and the model card, where the above is none."""
     license: str = "unknown"
     """Of its weights; stands in the model card."""
-    store: str = "teacher"
-    """Folder of its vectors, relative to the recipe's output."""
+    store: str = "../teacher"
+    """Folder of its vectors, relative to the recipe's output: runs beside each other share it."""
+    shards: int = 16
+    """Of a new space of the store: how many processes can fill it at once."""
     store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     """How its vectors are kept."""
 
@@ -120,7 +156,10 @@ class Phase:
     """One per Matryoshka dim; empty: all alike."""
     checkpoint_steps: int = 500
     """A checkpoint every so many steps; an interrupted phase goes on from the last."""
-    loss: dict[str, float | bool | Schedule] = field(default_factory=dict)
+    teacher_prompts: dict[str, str] = field(default_factory=dict)
+    """Role (query, positive, text) -> name of the teacher's prompt; where none is named:
+    ``teacher.prompt``."""
+    loss: dict[str, float | bool | str | Schedule] = field(default_factory=dict)
     """Overrides of the task's loss, such as ``temperature: 0.05``; a weight may move over the
     steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``."""
 
@@ -163,6 +202,9 @@ class Recipe:
     stage1: Phase
     adapters: dict[str, AdapterPhase]
     """Task -> its phase."""
+    more_teachers: tuple[Teacher, ...] = ()
+    """The student learns from all teachers at once: their vectors side by side, each of unit length
+    and weighted."""
     output: str = ""
     """Folder of the run; empty: out/NAME."""
     seed: int = 0
@@ -211,6 +253,14 @@ def check(recipe: Recipe) -> None:
     """The rules that concern more than one setting."""
     if unknown := set(recipe.adapters) - set(TASKS):
         raise RecipeError(f"adapters: unknown task {min(unknown)!r}; known: {', '.join(TASKS)}")
+    teachers = {"teacher": recipe.teacher}
+    teachers |= {f"more_teachers[{i}]": one for i, one in enumerate(recipe.more_teachers)}
+    for path, teacher in teachers.items():
+        for setting in ("weight", "max_tokens", "shards"):
+            if getattr(teacher, setting) <= 0:
+                raise RecipeError(
+                    f"{path}.{setting} must be above 0, not {getattr(teacher, setting)}"
+                )
     phases: dict[str, Phase] = {"stage1": recipe.stage1}
     phases |= {f"adapters.{task}": phase for task, phase in recipe.adapters.items()}
     for path, phase in phases.items():
@@ -235,6 +285,7 @@ def check(recipe: Recipe) -> None:
                 raise RecipeError(
                     f"{path}.{setting} must be above 0, not {getattr(phase, setting)}"
                 )
+        _check_teacher_prompts(recipe, path, phase, teachers)
         dims = recipe.student.matryoshka_dims
         if phase.dim_weights and len(phase.dim_weights) != len(dims):
             raise RecipeError(
@@ -255,6 +306,30 @@ def check(recipe: Recipe) -> None:
                 f"data_sets.{name}.columns must name {', '.join(sorted(wanted)) or 'nothing'} for "
                 f"kind {data_set.kind}, not {', '.join(data_set.columns)}"
             )
+
+
+def _check_teacher_prompts(
+    recipe: Recipe, path: str, phase: Phase, teachers: dict[str, Teacher]
+) -> None:
+    roles = ("query", "positive", "text")
+    for role, name in phase.teacher_prompts.items():
+        if role not in roles:
+            raise RecipeError(
+                f"{path}.teacher_prompts: unknown role {role!r}; known: {', '.join(roles)}"
+            )
+        for owner, teacher in teachers.items():
+            if name not in teacher.prompts:
+                raise RecipeError(
+                    f"{path}.teacher_prompts.{role}: {owner}.prompts has no {name!r}; it has: "
+                    f"{', '.join(teacher.prompts) or 'none'}"
+                )
+    kinds = {recipe.data_sets[name].kind for name in phase.data}
+    first = {phase.teacher_prompts.get(role) for role in ("query", "text")}
+    if {"pairs", "texts"} <= kinds and len(first) > 1:
+        raise RecipeError(
+            f"{path}.teacher_prompts: pairs and texts in one phase need the same prompt for query "
+            f"and text, the first columns"
+        )
 
 
 # ----------------------------------------------------------------------------- the strict reader

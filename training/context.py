@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,23 @@ from transformers.trainer_utils import set_seed
 
 import st_jv5
 from st_jv5.files import read_json, write_json
-from st_jv5.teacher import TeacherStore
-from training.config import Recipe, RecipeError
-from training.data import Rows, read_rows
+from st_jv5.teacher import (
+    ColumnStores,
+    EndpointTeacher,
+    LocalTeacher,
+    SeveralTeachers,
+    TeacherStore,
+)
+from st_jv5.teacher.sources import resolve_model
+from st_jv5.teacher.views import Rows, Vectors
+from training.config import Phase, Recipe, RecipeError, Teacher
+from training.data import read_rows
+
+RANK, WORLD_SIZE, LOCAL_RANK = (
+    int(os.environ.get(name, default))
+    for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+)
+"""This process among those that torchrun started."""
 
 
 def native_bfloat16() -> bool:
@@ -32,17 +46,6 @@ def native_bfloat16() -> bool:
         return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def resolve_model(name: str) -> str:
-    """A Hub id or folder as it is; ``package:NAME/FOLDER`` as the folder inside the package."""
-    if not name.startswith("package:"):
-        return name
-    package, _, folder = name.removeprefix("package:").partition("/")
-    try:
-        return str(files(package) / folder)
-    except ModuleNotFoundError as error:
-        raise RecipeError(f"{name}: pip install {package.replace('_', '-')}") from error
 
 
 @dataclass
@@ -71,32 +74,81 @@ class Run:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
 
     @cached_property
-    def rows(self) -> dict[str, Rows]:
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
         """Data set -> its rows."""
         return {
             name: read_rows(name, spec, self.recipe.seed)
             for name, spec in self.recipe.data_sets.items()
         }
 
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """The recipe's teachers, first to last."""
+        return (self.recipe.teacher, *self.recipe.more_teachers)
+
     @cached_property
-    def teacher(self) -> SentenceTransformer:
-        spec = self.recipe.teacher
-        model = SentenceTransformer(resolve_model(spec.model), revision=spec.revision or None)
+    def sources(self) -> tuple[LocalTeacher | EndpointTeacher, ...]:
+        """What computes each teacher's vectors; nothing is loaded before it is used."""
+        return tuple(self._source(spec) for spec in self.teachers)
+
+    def _source(self, spec: Teacher) -> LocalTeacher | EndpointTeacher:
+        if spec.endpoint is not None:
+            settings = asdict(spec.endpoint)
+            return EndpointTeacher(**settings | {"model": spec.endpoint.model or spec.model})
+        auto = spec.dtype == "auto"
+        return LocalTeacher(
+            spec.model,
+            spec.revision,
+            spec.pooling,
+            dtype=None if auto else spec.dtype,
+            autocast=auto and self.bfloat16,
+            device=spec.device or (f"cuda:{LOCAL_RANK}" if self.device == "cuda" else None),
+        )
+
+    def teacher(self, number: int = 0) -> SentenceTransformer:
+        """A teacher as a model, for evaluation; one behind an endpoint has none here."""
+        source, spec = self.sources[number], self.teachers[number]
+        assert isinstance(source, LocalTeacher)
+        model = source.model
         model.max_seq_length = min(spec.max_tokens, model.max_seq_length or spec.max_tokens)
         return model
 
-    @cached_property
-    def store(self) -> TeacherStore:
-        spec = self.recipe.teacher
-        folder = self.folder / spec.store
-        return TeacherStore.open(folder, create=True).space(
-            spec.model,
-            spec.revision,
-            spec.prompt,
-            spec.max_tokens,
-            dim=self.teacher.get_embedding_dimension(),
-            dtype=spec.store_dtype,
-        )
+    def spaces(self, prompt_name: str | None) -> list[TeacherStore]:
+        """Each teacher's vectors behind one of its prompts; None is ``teacher.prompt``."""
+        return [self._space(number, prompt_name) for number in range(len(self.teachers))]
+
+    def _space(self, number: int, prompt_name: str | None) -> TeacherStore:
+        spec = self.teachers[number]
+        store = TeacherStore.open(self.folder / spec.store, create=True)
+        key: dict[str, Any] = {
+            "teacher": spec.source or spec.model,
+            "revision": spec.revision,
+            "prompt": spec.prompt if prompt_name is None else spec.prompts[prompt_name],
+            "max_tokens": spec.max_tokens,
+            "dtype": spec.store_dtype,
+            "pooling": spec.pooling,
+        }
+        known = [space.dim for space in store.spaces() if asdict(space) | key == asdict(space)]
+        dim = known[0] if len(known) == 1 else self.sources[number].dim()
+        return store.space(**key, dim=dim, shards=None if known else spec.shards)
+
+    def role_stores(self, phase: Phase) -> dict[str, Vectors]:
+        """Where the vectors of each role's texts are read in a phase."""
+        found: dict[str, Vectors] = {}
+        for role in ("query", "positive", "text"):
+            spaces = self.spaces(phase.teacher_prompts.get(role))
+            weights = [spec.weight for spec in self.teachers]
+            found[role] = spaces[0] if len(spaces) == 1 else SeveralTeachers(spaces, weights)
+        return found
+
+    def loss_store(self, phase: Phase) -> Rows:
+        """Where a phase's loss reads by column: one place, or one for each column."""
+        roles, asked = self.role_stores(phase), phase.teacher_prompts
+        pairs = {self.recipe.data_sets[name].kind for name in phase.data} != {"texts"}
+        first = "query" if pairs else "text"
+        if not pairs or asked.get("query") == asked.get("positive"):
+            return roles[first]
+        return ColumnStores([roles["query"], roles["positive"]])
 
     def new_student(self) -> SentenceTransformer:
         spec = self.recipe.student

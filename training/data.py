@@ -19,7 +19,7 @@ from datasets import Dataset, load_dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from st_jv5.teacher import TeacherStore
+from st_jv5.teacher.views import Vectors
 from training.config import DataSet, RecipeError
 from training.corpora import similarity_pairs
 
@@ -85,22 +85,34 @@ def _load(name: str, spec: DataSet) -> Rows:
     return rows
 
 
-def teacher_texts(spec: DataSet, rows: Rows) -> list[str]:
-    """The texts of a data set that the teacher embeds: every one that a batch distils or mines."""
-    if spec.kind in ("synset_pairs", "labelled"):
-        return []
-    return [row[role] for row in rows for role in spec.columns]
+def teacher_texts(spec: DataSet, rows: Rows, labelled: bool = False) -> dict[str, list[str]]:
+    """Role -> the texts that the teacher embeds: every one that a batch distils or mines.
+
+    Labelled texts only where a loss asks the teacher for them.
+    """
+    if spec.kind == "labelled":
+        return {"text": [row["text"] for row in rows]} if labelled else {}
+    if spec.kind == "synset_pairs":
+        return {}
+    return {role: [row[role] for row in rows] for role in spec.columns}
 
 
-def training_set(name: str, spec: DataSet, rows: Rows, store: TeacherStore, seed: int) -> Dataset:
-    """Rows as the trainer takes them.
+def training_set(
+    name: str,
+    spec: DataSet,
+    rows: Rows,
+    stores: Mapping[str, Vectors],
+    seed: int,
+    labelled: bool = False,
+) -> Dataset:
+    """Rows as the trainer takes them; ``stores`` has each role's teacher vectors.
 
     ====================  =============================================  ==========================
     kind                  text columns                                   label
     ====================  =============================================  ==========================
     pairs                 query, positive, negative_1..n                 store rows of the first two
     texts                 text                                           store row
-    labelled              query, positive, negative_1..n                 none
+    labelled              query, positive, negative_1..n                 none, or store rows of all
     synset_pairs          query, positive                                path similarity
     ====================  =============================================  ==========================
     """
@@ -120,12 +132,16 @@ def training_set(name: str, spec: DataSet, rows: Rows, store: TeacherStore, seed
             negatives=spec.negatives or 7,
             seed=seed,
         )
-        return Dataset.from_list(triples)
+        found = Dataset.from_list(triples)
+        if not labelled:
+            return found
+        label_rows = [stores["text"].rows(found[column]) for column in found.column_names]
+        return found.add_column("label", np.stack(label_rows, axis=1).tolist())
     columns = {role: [row[role] for row in rows] for role in spec.columns}
     found = Dataset.from_dict(columns)
     if spec.negatives:
-        found = mine(found, store, spec.negatives)
-    labels = np.stack([store.rows(found[role]) for role in spec.columns], axis=1)
+        found = mine(found, stores["query"], stores["positive"], spec.negatives)
+    labels = np.stack([stores[role].rows(found[role]) for role in spec.columns], axis=1)
     return found.add_column("label", labels.tolist())
 
 
@@ -135,18 +151,23 @@ def training_set(name: str, spec: DataSet, rows: Rows, store: TeacherStore, seed
 class _StoredTeacher(SentenceTransformer):
     """A teacher that looks its vectors up, for the host's miner."""
 
-    def __init__(self, store: TeacherStore) -> None:
+    def __init__(self, queries: Vectors, documents: Vectors) -> None:
         super().__init__(modules=[torch.nn.Identity()], device="cpu")
-        self.store = store
+        self.queries, self.documents = queries, documents
 
-    def encode(self, inputs: Sequence[str], **kwargs: Any) -> np.ndarray[Any, Any]:
-        vectors: np.ndarray[Any, Any] = self.store.gather(self.store.rows(inputs)).float().numpy()
-        return vectors
+    def encode_query(self, inputs: Sequence[str], **kwargs: Any) -> np.ndarray[Any, Any]:
+        return _vectors(self.queries, inputs)
 
-    encode_query = encode_document = encode
+    def encode_document(self, inputs: Sequence[str], **kwargs: Any) -> np.ndarray[Any, Any]:
+        return _vectors(self.documents, inputs)
 
 
-def mine(pairs: Dataset, store: TeacherStore, negatives: int) -> Dataset:
+def _vectors(store: Vectors, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+    vectors: np.ndarray[Any, Any] = store.gather(store.rows(texts)).float().numpy()
+    return vectors
+
+
+def mine(pairs: Dataset, queries: Vectors, documents: Vectors, negatives: int) -> Dataset:
     """Add ``negative_1..n``: the positives of other rows that the teacher finds nearest the query.
 
     The host's miner on stored vectors. A document counts as a false negative, and is passed over,
@@ -154,7 +175,7 @@ def mine(pairs: Dataset, store: TeacherStore, negatives: int) -> Dataset:
     """
     mined = mine_hard_negatives(
         pairs,
-        _StoredTeacher(store),
+        _StoredTeacher(queries, documents),
         anchor_column_name="query",
         positive_column_name="positive",
         range_max=50,

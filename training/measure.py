@@ -63,10 +63,12 @@ def measure(run: Run) -> None:
     model = SentenceTransformer(str(require(run.folder / "model", "model")))
     with run.forwards():
         evaluate(ChanceEncoder(), tasks, folder / CHANCE, label=CHANCE)
-        for who, other in ((BEFORE, run.new_student), (TEACHER, lambda: run.teacher)):
-            evaluate(
-                MTEBEncoder(other(), remember=True), chosen_tasks(run), folder / who, label=who
-            )
+        before = MTEBEncoder(run.new_student(), remember=True)
+        evaluate(before, chosen_tasks(run), folder / BEFORE, label=BEFORE)
+        for number, (who, spec) in enumerate(zip(teacher_names(run), run.teachers, strict=True)):
+            if spec.endpoint is None:
+                encoder = MTEBEncoder(run.teacher(number), remember=True)
+                evaluate(encoder, chosen_tasks(run), folder / who, label=who)
         routed = MTEBEncoder(model, remember=True)
         for adapter in (BASE, *st_jv5.tasks(model)):
             # Folded into the weights for the length of its evaluation: the same vectors, faster.
@@ -89,6 +91,12 @@ def _curve(task: Any, adapter: str) -> bool:
     return adapter_for(task.metadata.type) == adapter
 
 
-def who_order(tasks: list[str]) -> Iterator[str]:
+def teacher_names(run: Run) -> list[str]:
+    """A name for each teacher's row."""
+    count = len(run.teachers)
+    return [TEACHER, *(f"{TEACHER} {number}" for number in range(2, count + 1))]
+
+
+def who_order(run: Run) -> Iterator[str]:
     """The rows of every table, from worst to best on average."""
-    yield from (CHANCE, BEFORE, BASE, *tasks, TEACHER)
+    yield from (CHANCE, BEFORE, BASE, *run.recipe.adapters, *teacher_names(run))

@@ -30,10 +30,10 @@ def report(run: Run) -> None:
         path.parent.name: read_json(path)["tasks"] for path in evaluation.glob("*/results.json")
     }
     adapters = list(run.recipe.adapters)
-    who = [name for name in who_order(adapters) if name in records]
+    who = [name for name in who_order(run) if name in records]
     tasks = list(records[who[0]])
     table = score_table(records, who, tasks)
-    kept = kept_of_teacher(records, tasks)
+    kept = kept_of_teacher(records, tasks) if TEACHER in records else ""
     verdicts = best_adapters(records, adapters, tasks, run.recipe.evaluation.resamples)
     text = f"{table}\n\n{kept}\n\n{verdicts}\n"
     write_text(folder / "table.md", text)

@@ -21,7 +21,7 @@ from transformers.trainer_utils import set_seed
 
 import st_jv5
 from st_jv5.tasks import BASE
-from st_jv5.teacher import fill
+from st_jv5.teacher.sources import resolve_model
 from training.config import Recipe, RecipeError, load_recipe
 from training.context import (
     Run,
@@ -29,10 +29,9 @@ from training.context import (
     mark_done,
     record_settings,
     require,
-    resolve_model,
     save_whole,
 )
-from training.data import teacher_texts
+from training.teach import teach
 from training.train import train
 
 logger = logging.getLogger("training")
@@ -45,14 +44,23 @@ STAGES = ("teacher", "stage1", "adapters", "model", "evaluation", "report")
 def upstream(recipe: Recipe) -> dict[str, Any]:
     """The settings that stage 1 depends on; the adapters depend on these and their own."""
     tree = asdict(recipe)
-    keys = ("teacher", "student", "data_sets", "stage1", "seed", "precision")
-    return {key: tree[key] for key in keys}
+    keys = ("student", "data_sets", "stage1", "seed", "precision")
+    where = ("endpoint", "device", "store", "shards")  # how the vectors come, not what they are
+    teachers = [
+        {key: value for key, value in teacher.items() if key not in where}
+        for teacher in (tree["teacher"], *tree["more_teachers"])
+    ]
+    return {"teachers": teachers, **{key: tree[key] for key in keys}}
 
 
 def preflight(run: Run, stages: Sequence[str]) -> None:
     """Find what cannot work before any long work starts."""
-    for name in (run.recipe.teacher.model, run.recipe.student.base):
-        resolve_model(name)
+    local = [spec.model for spec in run.teachers if spec.endpoint is None]
+    try:
+        for name in (*local, run.recipe.student.base):
+            resolve_model(name)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     if {"teacher", "stage1", "adapters"} & set(stages):
         _ = run.rows
     if "evaluation" in stages:
@@ -68,14 +76,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
 
 def run_teacher(run: Run) -> None:
     """Embed every text that is distilled or mined, once."""
-    texts = [
-        text
-        for name, spec in run.recipe.data_sets.items()
-        for text in teacher_texts(spec, run.rows[name])
-    ]
-    with run.forwards():
-        computed = fill(run.store, run.teacher, texts)
-    logger.info("teacher: %d texts, %d of them new", len(set(texts)), computed)
+    teach(run)
 
 
 def run_stage1(run: Run) -> None:

@@ -39,9 +39,10 @@ def train(
     run: Run, student: SentenceTransformer, task: str, phase: Phase, checkpoints: Path
 ) -> None:
     """Run the trainer for one phase, going on from its last checkpoint if there is one."""
-    seed = run.recipe.seed
+    seed, stores = run.recipe.seed, run.role_stores(phase)
+    asks = asks_teacher_of_labelled(phase)
     sets: dict[str, Dataset] = {
-        name: training_set(name, run.recipe.data_sets[name], run.rows[name], run.store, seed)
+        name: training_set(name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks)
         for name in phase.data
     }
     loss = make_loss(run, student, task, phase)
@@ -85,16 +86,20 @@ def train(
 
 def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
     """The task's loss at the student's dims, reading the teacher store."""
-    settings: dict[str, Any] = dict(phase.loss)
-    if task != "classification":
-        settings["store"] = run.store
+    store = run.loss_store(phase)
     loss = LOSSES[task](
         student,
-        run.store.dim,
+        store.dim,
+        store=store,
         dims=student[0].matryoshka_dims,
         dim_weights=phase.dim_weights or None,
-        **settings,
+        **dict[str, Any](phase.loss),
     )
     if student[0].projection is not None:
-        student[0].projection.info = run.store.describe()
+        student[0].projection.info = store.describe()
     return loss
+
+
+def asks_teacher_of_labelled(phase: Phase) -> bool:
+    """Whether a phase's loss needs teacher vectors of labelled texts."""
+    return phase.loss.get("rkd_teacher") == "labels"

@@ -32,6 +32,7 @@ def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device | No
             "teacher vectors are needed, but the batch has no label column; add rows of a teacher "
             "store (int) or the vectors (float) as the column 'label'"
         )
+    vectors: Tensor
     if labels.is_floating_point():
         if labels.ndim not in (2, 3):
             raise ValueError(
@@ -46,10 +47,7 @@ def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device | No
             raise ValueError(
                 "the labels are rows of a teacher store, but the loss has none; pass store="
             )
-        vectors = store.gather(labels.clamp(min=0).cpu())
-        missing = (labels < 0).cpu()
-        if missing.any():
-            vectors = vectors.masked_fill(missing[..., None], torch.nan)
+        vectors = store.gather(labels, missing_ok=True, device=device)
     return vectors.detach().to(device)
 
 

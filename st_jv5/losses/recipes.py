@@ -11,7 +11,7 @@ from st_jv5.losses.composite import CompositeLoss, Weight
 from st_jv5.losses.distill import ProjectedCosineDistillLoss
 from st_jv5.losses.gor import GORLoss
 from st_jv5.losses.infonce import InfoNCELoss
-from st_jv5.losses.relational_kd import RelationalKDLoss
+from st_jv5.losses.relational_kd import RelationalKDLoss, Teacher
 from st_jv5.losses.scheduled import CoSENTDistillLoss
 
 
@@ -112,15 +112,19 @@ def classification_loss(
     temperature: float = 0.02,
     learn_temperature: bool = False,
     rkd_weight: Weight = 20.0,
+    rkd_teacher: Teacher = "base",
     include_diagonal: bool = True,
     mask_equal_texts: bool = False,
+    store: Any = None,
     **composite: Any,
 ) -> CompositeLoss:
     """``InfoNCE(q->d) + InfoNCE(d->q) + 20 * relational distillation`` from the base.
 
     Args:
-        teacher_dim: Ignored: the teacher is the base without adapter. The four compositions share
+        teacher_dim: Ignored: relational distillation knows no width. The four compositions share
             one signature.
+        rkd_teacher: ``"base"``, the paper's: the base without adapter. ``"labels"``: the vectors
+            that the labels name, rows of ``store``.
 
     Example:
         >>> classification_loss(student).weights
@@ -135,6 +139,6 @@ def classification_loss(
     )
     terms: dict[str, tuple[Any, Weight]] = {"infonce": (infonce, 1.0)}
     if rkd_weight:
-        rkd = RelationalKDLoss(model, include_diagonal=include_diagonal)
+        rkd = RelationalKDLoss(model, rkd_teacher, include_diagonal, store)
         terms["rkd"] = (rkd, rkd_weight)
     return CompositeLoss(model, terms, **composite)

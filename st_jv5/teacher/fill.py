@@ -2,59 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
-from sentence_transformers import SentenceTransformer
+import numpy as np
 from tqdm.auto import tqdm
 
-from st_jv5.encoding import encode
-from st_jv5.teacher.store import TeacherStore
+from st_jv5.teacher.sources import Teacher, as_teacher
+from st_jv5.teacher.store import Array, TeacherStore, halves, hash_texts, shard_of
+
+logger = logging.getLogger(__name__)
+
+Engine = Literal["local", "ray"]
+
+CHUNK_TEXTS = 1024
+"""Texts per write: what a kill loses at most."""
 
 
 def fill(
     store: TeacherStore,
-    teacher: SentenceTransformer,
+    teacher: Any,
     texts: Sequence[str],
     batch_tokens: int | None = None,
-    chunk_texts: int = 4096,
+    chunk_texts: int = CHUNK_TEXTS,
+    engine: Engine = "local",
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> int:
     """Compute the vectors that a store lacks; a second run goes on where the first was stopped.
 
-    The missing texts are encoded longest first, in chunks; a chunk is in the store when it is done,
-    so Ctrl-C or a kill loses one at most.
+    What is missing is put in the order of the texts' hashes and cut into chunks, shard by shard,
+    before anything is computed; a chunk is batched by tokens and is in the store when it is done.
+    So Ctrl-C or a kill loses one chunk at most, and a run that goes on, or is spread over
+    processes, computes the very batches of one that was never stopped: the same bytes on the same
+    kind of machine.
 
     Args:
         store: A space of a store; its prompt and max_tokens are what the teacher is run with.
-        teacher: The teacher.
+        teacher: A SentenceTransformer, a :class:`LocalTeacher`, an :class:`EndpointTeacher`, or a
+            function from a list of texts to vectors ``(n, dim)``.
         texts: Texts, repeats welcome.
         batch_tokens: Padded tokens per forward; None fits the device.
         chunk_texts: Texts per write.
+        engine: ``local``: in this process. ``ray``: in the workers of a Ray cluster (the running
+            one, else one on this machine), a shard at a time each; they must see the store's
+            folder.
+        workers: For ray; None is one per GPU, or two on a cluster without.
+        rank: Fill only the shards of this process among ``world_size``, as ``torchrun`` numbers
+            them; the others fill theirs.
+        world_size: See ``rank``.
 
     Returns:
         How many vectors were computed.
 
     Raises:
-        ValueError: A vector of the wrong width, with a NaN, or zero; names the text.
+        ValueError: A vector of the wrong width, with a NaN, or zero; names the text. Another
+            process writes the same shard. More processes than shards.
 
     Example:
         >>> store = TeacherStore.open(folder, create=True).space("minilm", dim=384)
         >>> fill(store, teacher, ["a cat", "a dog", "a cat"])
         2
     """
-    unique = list(dict.fromkeys(texts))
-    rows = store.rows(unique, missing_ok=True)
-    missing = [text for text, row in zip(unique, rows, strict=True) if row < 0]
-    missing.sort(key=lambda text: (-len(text), text))
-    key = store._key
-    before = teacher.max_seq_length
-    teacher.max_seq_length = min(key.max_tokens, before or key.max_tokens)
-    try:
-        with tqdm(total=len(missing), desc="teacher", unit="text", disable=not missing) as bar:
-            for begin in range(0, len(missing), chunk_texts):
-                chunk = missing[begin : begin + chunk_texts]
-                vectors = encode(teacher, chunk, prompt=key.prompt, batch_tokens=batch_tokens)
-                store.add(chunk, vectors)
-                bar.update(len(chunk))
-    finally:
-        teacher.max_seq_length = before
-    return len(missing)
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, not {engine!r}")
+    if chunk_texts < 1:
+        raise ValueError(f"chunk_texts must be positive, not {chunk_texts}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in 0..{world_size - 1}, not {rank}")
+    if max(world_size, workers or 1) > store.shards:
+        raise ValueError(
+            f"{max(world_size, workers or 1)} processes cannot fill {store.shards} shards at once; "
+            f"start the space with more: .space(..., shards=)"
+        )
+    source = as_teacher(teacher)
+    todo = [
+        (number, part)
+        for number, part in missing_by_shard(store, texts)
+        if number % world_size == rank
+    ]
+    count = sum(map(len, (part for _, part in todo)))
+    if not count:
+        return 0
+    if engine == "local" and (width := source.dim()) != store.dim:
+        raise ValueError(f"the teacher gives {width} dims, but the space has {store.dim}")
+    where = f" {rank + 1}/{world_size}" if world_size > 1 else ""
+    begin = time.time()
+    how: dict[str, Any] = {}
+    with tqdm(total=count, desc=f"teacher{where}", unit="text", smoothing=0.1) as bar:
+        try:
+            if engine == "ray":
+                from st_jv5.teacher.ray_engine import fill_shards
+
+                how = fill_shards(store, source, todo, workers, batch_tokens, chunk_texts, bar)
+            else:
+                how = source.describe()
+                for number, part in todo:
+                    fill_shard(store, source, number, part, batch_tokens, chunk_texts, bar.update)
+        finally:
+            _record(store, how, int(bar.n), time.time() - begin)
+    return int(bar.n)
+
+
+def missing_by_shard(store: TeacherStore, texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The plan: per shard, the distinct texts that have no vector, in the order of their hashes."""
+    hashes = hash_texts(texts)
+    absent = np.flatnonzero(store.find(hashes) < 0)
+    high, low = halves(hashes[absent])
+    order = np.lexsort((low, high))
+    high, low = high[order], low[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    chosen = absent[order[first]]
+    numbers = shard_of(hashes[chosen], store.shards)
+    bounds = np.searchsorted(numbers, np.arange(store.shards + 1)).tolist()
+    for number, (begin, end) in enumerate(pairwise(bounds)):
+        if end > begin:
+            yield number, [texts[index] for index in chosen[begin:end]]
+
+
+def fill_shard(
+    store: TeacherStore,
+    source: Teacher,
+    number: int,
+    texts: Sequence[str],
+    batch_tokens: int | None,
+    chunk_texts: int,
+    told: Callable[[int], Any],
+) -> int:
+    """Fill one shard with texts of a plan, as its one writer; ``told`` hears of every chunk."""
+    space = store.key
+    assert space is not None
+    done = 0
+    with store.writing(number, wait_seconds=0) as shard:
+        hashes = hash_texts(texts)
+        left = np.flatnonzero(shard.find(hashes) < 0)  # another try may have got this far
+        for begin in range(0, len(left), chunk_texts):
+            rows = left[begin : begin + chunk_texts]
+            chunk = [texts[row] for row in rows]
+            vectors: Array = source.embed(chunk, space, batch_tokens)
+            shard.append(hashes[rows], store.checked(chunk, vectors))
+            shard.refresh()
+            done += len(chunk)
+            told(len(chunk))
+    return done
+
+
+# --------------------------------------------------------------------------- how it was filled
+
+
+def _record(store: TeacherStore, how: dict[str, Any], count: int, seconds: float) -> None:
+    """Add a line to the space's ``fills.jsonl``, and warn where it is another precision's."""
+    if not count:
+        return
+    now = how.get("forwards")
+    before = {line["forwards"] for line in fills(store) if "forwards" in line} - {now}
+    if now and before:
+        logger.warning(
+            "%s was filled by forwards in %s, and now in %s: its vectors differ by rounding",
+            store.path,
+            ", ".join(sorted(before)),
+            now,
+        )
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    line = {"when": when, "texts": count, "seconds": round(seconds, 1), **how}
+    with (store.path / "fills.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def fills(store: TeacherStore) -> list[dict[str, Any]]:
+    """Who filled the space, first to last."""
+    path = store.path / "fills.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]

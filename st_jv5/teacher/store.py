@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from st_jv5.files import read_json, write_json
 
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+SHARDS = 16
+"""Shards of a new space: how many processes can fill it at once."""
 HASH_BYTES = 16
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+LOCK_SECONDS = 60.0
+"""How long :meth:`TeacherStore.add` waits for another writer of a shard."""
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -36,15 +49,32 @@ class Space:
     """Width of its vectors."""
     dtype: str = "float16"
     """How vectors are kept: float16, float32 or bfloat16."""
+    pooling: str = ""
+    """How tokens become one vector, where that is not the model's own way: lasttoken, mean, cls."""
+
+    @property
+    def id(self) -> str:
+        """Name of its folder: the teacher's for people, a hash of everything for the rest."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        readable = re.sub(r"[^A-Za-z0-9]+", "-", self.teacher.rsplit("/", 1)[-1]).strip("-")
+        return f"{readable[:40] or 'teacher'}-{digest[:12]}"
 
 
 class TeacherStore:
-    """Teacher vectors on disk, one memory map per space, deduplicated by text.
+    """Teacher vectors on disk, memory mapped, deduplicated by text.
 
-    A space is a folder of three files: ``space.json`` says what it holds, ``vectors`` is the raw
-    ``(n, dim)`` matrix, ``hashes`` the 16-byte hash of each row's text. Rows are only appended:
-    vectors first, their hashes after, so a row without its hash (a kill between the two) does not
-    exist, and the next writer overwrites it. Many may read while one writes.
+    A space is a folder: ``space.json`` says what it holds; each of its shards is three files,
+    ``007.vectors``, the raw ``(n, dim)`` matrix, ``007.hashes``, the 16-byte hash of each row's
+    text, and ``007.json``, how many rows there are. A text's hash alone decides its shard. Rows
+    are only appended, and ``007.json`` is replaced last, by a rename: a write is there as a whole
+    or not at all, and what a killed writer left behind it does not count and is overwritten. Any
+    number of processes may read while one per shard writes; a second writer of a shard is refused.
+
+    A row's number is ``index in its shard * shards + shard``: it stays what it is when rows are
+    added. It means nothing in another store.
+
+    Raw files under ``numpy.memmap`` were measured against Arrow, safetensors and LMDB
+    (``eval/formats.py``, ``notes/log.md``): they gather fastest and are appended to in place.
 
     Example:
         >>> store = TeacherStore.open(folder, create=True).space("my-teacher", dim=2)
@@ -56,8 +86,10 @@ class TeacherStore:
     def __init__(self, folder: Path, key: Space | None = None) -> None:
         self.folder = folder
         self.key = key
-        self._vectors: np.ndarray[Any, Any] | None = None
-        self._index: tuple[np.ndarray[Any, Any], ...] | None = None
+        self._shards: list[_Shard] | None = None
+
+    def __reduce__(self) -> Any:
+        return TeacherStore, (self.folder, self.key)  # memory maps do not travel
 
     @classmethod
     def open(cls, folder: str | Path, create: bool = False) -> TeacherStore:
@@ -76,9 +108,23 @@ class TeacherStore:
 
     def spaces(self) -> list[Space]:
         """All spaces of the store."""
-        return [
-            Space(**read_json(path)["space"]) for path in sorted(self.folder.glob("*/space.json"))
-        ]
+        found = []
+        for path in sorted(self.folder.glob("*/space.json")):
+            record = read_json(path)
+            if record.get("format") != FORMAT:
+                logger.warning(
+                    "%s has format %s, this st_jv5 reads %d: not used",
+                    path.parent,
+                    record.get("format", 1),
+                    FORMAT,
+                )
+                continue
+            space = record.get("space")
+            names = {field.name for field in fields(Space)}
+            if not isinstance(space, dict) or set(space) != names:
+                raise ValueError(f"{path} must describe its space by {', '.join(sorted(names))}")
+            found.append(Space(**space))
+        return found
 
     def space(
         self,
@@ -88,20 +134,46 @@ class TeacherStore:
         max_tokens: int = 512,
         dim: int | None = None,
         dtype: str = "float16",
+        pooling: str = "",
+        shards: int | None = None,
     ) -> TeacherStore:
-        """The store's view of one space, made if it is new (then ``dim`` is needed)."""
+        """The store's view of one space, made if it is new (then ``dim`` is needed).
+
+        Args:
+            teacher: See :class:`Space`, as all others but the last.
+            shards: Of a new space: how many processes can fill it at once; None is 16.
+        """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-        asked = Space(teacher, revision, prompt, max_tokens, dim or 0, dtype)
-        for known in self.spaces():
-            if known == replace(asked, dim=known.dim) and dim in (None, known.dim):
-                return TeacherStore(self.folder, known)
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be positive, not {max_tokens}")
+        if shards is not None and not 1 <= shards <= 1000:
+            raise ValueError(f"shards must lie in 1..1000, not {shards}")
+        asked = Space(teacher, revision, prompt, max_tokens, dim or 0, dtype, pooling)
+        known = [
+            space
+            for space in self.spaces()
+            if space == replace(asked, dim=space.dim) and dim in (None, space.dim)
+        ]
+        if len(known) > 1:
+            raise ValueError(f"{asked} is there in several widths; pass dim=, one of {known}")
+        if known:
+            view = TeacherStore(self.folder, known[0])
+            if shards not in (None, view.shards):
+                raise ValueError(
+                    f"{view.path} has {view.shards} shards, not {shards}; write a store with "
+                    f"another number by `st-jv5 teacher merge {self.folder} --shards {shards}`"
+                )
+            return view
         if dim is None:
             raise ValueError(f"{asked} is not in {self.folder}; pass dim= to start it")
         if dim < 1:
             raise ValueError(f"dim must be positive, not {dim}")
         view = TeacherStore(self.folder, asked)
-        write_json(view._path / "space.json", {"space": asdict(asked)})
+        write_json(
+            view.path / "space.json",
+            {"format": FORMAT, "shards": shards or SHARDS, "space": asdict(asked)},
+        )
         return view
 
     # -------------------------------------------------------------------- one space from here on
@@ -113,25 +185,29 @@ class TeacherStore:
         return self.key
 
     @property
-    def _path(self) -> Path:
-        text = json.dumps(asdict(self._key), sort_keys=True)
-        return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+    def path(self) -> Path:
+        """The space's folder."""
+        return self.folder / self._key.id
 
-    def __len__(self) -> int:
-        """Number of vectors in the space."""
-        path = self._path / "hashes"
-        return path.stat().st_size // HASH_BYTES if path.exists() else 0
+    @property
+    def shards(self) -> int:
+        """How many shards the space has."""
+        return len(self._all())
 
     @property
     def dim(self) -> int:
         """Width of the vectors."""
         return self._key.dim
 
+    def __len__(self) -> int:
+        """Number of vectors in the space."""
+        return sum(shard.refresh().rows for shard in self._all())
+
     def describe(self) -> dict[str, Any]:
         """The space as JSON; what a projection that is trained on it says of its teacher."""
         return asdict(self._key)
 
-    def add(self, texts: Sequence[str], vectors: np.ndarray[Any, Any] | Tensor) -> None:
+    def add(self, texts: Sequence[str], vectors: Array | Tensor) -> None:
         """Append vectors of texts; texts that are in the space already are skipped.
 
         Args:
@@ -141,13 +217,17 @@ class TeacherStore:
         Raises:
             ValueError: The shape is wrong, or a vector has a NaN or is zero; names the text.
         """
+        self.add_hashed(hash_texts(texts), self.checked(texts, vectors))
+
+    def checked(self, texts: Sequence[str], vectors: Array | Tensor) -> Tensor:
+        """Vectors as the space keeps them: on the CPU, in its dtype; errors as in :meth:`add`."""
         vectors = torch.as_tensor(
             np.asarray(vectors) if not isinstance(vectors, Tensor) else vectors
         )
         if tuple(vectors.shape) != (len(texts), self.dim):
             raise ValueError(
                 f"{len(texts)} texts need vectors of shape ({len(texts)}, {self.dim}), "
-                f"not {tuple(vectors.shape)}"
+                f"not {tuple(vectors.shape)}; the first text: {texts[:1]!r:.200}"
             )
         stored = vectors.detach().cpu().to(DTYPES[self._key.dtype])
         broken = ~torch.isfinite(stored).all(dim=1) | (stored == 0).all(dim=1)
@@ -157,26 +237,34 @@ class TeacherStore:
                 f"the vector of text {index} is NaN, infinite or zero as {self._key.dtype}: "
                 f"{texts[index][:200]!r}"
             )
-        new = np.flatnonzero(self.rows(texts, missing_ok=True) < 0)
-        hashes = _hash(texts)
-        _, first = np.unique(hashes[new], axis=0, return_index=True)
-        new = new[np.sort(first)]
-        if not len(new):
-            return
-        raw = stored[torch.from_numpy(new)].contiguous().view(torch.uint8).numpy()
-        count = len(self)
-        for name, row_bytes, data in (  # the hashes last: they make the rows exist
-            ("vectors", self.dim * stored.element_size(), raw),
-            ("hashes", HASH_BYTES, hashes[new]),
-        ):
-            with (self._path / name).open("ab") as file:
-                file.truncate(count * row_bytes)  # what a killed writer left behind
-                file.write(data.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-        self._vectors = self._index = None
+        return stored
 
-    def rows(self, texts: Sequence[str], missing_ok: bool = False) -> np.ndarray[Any, Any]:
+    def add_hashed(self, hashes: Array, stored: Tensor) -> None:
+        """:meth:`add` for what :func:`hash_texts` and :meth:`checked` gave."""
+        numbers = shard_of(hashes, self.shards)
+        for number in np.unique(numbers):
+            rows = np.flatnonzero(numbers == number)
+            with self.writing(int(number)) as shard:
+                new = rows[shard.find(hashes[rows]) < 0]
+                _, first = np.unique(hashes[new], axis=0, return_index=True)
+                new = new[np.sort(first)]
+                if len(new):
+                    shard.append(hashes[new], stored[torch.from_numpy(new)])
+
+    @contextmanager
+    def writing(self, number: int, wait_seconds: float = LOCK_SECONDS) -> Iterator[_Shard]:
+        """Be the one writer of a shard; its lock falls with the process that holds it."""
+        shard = self._all()[number]
+        try:
+            with shard.lock.acquire(timeout=wait_seconds):
+                yield shard.refresh()
+        except Timeout as error:
+            raise ValueError(
+                f"shard {number} of {self.path} is being written by another process; wait for it, "
+                f"or stop it"
+            ) from error
+
+    def rows(self, texts: Sequence[str], missing_ok: bool = False) -> Array:
         """Row of each text, int64 ``(n,)``.
 
         Args:
@@ -184,61 +272,229 @@ class TeacherStore:
             missing_ok: Give -1 for a text that is not there; otherwise that is an error, which
                 counts them and shows the first three.
         """
-        high, low, order = self._sorted_hashes()
-        asked = _hash(texts).view(">u8").reshape(-1, 2)
-        if not len(order):
-            found = np.full(len(texts), -1, dtype=np.int64)
-        else:
-            place = np.minimum(np.searchsorted(high, asked[:, 0]), len(order) - 1)
-            same = (high[place] == asked[:, 0]) & (low[place] == asked[:, 1])
-            found = np.where(same, order[place], -1).astype(np.int64)
+        found = self.find(hash_texts(texts))
         if not missing_ok and (found < 0).any():
             absent = [texts[index][:80] for index in np.flatnonzero(found < 0)[:3]]
             raise KeyError(
                 f"{int((found < 0).sum())} of {len(texts)} texts have no vector in the store "
                 f"({self._key.teacher}, prompt {self._key.prompt!r}), such as {absent}; fill it "
-                f"with st_jv5.teacher.fill"
+                f"with st_jv5.fill"
             )
         return found
 
-    def gather(self, rows: np.ndarray[Any, Any] | Tensor | Sequence[int]) -> Tensor:
+    def find(self, hashes: Array) -> Array:
+        """:meth:`rows` for what :func:`hash_texts` gave; -1 where it is not there."""
+        shards = self._all()
+        numbers = shard_of(hashes, len(shards))
+        found = np.full(len(hashes), -1, dtype=np.int64)
+        for shard, places in _by_shard(numbers, shards):
+            index = shard.refresh().find(hashes[places])
+            found[places] = np.where(index < 0, -1, index * len(shards) + shard.number)
+        return found
+
+    def gather(
+        self,
+        rows: Array | Tensor | Sequence[int],
+        missing_ok: bool = False,
+        device: torch.device | str | None = None,
+        pin_memory: bool = False,
+    ) -> Tensor:
         """Vectors of rows, in the space's dtype.
 
         Args:
             rows: int, of any shape ``(...)``.
+            missing_ok: Give NaN for a row of -1; otherwise that is an error.
+            device: Where they are wanted; to a CUDA device they go through pinned memory, without
+                waiting for the copy. None is the CPU.
+            pin_memory: Give them in pinned memory (needs CUDA).
 
         Returns:
             ``(..., dim)``.
         """
-        rows = np.asarray(rows)
-        if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise IndexError(
-                f"rows must lie in 0..{len(self) - 1}, got {int(rows.min())}..{int(rows.max())}"
-            )
+        rows = as_rows(rows)
+        flat = rows.reshape(-1)
+        to_cuda = device is not None and torch.device(device).type == "cuda"
+        shape, pinned = (rows.size, self.dim), pin_memory or to_cuda
+        out = torch.empty(shape, dtype=DTYPES[self._key.dtype], pin_memory=pinned)
+        if missing_ok and (flat < 0).any():
+            there = torch.from_numpy(np.flatnonzero(flat >= 0))
+            out.fill_(torch.nan)
+            out[there] = self.gather(flat[there])
+        else:
+            shards = self._all()
+            index, numbers = np.divmod(flat, len(shards))
+            self._require(flat, index, numbers)
+            raw = out.view(torch.uint16 if out.dtype.itemsize == 2 else torch.float32).numpy()
+            for shard, places in _by_shard(numbers, shards):
+                raw[places] = shard.vectors[index[places]]
+        return out.view(*rows.shape, self.dim).to(device, non_blocking=to_cuda)
+
+    def hashes_of(self, rows: Array) -> Array:
+        """Hash of each row's text, uint8 ``(n, 16)`` for ``n`` rows of any shape; zeros for -1."""
+        asked, shards = rows.reshape(-1), self._all()
+        out = np.zeros((len(asked), HASH_BYTES), dtype=np.uint8)
+        there = np.flatnonzero(asked >= 0)
+        index, numbers = np.divmod(asked[there], len(shards))
+        self._require(asked[there], index, numbers)
+        for shard, places in _by_shard(numbers, shards):
+            out[there[places]] = shard.hashes[index[places]]
+        return out
+
+    def _require(self, rows: Array, index: Array, numbers: Array) -> None:
+        shards = self._all()
+        for refresh in (True, False):
+            counts = np.array([shard.rows for shard in shards])
+            beyond = (rows < 0) | (index >= counts[numbers])
+            if not beyond.any():
+                return
+            if refresh:
+                len(self)  # another process may have added them
+        raise IndexError(
+            f"{int(beyond.sum())} of {rows.size} rows are not in {self.path} ({len(self)} rows, "
+            f"{len(shards)} shards), such as {int(rows[beyond][0])}; rows of another store, or -1?"
+        )
+
+    def hashes(self) -> Iterator[tuple[Array, Array]]:
+        """Shard by shard: the hashes, uint8 ``(n, 16)``, and their rows, int64 ``(n,)``."""
+        shards = self._all()
+        for shard in shards:
+            if shard.refresh().rows:
+                numbers = np.arange(shard.rows, dtype=np.int64) * len(shards) + shard.number
+                yield np.asarray(shard.hashes), numbers
+
+    def _all(self) -> list[_Shard]:
+        if self._shards is None:
+            path = self.path / "space.json"
+            count = read_json(path).get("shards")
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{path}: shards must be a positive number, not {count!r}")
+            self._shards = [_Shard(self.path, number, self._key) for number in range(count)]
+        return self._shards
+
+
+class _Shard:
+    """One shard's files, as far as they counted when last looked at."""
+
+    def __init__(self, folder: Path, number: int, space: Space) -> None:
+        self.number = number
+        self.dtype = DTYPES[space.dtype]
+        self.dim = space.dim
+        self.paths = {
+            kind: folder / f"{number:03d}.{kind}" for kind in ("vectors", "hashes", "json", "lock")
+        }
+        self.row_bytes = {"vectors": space.dim * self.dtype.itemsize, "hashes": HASH_BYTES}
+        self.lock = FileLock(self.paths["lock"])
+        self.rows = -1
+        self.refresh()
+
+    def refresh(self) -> _Shard:
+        """See what has been added since."""
+        path = self.paths["json"]
+        rows = read_json(path).get("rows") if path.exists() else 0
+        if not isinstance(rows, int) or rows < 0:
+            raise ValueError(f"{path}: rows must be a number >= 0, not {rows!r}")
+        if rows != self.rows:
+            for kind, row_bytes in self.row_bytes.items():
+                size = self.paths[kind].stat().st_size if self.paths[kind].exists() else 0
+                if size < rows * row_bytes:
+                    raise ValueError(
+                        f"{self.paths[kind]} has {size} bytes, but its {rows} rows need "
+                        f"{rows * row_bytes}: it was cut; restore it, or remove "
+                        f"{path.stem}.* there and fill the store again"
+                    )
+            self._vectors = self._hashes = self._index = None
+            self.rows = rows
+        return self
+
+    _vectors: Array | None = None
+    _hashes: Array | None = None
+    _index: tuple[Array, Array, Array] | None = None
+
+    @property
+    def vectors(self) -> Array:
+        """``(rows, dim)``, memory mapped; 16-bit floats as uint16."""
         if self._vectors is None:
-            dtype = np.float32 if self._key.dtype == "float32" else np.uint16
-            path, shape = self._path / "vectors", (len(self), self.dim)
-            self._vectors = np.memmap(path, dtype=dtype, mode="r", shape=shape)
-        taken = torch.from_numpy(np.take(self._vectors, rows, axis=0))
-        return taken.view(DTYPES[self._key.dtype])
+            raw = np.uint16 if self.dtype.itemsize == 2 else np.float32
+            self._vectors = np.memmap(self.paths["vectors"], raw, "r", shape=(self.rows, self.dim))
+        return self._vectors
 
-    def _sorted_hashes(self) -> tuple[np.ndarray[Any, Any], ...]:
+    @property
+    def hashes(self) -> Array:
+        """uint8 ``(rows, 16)``, memory mapped."""
+        if self._hashes is None:
+            shape = (self.rows, HASH_BYTES)
+            self._hashes = np.memmap(self.paths["hashes"], np.uint8, "r", shape=shape)
+        return self._hashes
+
+    def find(self, hashes: Array) -> Array:
+        """Index of each hash in the shard, -1 where it is not there."""
+        if not self.rows:
+            return np.full(len(hashes), -1, dtype=np.int64)
         if self._index is None:
-            path = self._path / "hashes"
-            count = len(self)
-            raw = np.fromfile(path, dtype=">u8", count=2 * count) if count else np.empty(0, ">u8")
-            pairs = raw.reshape(-1, 2)
-            order = np.argsort(pairs[:, 0], kind="stable")
-            self._index = (pairs[order, 0], pairs[order, 1], order)
-        return self._index
+            high, low = halves(self.hashes)
+            order = np.argsort(high, kind="stable")
+            self._index = high[order], low[order], order
+        known_high, known_low, order = self._index
+        high, low = halves(hashes)
+        place = np.minimum(np.searchsorted(known_high, high), self.rows - 1)
+        same = (known_high[place] == high) & (known_low[place] == low)
+        return np.where(same, order[place], -1)
+
+    def append(self, hashes: Array, vectors: Tensor) -> None:
+        """Write rows that are not there yet; call it as the shard's one writer."""
+        raw = vectors.contiguous().view(torch.uint8).numpy()
+        for kind, data in (("vectors", raw), ("hashes", hashes)):
+            with self.paths[kind].open("ab") as file:
+                file.truncate(self.rows * self.row_bytes[kind])  # what a killed writer left
+                file.write(data.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        write_json(self.paths["json"], {"rows": self.rows + len(hashes)})
 
 
-def _hash(texts: Sequence[str]) -> np.ndarray[Any, Any]:
+def as_rows(rows: Array | Tensor | Sequence[int]) -> Array:
+    """Rows as an int64 array on the CPU."""
+    return rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows, dtype=np.int64)
+
+
+def hash_texts(texts: Sequence[str]) -> Array:
     """16 bytes per text, uint8 ``(n, 16)``."""
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts must be str, but text {index} is {text!r}")
-    digests = b"".join(
-        hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest() for text in texts
-    )
+    try:
+        digests = b"".join(
+            [hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest() for text in texts]
+        )
+    except (AttributeError, UnicodeEncodeError) as error:
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"texts must be str, but text {index} is {text!r}") from error
+        raise ValueError(f"a text is not valid Unicode: {error}") from error
     return np.frombuffer(digests, dtype=np.uint8).reshape(-1, HASH_BYTES)
+
+
+def halves(hashes: Array) -> tuple[Array, Array]:
+    """The two 64-bit numbers of each hash; sorted by the first, then the second, they are in order.
+
+    Equal first halves of different texts are a matter of 2**-64 a pair; a shard's index looks at
+    the first of them alone, so the second of such texts would be computed again at every fill.
+    """
+    numbers = np.ascontiguousarray(hashes).view(">u8").astype(np.uint64)
+    return numbers[:, 0], numbers[:, 1]
+
+
+def shard_of(hashes: Array, shards: int) -> Array:
+    """Which shard a hash belongs to: equal ranges of its first four bytes."""
+    first = np.ascontiguousarray(hashes[:, :4]).view(">u4").astype(np.uint64)[:, 0]
+    return (first * np.uint64(shards)) >> np.uint64(32)
+
+
+def _by_shard(numbers: Array, shards: list[_Shard]) -> Iterator[tuple[_Shard, Any]]:
+    """Each shard that is asked for, with the places that ask for it."""
+    if len(shards) == 1:
+        if len(numbers):
+            yield shards[0], slice(None)
+        return
+    order = np.argsort(numbers, kind="stable")
+    bounds = np.searchsorted(numbers[order], np.arange(len(shards) + 1)).tolist()
+    for shard, begin, end in zip(shards, bounds, bounds[1:], strict=False):
+        if end > begin:
+            yield shard, order[begin:end]

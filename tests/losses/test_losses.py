@@ -86,7 +86,9 @@ def test_distill_gradients_reach_student_and_projection_but_not_the_teacher(
 
 
 def test_rows_of_the_store_distil_as_their_vectors_do(student, columns, teachers, tmp_path):
-    store = TeacherStore.open(tmp_path, create=True).space("t", dim=TEACHER_DIM, dtype="float32")
+    store = TeacherStore.open(tmp_path, create=True).space(
+        "t", dim=TEACHER_DIM, dtype="float32", shards=1
+    )
     names = [[f"{row}.{column}" for column in range(2)] for row in range(BATCH)]
     flat = [name for row in names for name in row]
     store.add(flat, teachers.reshape(-1, TEACHER_DIM).float())
@@ -98,7 +100,9 @@ def test_rows_of_the_store_distil_as_their_vectors_do(student, columns, teachers
 
 
 def test_a_row_without_a_vector_is_left_out_of_the_mean(student, columns, teachers, tmp_path):
-    store = TeacherStore.open(tmp_path, create=True).space("t", dim=TEACHER_DIM, dtype="float32")
+    store = TeacherStore.open(tmp_path, create=True).space(
+        "t", dim=TEACHER_DIM, dtype="float32", shards=1
+    )
     store.add(["a", "b"], teachers[:2, 0].float())
     rows = torch.tensor([[0], [1], [-1], [-1], [-1]])
     loss = ProjectedCosineDistillLoss(student, TEACHER_DIM, store=store)

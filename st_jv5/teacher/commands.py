@@ -1,0 +1,148 @@
+"""``st-jv5 teacher ...``: look into stores, check them, join them, drop a space."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from st_jv5.teacher.fill import fills
+from st_jv5.teacher.sources import EndpointTeacher, LocalTeacher
+from st_jv5.teacher.store import TeacherStore
+from st_jv5.teacher.upkeep import merge, prune, space_by_id, verify
+from st_jv5.texts import read_texts
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``teacher`` and what it can do to a parser's commands; each sets ``run``."""
+    teacher = commands.add_parser("teacher", help="what is done to stores of teacher vectors")
+    actions = teacher.add_subparsers(dest="action", required=True)
+
+    def action(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = actions.add_parser(name, help=about, description=about)
+        parser.set_defaults(run=run)
+        return parser
+
+    ls = action("ls", run_ls, "the spaces of a store, a line each")
+    info = action("info", run_info, "all there is to know of a space, as JSON")
+    check = action("verify", run_verify, "compute a random sample again; far cosines fail")
+    join = action("merge", run_merge, "write a new store that joins stores")
+    drop = action("prune", run_prune, "write a new store without some spaces")
+    for parser in (ls, info, check, drop):
+        parser.add_argument("store", help="its folder")
+    for parser in (info, check):
+        parser.add_argument("--space", help="its id, or the beginning of it; not for a single one")
+    check.add_argument("--texts", required=True, help=".txt, .parquet, .jsonl or .csv")
+    check.add_argument("--column", help="of --texts, where it has several")
+    check.add_argument("--sample", type=int, default=100, help="texts to compute; default 100")
+    check.add_argument("--seed", type=int, default=0, help="of the draw")
+    check.add_argument("--bound", type=float, default=0.999, help="least cosine; default 0.999")
+    check.add_argument("--model", help="folder, Hub id or package:NAME/FOLDER to load, or the name")
+    check.add_argument("--endpoint", metavar="URL", help="ask this server, up to /v1")
+    check.add_argument("--key-env", default="OPENAI_API_KEY", help="variable with the server's key")
+    join.add_argument("stores", nargs="+", help="folders; the first has the say on equal texts")
+    join.add_argument("--shards", type=int, help="of the new spaces; default: as they are")
+    drop.add_argument("--space", action="append", required=True, help="id of one to leave out")
+    for parser in (join, drop):
+        parser.add_argument("--out", required=True, help="folder of the new store")
+
+
+def run_ls(args: argparse.Namespace) -> None:
+    """One line per space."""
+    store = TeacherStore.open(args.store)
+    spaces = store.spaces()
+    if not spaces:
+        print(f"{args.store} has no spaces")
+        return
+    lines = [("space", "vectors", "MB", "dim", "dtype", "tokens", "teacher", "revision", "prompt")]
+    for space in spaces:
+        view = TeacherStore(store.folder, space)
+        lines.append(
+            (
+                space.id,
+                str(len(view)),
+                f"{size_on_disk(view) / 1e6:.1f}",
+                str(space.dim),
+                space.dtype,
+                str(space.max_tokens),
+                space.teacher + (f" ({space.pooling})" if space.pooling else ""),
+                space.revision or "-",
+                repr(space.prompt) if len(space.prompt) < 40 else repr(space.prompt[:36]) + "...",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """One space as JSON."""
+    view = space_by_id(TeacherStore.open(args.store), args.space)
+    assert view.key is not None
+    count, size = len(view), size_on_disk(view)
+    needed = count * view.dim * (4 if view.key.dtype == "float32" else 2)
+    told = {
+        "id": view.key.id,
+        **asdict(view.key),
+        "vectors": count,
+        "shards": view.shards,
+        "bytes": size,
+        "bytes_beyond_vectors": f"{size / needed - 1:.2%}" if needed else None,
+        "fills": fills(view),
+    }
+    print(json.dumps(told, indent=2, ensure_ascii=False))
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    """Least and mean cosine; an error below the bound."""
+    view = space_by_id(TeacherStore.open(args.store), args.space)
+    assert view.key is not None
+    if not -1 <= args.bound <= 1:
+        raise ValueError(f"--bound is a cosine, not {args.bound}")
+    name = args.model or view.key.teacher
+    if args.endpoint:
+        source: Any = EndpointTeacher(args.endpoint, name, key_env=args.key_env)
+    else:
+        revision = "" if args.model else view.key.revision
+        source = LocalTeacher(name, revision, view.key.pooling)
+    found = verify(view, source, read_texts(args.texts, args.column), args.sample, args.seed)
+    if found.missing:
+        print(f"{found.missing} of the texts are not in the space")
+    least, mean = found.cosines.min(), found.cosines.mean()
+    print(f"{len(found.texts)} texts again: cosine at least {least:.5f}, on average {mean:.5f}")
+    far = found.cosines < args.bound
+    if far.any():
+        worst = found.texts[int(found.cosines.argmin())]
+        raise ValueError(
+            f"{int(far.sum())} of {len(far)} cosines are below {args.bound:g}; the least is that "
+            f"of {worst[:200]!r}"
+        )
+
+
+def run_merge(args: argparse.Namespace) -> None:
+    """Join stores."""
+    stores = [TeacherStore.open(folder) for folder in args.stores]
+    _tell(merge(stores, args.out, args.shards))
+
+
+def run_prune(args: argparse.Namespace) -> None:
+    """Leave spaces out."""
+    store = TeacherStore.open(args.store)
+    chosen = []
+    for name in args.space:
+        space = space_by_id(store, name).key
+        assert space is not None
+        chosen.append(space.id)
+    _tell(prune(store, chosen, args.out))
+
+
+def _tell(store: TeacherStore) -> None:
+    views = [TeacherStore(store.folder, space) for space in store.spaces()]
+    print(f"{store.folder}: {len(views)} spaces, {sum(map(len, views))} vectors")
+
+
+def size_on_disk(store: TeacherStore) -> int:
+    """Bytes of all files of a space."""
+    return sum(path.stat().st_size for path in store.path.iterdir())

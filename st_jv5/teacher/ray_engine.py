@@ -1,0 +1,127 @@
+"""Fill a store through Ray Data: a shard is a block, a worker fills one shard at a time."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from st_jv5.teacher.fill import fill_shard
+from st_jv5.teacher.sources import Teacher
+from st_jv5.teacher.store import TeacherStore
+
+POLL_SECONDS = 1.0
+
+
+def fill_shards(
+    store: TeacherStore,
+    source: Teacher,
+    todo: Sequence[tuple[int, list[str]]],
+    workers: int | None,
+    batch_tokens: int | None,
+    chunk_texts: int,
+    bar: Any,
+) -> dict[str, Any]:
+    """Fill the shards of a plan; a worker that dies is started again and goes on with its shard.
+
+    Returns:
+        How the workers compute, as their teacher describes it.
+
+    Raises:
+        ValueError: As :func:`~st_jv5.teacher.fill.fill_shard`, from whichever worker.
+    """
+    try:
+        import pyarrow as pa
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ValueError('engine="ray" needs: pip install "st-jv5[ray]"') from error
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    cluster = ray.cluster_resources()
+    gpus = int(cluster.get("GPU", 0))
+    count = min(workers or gpus or 2, len(todo))
+    needs = (
+        {"num_gpus": min(1.0, gpus / count)}
+        if gpus
+        else {"num_cpus": max(1, math.floor(cluster.get("CPU", 1) / count))}
+    )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    blocks: Any = [
+        ray.put(
+            pa.table(
+                {
+                    "shard": pa.array([number] * len(texts), pa.int64()),
+                    "text": pa.array(texts, pa.large_string()),
+                }
+            )
+        )
+        for number, texts in todo
+    ]
+    filled = ray.data.from_arrow_refs(blocks).map_batches(
+        _Filler,
+        fn_constructor_args=(store, source, batch_tokens, chunk_texts),
+        batch_size=None,  # a whole block: one writer per shard
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=count),
+        **needs,
+    )
+    how: dict[str, Any] = {}
+    before, over = len(store), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(POLL_SECONDS):
+            bar.update(len(store) - before - bar.n)
+
+    watch = threading.Thread(target=tell, daemon=True)
+    watch.start()
+    try:
+        for row in filled.iter_rows():
+            how = row
+    except ray.exceptions.RayError as error:
+        raise _own_error(error) from error
+    finally:
+        over.set()
+        watch.join()
+        bar.update(len(store) - before - bar.n)
+    return how
+
+
+class _Filler:
+    """A worker: has the teacher, fills the shards it is handed."""
+
+    def __init__(
+        self, store: TeacherStore, source: Teacher, batch_tokens: int | None, chunk_texts: int
+    ) -> None:
+        self.store, self.source = store, source
+        self.batch_tokens, self.chunk_texts = batch_tokens, chunk_texts
+        if (width := source.dim()) != store.dim:
+            raise ValueError(f"the teacher gives {width} dims, but the space has {store.dim}")
+
+    def __call__(self, block: Any) -> dict[str, list[Any]]:
+        (number,) = set(block["shard"].to_pylist())
+        texts = block["text"].to_pylist()
+        fill_shard(
+            self.store,
+            self.source,
+            number,
+            texts,
+            self.batch_tokens,
+            self.chunk_texts,
+            lambda count: None,
+        )
+        return {key: [value] for key, value in self.source.describe().items()}
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """The ValueError of ours inside what Ray raised; else the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen) is ValueError:
+            return ValueError(str(seen))
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error

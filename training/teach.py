@@ -1,0 +1,78 @@
+"""Compute the vectors that a recipe's phases ask of its teachers; what is stored is not done again.
+
+python -m training.teach training/recipes/demo.yaml
+python -m training.teach RECIPE --engine ray --workers 8      # the workers see the store's folder
+torchrun --nproc-per-node 8 -m training.teach RECIPE          # a GPU each, shards of the store
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+from st_jv5.teacher.fill import Engine, fill
+from training.config import RecipeError, load_recipe
+from training.context import RANK, WORLD_SIZE, Run
+from training.data import teacher_texts
+from training.train import asks_teacher_of_labelled
+
+logger = logging.getLogger("training")
+
+
+def wanted(run: Run) -> dict[str | None, list[str]]:
+    """Name of the teachers' prompt (None: their ``prompt``) -> the texts to embed behind it."""
+    found: dict[str | None, list[str]] = defaultdict(list)
+    for phase in (run.recipe.stage1, *run.recipe.adapters.values()):
+        for name in phase.data:
+            spec, asks = run.recipe.data_sets[name], asks_teacher_of_labelled(phase)
+            for role, texts in teacher_texts(spec, run.rows[name], asks).items():
+                found[phase.teacher_prompts.get(role)].extend(texts)
+    return {prompt: list(dict.fromkeys(texts)) for prompt, texts in found.items()}
+
+
+def teach(run: Run, engine: Engine = "local", workers: int | None = None) -> None:
+    """Fill the store of every teacher, behind every prompt that a phase names."""
+    for prompt, texts in wanted(run).items():
+        for spec, source, store in zip(run.teachers, run.sources, run.spaces(prompt), strict=True):
+            try:
+                computed = fill(
+                    store,
+                    source,
+                    texts,
+                    engine=engine,
+                    workers=workers,
+                    rank=RANK,
+                    world_size=WORLD_SIZE,
+                )
+            except ValueError as error:
+                raise RecipeError(f"teacher {spec.model}: {error}") from error
+            behind = f" behind its prompt {prompt!r}" if prompt is not None else ""
+            logger.info("%s: %d texts%s, %d of them new", spec.model, len(texts), behind, computed)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("recipe", help="a YAML file, such as training/recipes/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    parser.add_argument("--engine", choices=["local", "ray"], default="local")
+    parser.add_argument("--workers", type=int, help="of ray; default: one per GPU, two without")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    if args.workers is not None and (args.workers < 1 or args.engine == "local"):
+        parser.error("--workers must be positive, and goes with --engine ray")
+    try:
+        teach(Run(load_recipe(args.recipe, args.set)), args.engine, args.workers)
+    except RecipeError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None
+
+
+if __name__ == "__main__":
+    main()
