@@ -1,6 +1,7 @@
 """Speed, as ratios inside one run; the last line is one JSON object.
 
     python eval/speed.py train
+    python eval/speed.py teacher --teacher sentence-transformers/all-mpnet-base-v2
 
 train: one step (forward, loss, backward) of the retrieval composition at six Matryoshka dims on
 wikipedia rows, against stock losses (eval/baselines.py) and against the bare forward and backward
@@ -11,6 +12,16 @@ its own that trains on the same 4096 rows.
     stock_shared     time of stock losses on one forward shared by hand / ours
     bare             ours / time of the bare forward and backward
     memory_growth    peak memory at the largest batch / at the smallest - 1
+
+teacher: reading a teacher's vectors of the demo's corpus (computed and kept where they are not),
+beside a step of stage 1 and against float lists through the stock collator; then a synthetic store
+of a million rows of 1024 dims against one of ten thousand.
+
+    gather_share     time to gather a batch / time of a training step
+    vs_lists         time of float lists as a label column / of store rows and a gather
+    disk_overhead    bytes on disk / (2 x dim x texts) - 1
+    gather_growth    time to gather a row among a million / among ten thousand
+    open_seconds     to open a million rows and find 1024 texts in them, the slowest of three
 """
 
 from __future__ import annotations
@@ -38,6 +49,7 @@ from torch import Tensor  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 
 import st_jv5  # noqa: E402
+from eval import speed_teacher  # noqa: E402
 from eval.baselines import SeparateForwards, SharedForward, StockLosses  # noqa: E402
 from st_jv5.losses.embed import embed_columns  # noqa: E402
 from st_jv5.teacher.sources import resolve_model  # noqa: E402
@@ -230,21 +242,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["train", "peak"], help="peak: one child of train")
+    parser.add_argument(
+        "what", choices=["train", "teacher", "peak", "open"], help="peak, open: children of these"
+    )
+    parser.add_argument("folder", nargs="?", help="of the store to open")
     parser.add_argument("--task", default="base", help="base, or an adapter such as retrieval")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, help="pairs; default: train 128, teacher 512")
     parser.add_argument("--layers", type=int, default=3, help="of MiniLM's six")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--teacher", default=MINILM, help="Hub id, folder or package:NAME/FOLDER")
+    parser.add_argument("--output", default="out/speed", help="keeps the teacher's vectors")
     args = parser.parse_args(argv)
+    if args.batch_size is None:
+        args.batch_size = 512 if args.what == "teacher" else 128
     for name in ("batch_size", "layers", "max_tokens", "rounds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be positive")
     if args.what == "peak":
         cached_steps(args)
+    elif args.what == "open":
+        print(json.dumps(speed_teacher.open_store(args.folder)))
     else:
-        print(json.dumps(train(args)))
+        print(json.dumps({"train": train, "teacher": speed_teacher.teacher}[args.what](args)))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
 import st_jv5
-from st_jv5 import cli, functional, hub, losses, tasks, trainer
+from st_jv5 import cli, functional, hub, losses, tasks, teacher, trainer
 from st_jv5.evaluation import MTEBEncoder
+from st_jv5.texts import read_texts
 from tests.conftest import MINILM, real_texts, with_adapters
 
 README = Path(__file__).parent.parent / "README.md"
@@ -28,6 +29,8 @@ EXTRA = [
     cli.main,
     MTEBEncoder,
     trainer.trainer_prompts,
+    read_texts,
+    *(getattr(teacher, name) for name in teacher.__all__),
     __import__("st_jv5.tasks", fromlist=["column_prompts"]).column_prompts
     if inspect.ismodule(tasks)
     else None,
@@ -54,6 +57,8 @@ def world(tmp_path, backbones) -> dict[str, object]:
     return {
         **{name: getattr(st_jv5, name) for name in st_jv5.__all__},
         **vars(functional),
+        **{name: getattr(teacher, name) for name in teacher.__all__},
+        "read_texts": read_texts,
         "column_prompts": __import__("st_jv5.tasks", fromlist=["x"]).column_prompts,
         "TASKS": __import__("st_jv5.tasks", fromlist=["x"]).TASKS,
         "model_card": hub.model_card,
@@ -66,6 +71,7 @@ def world(tmp_path, backbones) -> dict[str, object]:
         "teacher": SentenceTransformer(MINILM),
         "folder": str(tmp_path / "store"),
         "task_folder": str(tmp_path / "task"),
+        "out_folder": str(tmp_path / "out"),
         "averaged_folder": str(tmp_path / "averaged"),
         "main": cli.main,
         "saved_folder": str(tmp_path / "saved"),

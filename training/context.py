@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +55,7 @@ class Run:
     recipe: Recipe
     report_to: tuple[str, ...] = ("none",)
     """The host's trackers: tensorboard, trackio, wandb, ..."""
+    _sources: dict[int, LocalTeacher | EndpointTeacher] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -86,28 +87,28 @@ class Run:
         """The recipe's teachers, first to last."""
         return (self.recipe.teacher, *self.recipe.more_teachers)
 
-    @cached_property
-    def sources(self) -> tuple[LocalTeacher | EndpointTeacher, ...]:
-        """What computes each teacher's vectors; nothing is loaded before it is used."""
-        return tuple(self._source(spec) for spec in self.teachers)
-
-    def _source(self, spec: Teacher) -> LocalTeacher | EndpointTeacher:
-        if spec.endpoint is not None:
-            settings = asdict(spec.endpoint)
-            return EndpointTeacher(**settings | {"model": spec.endpoint.model or spec.model})
-        auto = spec.dtype == "auto"
-        return LocalTeacher(
-            spec.model,
-            spec.revision,
-            spec.pooling,
-            dtype=None if auto else spec.dtype,
-            autocast=auto and self.bfloat16,
-            device=spec.device or (f"cuda:{LOCAL_RANK}" if self.device == "cuda" else None),
-        )
+    def source(self, number: int) -> LocalTeacher | EndpointTeacher:
+        """What computes a teacher's vectors; it is loaded when it is used."""
+        if number not in self._sources:
+            spec = self.teachers[number]
+            if spec.endpoint is not None:
+                settings = asdict(spec.endpoint) | {"model": spec.endpoint.model or spec.model}
+                self._sources[number] = EndpointTeacher(**settings)
+            else:
+                auto = spec.dtype == "auto"
+                self._sources[number] = LocalTeacher(
+                    spec.model,
+                    spec.revision,
+                    spec.pooling,
+                    dtype=None if auto else spec.dtype,
+                    autocast=auto and self.bfloat16,
+                    device=spec.device or (f"cuda:{LOCAL_RANK}" if self.device == "cuda" else None),
+                )
+        return self._sources[number]
 
     def teacher(self, number: int = 0) -> SentenceTransformer:
         """A teacher as a model, for evaluation; one behind an endpoint has none here."""
-        source, spec = self.sources[number], self.teachers[number]
+        source, spec = self.source(number), self.teachers[number]
         assert isinstance(source, LocalTeacher)
         model = source.model
         model.max_seq_length = min(spec.max_tokens, model.max_seq_length or spec.max_tokens)
@@ -115,9 +116,10 @@ class Run:
 
     def spaces(self, prompt_name: str | None) -> list[TeacherStore]:
         """Each teacher's vectors behind one of its prompts; None is ``teacher.prompt``."""
-        return [self._space(number, prompt_name) for number in range(len(self.teachers))]
+        return [self.space(number, prompt_name) for number in range(len(self.teachers))]
 
-    def _space(self, number: int, prompt_name: str | None) -> TeacherStore:
+    def space(self, number: int, prompt_name: str | None) -> TeacherStore:
+        """One teacher's vectors, its space made if it is new."""
         spec = self.teachers[number]
         store = TeacherStore.open(self.folder / spec.store, create=True)
         key: dict[str, Any] = {
@@ -129,7 +131,7 @@ class Run:
             "pooling": spec.pooling,
         }
         known = [space.dim for space in store.spaces() if asdict(space) | key == asdict(space)]
-        dim = known[0] if len(known) == 1 else self.sources[number].dim()
+        dim = known[0] if len(known) == 1 else self.source(number).dim()
         return store.space(**key, dim=dim, shards=None if known else spec.shards)
 
     def role_stores(self, phase: Phase) -> dict[str, Vectors]:

@@ -35,11 +35,11 @@ def wanted(run: Run) -> dict[str | None, list[str]]:
 def teach(run: Run, engine: Engine = "local", workers: int | None = None) -> None:
     """Fill the store of every teacher, behind every prompt that a phase names."""
     for prompt, texts in wanted(run).items():
-        for spec, source, store in zip(run.teachers, run.sources, run.spaces(prompt), strict=True):
+        for number, spec in enumerate(run.teachers):
             try:
                 computed = fill(
-                    store,
-                    source,
+                    run.space(number, prompt),
+                    run.source(number),
                     texts,
                     engine=engine,
                     workers=workers,

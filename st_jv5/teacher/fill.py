@@ -22,6 +22,8 @@ Engine = Literal["local", "ray"]
 
 CHUNK_TEXTS = 1024
 """Texts per write: what a kill loses at most."""
+LOCK_SECONDS = 10.0
+"""How long a shard is waited for: a worker that was killed may still be dying."""
 
 
 def fill(
@@ -93,21 +95,27 @@ def fill(
     if engine == "local" and (width := source.dim()) != store.dim:
         raise ValueError(f"the teacher gives {width} dims, but the space has {store.dim}")
     where = f" {rank + 1}/{world_size}" if world_size > 1 else ""
-    begin = time.time()
+    begin, done = time.time(), 0
     how: dict[str, Any] = {}
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        bar.update(more)
+
     with tqdm(total=count, desc=f"teacher{where}", unit="text", smoothing=0.1) as bar:
         try:
             if engine == "ray":
                 from st_jv5.teacher.ray_engine import fill_shards
 
-                how = fill_shards(store, source, todo, workers, batch_tokens, chunk_texts, bar)
+                how = fill_shards(store, source, todo, workers, batch_tokens, chunk_texts, told)
             else:
                 how = source.describe()
                 for number, part in todo:
-                    fill_shard(store, source, number, part, batch_tokens, chunk_texts, bar.update)
+                    fill_shard(store, source, number, part, batch_tokens, chunk_texts, told)
         finally:
-            _record(store, how, int(bar.n), time.time() - begin)
-    return int(bar.n)
+            _record(store, how, done, time.time() - begin)
+    return done
 
 
 def missing_by_shard(store: TeacherStore, texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
@@ -140,7 +148,7 @@ def fill_shard(
     space = store.key
     assert space is not None
     done = 0
-    with store.writing(number, wait_seconds=0) as shard:
+    with store.writing(number, LOCK_SECONDS) as shard:
         hashes = hash_texts(texts)
         left = np.flatnonzero(shard.find(hashes) < 0)  # another try may have got this far
         for begin in range(0, len(left), chunk_texts):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from st_jv5.teacher.fill import fill_shard
@@ -22,7 +22,7 @@ def fill_shards(
     workers: int | None,
     batch_tokens: int | None,
     chunk_texts: int,
-    bar: Any,
+    told: Callable[[int], None],
 ) -> dict[str, Any]:
     """Fill the shards of a plan; a worker that dies is started again and goes on with its shard.
 
@@ -38,16 +38,19 @@ def fill_shards(
         import ray.data
     except ImportError as error:
         raise ValueError('engine="ray" needs: pip install "st-jv5[ray]"') from error
-    if not ray.is_initialized():
+    ours = not ray.is_initialized()
+    if ours:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     cluster = ray.cluster_resources()
     gpus = int(cluster.get("GPU", 0))
     count = min(workers or gpus or 2, len(todo))
+    cpus = cluster.get("CPU", 1) / count
     needs = (
         {"num_gpus": min(1.0, gpus / count)}
         if gpus
-        else {"num_cpus": max(1, math.floor(cluster.get("CPU", 1) / count))}
+        else {"num_cpus": float(math.floor(cpus)) if cpus > 1 else cpus}
     )
+    store = TeacherStore(store.folder.resolve(), store.key)  # a worker's folder is another
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -71,14 +74,20 @@ def fill_shards(
         **needs,
     )
     how: dict[str, Any] = {}
-    before, over = len(store), threading.Event()
+    seen, over = len(store), threading.Event()
 
-    def tell() -> None:
+    def look() -> None:
+        nonlocal seen
+        now = len(store)
+        told(now - seen)
+        seen = now
+
+    def watch() -> None:
         while not over.wait(POLL_SECONDS):
-            bar.update(len(store) - before - bar.n)
+            look()
 
-    watch = threading.Thread(target=tell, daemon=True)
-    watch.start()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
     try:
         for row in filled.iter_rows():
             how = row
@@ -86,8 +95,10 @@ def fill_shards(
         raise _own_error(error) from error
     finally:
         over.set()
-        watch.join()
-        bar.update(len(store) - before - bar.n)
+        watching.join()
+        look()
+        if ours:
+            ray.shutdown()
     return how
 
 

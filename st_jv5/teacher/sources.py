@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -72,7 +73,7 @@ class LocalTeacher:
         pooling: Pool so instead of the model's own way: ``lasttoken``, ``mean``, ``cls``. A plain
             transformers checkpoint has no way of its own, and the host then takes the mean.
         dtype: Of the weights: float32, float16, bfloat16; None as the model is stored.
-        autocast: Run the forwards in bfloat16 whatever the weights.
+        autocast: Run the forwards in bfloat16 whatever the weights; False leaves it to the caller.
         device: Such as ``cuda:1``; None is the host's choice.
 
     Example:
@@ -99,7 +100,10 @@ class LocalTeacher:
         self.autocast = autocast
 
     def __reduce__(self) -> Any:
-        return LocalTeacher, (self.name or self.model, *self.settings)
+        name = self.name  # another process may run in another folder
+        if name is not None and Path(name).is_dir():
+            name = str(Path(name).resolve())
+        return LocalTeacher, (name or self.model, *self.settings)
 
     @property
     def model(self) -> SentenceTransformer:
@@ -129,18 +133,23 @@ class LocalTeacher:
     def embed(self, texts: Sequence[str], space: Space, batch_tokens: int | None = None) -> Array:
         """In batches by tokens, sorted by length; cut at the space's max_tokens."""
         model = self.model
-        before = model.max_seq_length
+        before, device = model.max_seq_length, model.device.type
         model.max_seq_length = min(space.max_tokens, before or space.max_tokens)
         try:
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext():
                 return encode(model, texts, prompt=space.prompt, batch_tokens=batch_tokens)
         finally:
             model.max_seq_length = before
 
     def describe(self) -> dict[str, Any]:
         """Precision and device."""
-        dtype = "bfloat16" if self.autocast else str(self.model.dtype).removeprefix("torch.")
-        return {"by": "SentenceTransformer", "forwards": dtype, "device": self.model.device.type}
+        device, dtype = self.model.device.type, self.model.dtype
+        if self.autocast:
+            dtype = torch.bfloat16
+        elif torch.is_autocast_enabled(device):  # the caller's
+            dtype = torch.get_autocast_dtype(device)
+        forwards = str(dtype).removeprefix("torch.")
+        return {"by": "SentenceTransformer", "forwards": forwards, "device": device}
 
 
 class EndpointTeacher:

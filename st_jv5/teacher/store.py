@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -35,7 +35,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Space:
-    """What vectors must share to be comparable; another prompt or revision is another space."""
+    """What vectors must share to be comparable; another prompt or revision is another space.
+
+    Example:
+        >>> Space("org/my-teacher", revision="", prompt="", max_tokens=512, dim=384).id
+        'my-teacher-3ed0b5a7a4f1'
+    """
 
     teacher: str
     """Name of the teacher model."""
@@ -384,6 +389,7 @@ class _Shard:
         }
         self.row_bytes = {"vectors": space.dim * self.dtype.itemsize, "hashes": HASH_BYTES}
         self.lock = FileLock(self.paths["lock"])
+        self._made: dict[str, tuple[int, Any]] = {}
         self.rows = -1
         self.refresh()
 
@@ -402,41 +408,43 @@ class _Shard:
                         f"{rows * row_bytes}: it was cut; restore it, or remove "
                         f"{path.stem}.* there and fill the store again"
                     )
-            self._vectors = self._hashes = self._index = None
             self.rows = rows
         return self
 
-    _vectors: Array | None = None
-    _hashes: Array | None = None
-    _index: tuple[Array, Array, Array] | None = None
+    def _kept(self, kind: str, make: Callable[[int], Any]) -> Any:
+        """What was made of the rows last, or of fewer; threads may race, and make it twice."""
+        rows = self.rows
+        kept = self._made.get(kind)
+        if kept is None or kept[0] < rows:
+            kept = self._made[kind] = (rows, make(rows))
+        return kept[1]
 
     @property
     def vectors(self) -> Array:
         """``(rows, dim)``, memory mapped; 16-bit floats as uint16."""
-        if self._vectors is None:
-            raw = np.uint16 if self.dtype.itemsize == 2 else np.float32
-            self._vectors = np.memmap(self.paths["vectors"], raw, "r", shape=(self.rows, self.dim))
-        return self._vectors
+        raw = np.uint16 if self.dtype.itemsize == 2 else np.float32
+        path, dim = self.paths["vectors"], self.dim
+        found: Array = self._kept(
+            "vectors", lambda rows: np.memmap(path, raw, "r", shape=(rows, dim))
+        )
+        return found
 
     @property
     def hashes(self) -> Array:
         """uint8 ``(rows, 16)``, memory mapped."""
-        if self._hashes is None:
-            shape = (self.rows, HASH_BYTES)
-            self._hashes = np.memmap(self.paths["hashes"], np.uint8, "r", shape=shape)
-        return self._hashes
+        path = self.paths["hashes"]
+        found: Array = self._kept(
+            "hashes", lambda rows: np.memmap(path, np.uint8, "r", shape=(rows, HASH_BYTES))
+        )
+        return found
 
     def find(self, hashes: Array) -> Array:
         """Index of each hash in the shard, -1 where it is not there."""
         if not self.rows:
             return np.full(len(hashes), -1, dtype=np.int64)
-        if self._index is None:
-            high, low = halves(self.hashes)
-            order = np.argsort(high, kind="stable")
-            self._index = high[order], low[order], order
-        known_high, known_low, order = self._index
+        known_high, known_low, order = self._kept("index", lambda rows: _sorted(self.hashes))
         high, low = halves(hashes)
-        place = np.minimum(np.searchsorted(known_high, high), self.rows - 1)
+        place = np.minimum(np.searchsorted(known_high, high), len(order) - 1)
         same = (known_high[place] == high) & (known_low[place] == low)
         return np.where(same, order[place], -1)
 
@@ -450,6 +458,12 @@ class _Shard:
                 file.flush()
                 os.fsync(file.fileno())
         write_json(self.paths["json"], {"rows": self.rows + len(hashes)})
+
+
+def _sorted(hashes: Array) -> tuple[Array, Array, Array]:
+    high, low = halves(hashes)
+    order = np.argsort(high, kind="stable")
+    return high[order], low[order], order
 
 
 def as_rows(rows: Array | Tensor | Sequence[int]) -> Array:

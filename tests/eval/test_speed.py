@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import st_jv5
-from eval import speed
+from eval import speed, speed_teacher
 from eval.baselines import SeparateForwards, SharedForward
+from st_jv5.teacher import TeacherStore
 
 
 @pytest.mark.parametrize("way", [SeparateForwards, SharedForward])
@@ -70,3 +73,40 @@ def test_a_childs_peak_is_its_own(capsys):
         patch.setattr(speed, "MEMORY_BATCHES", (4, 8))
         speed.main(["peak", *args])
     assert int(capsys.readouterr().out.split()[-1]) > 100 * 2**20
+
+
+def test_the_teacher_part_measures_a_store_that_it_fills(tmp_path, capsys, monkeypatch):
+    tree = yaml.safe_load(speed_teacher.RECIPE.read_text())
+    name = "wikipedia-descriptions"
+    tree["data_sets"] = {name: tree["data_sets"][name] | {"limit": 40}}
+    tree["stage1"]["data"] = {name: 1}
+    tree |= {"adapters": {}, "precision": "float32"}
+    tree["student"] |= {"layers": [0], "max_tokens": 8}
+    tree["teacher"]["max_tokens"] = 8
+    recipe = tmp_path / "demo.yaml"
+    recipe.write_text(yaml.safe_dump(tree))
+    opened = []
+
+    def open_here(folder: Path) -> dict[str, float]:
+        speed.main(["open", str(folder)])
+        opened.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+        return opened[-1]
+
+    for key, value in (("RECIPE", recipe), ("SMALL", 300), ("LARGE", 2000), ("LARGE_DIM", 8)):
+        monkeypatch.setattr(speed_teacher, key, value)
+    monkeypatch.setattr(speed_teacher, "open_in_child", open_here)
+    output = tmp_path / "out"
+    speed.main(["teacher", "--output", str(output), "--batch-size", "8", "--rounds", "1"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(result) == [
+        "gather_share",
+        "vs_lists",
+        "disk_overhead",
+        "gather_growth",
+        "open_seconds",
+    ]
+    assert all(value > 0 for value in result.values())
+    assert result["gather_share"] < 1
+    assert result["open_seconds"] == round(max(one["seconds"] for one in opened), 4)
+    assert len(TeacherStore.open(tmp_path / "out" / "teacher").spaces()) == 1
+    assert list(output.iterdir()) == [output / "teacher"]  # the synthetic rows are gone

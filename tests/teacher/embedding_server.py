@@ -86,7 +86,7 @@ def serve(model: SentenceTransformer) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path != "/v1/embeddings":
                 send(self, 404, {"error": {"message": f"no {self.path}"}})

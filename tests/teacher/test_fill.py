@@ -137,11 +137,12 @@ def test_ranks_fill_their_shards_and_together_the_whole(tmp_path):
     assert files(alone) == files(shared)
 
 
-def test_a_second_writer_of_a_shard_is_refused(tmp_path):
+def test_a_second_writer_of_a_shard_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("st_jv5.teacher.fill.LOCK_SECONDS", 0.1)
     store = small(tmp_path, shards=1)
     with (
         TeacherStore(store.folder, store.key).writing(0),
-        pytest.raises(ValueError, match="shard 0 of .* is being written by another process"),
+        pytest.raises(ValueError, match=r"shard 0 of .* is being written by another process"),
     ):
         fill(store, lengths, NAMES)
     assert fill(store, lengths, NAMES) == len(NAMES)
@@ -179,7 +180,7 @@ def test_a_teacher_is_loaded_in_the_dtype_and_pooling_asked_for(tmp_path, backbo
 
 
 def test_local_teachers_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="dtype must be one of .* not 'int4'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of .* not 'int4'"):
         LocalTeacher(MINILM, dtype="int4")
     with pytest.raises(ValueError, match="are for a model to be loaded"):
         LocalTeacher(SentenceTransformer(MINILM), pooling="cls")

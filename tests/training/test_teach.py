@@ -1,0 +1,163 @@
+"""A recipe's teachers: prompts per phase, several at once, one behind a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
+
+from st_jv5.teacher import ColumnStores, SeveralTeachers
+from tests.conftest import MINILM
+from tests.teacher.embedding_server import serve
+from tests.training.test_config import DEMO
+from tests.training.test_run import STEPS
+from training import teach
+from training import train as training
+from training.config import RecipeError, load_recipe
+from training.context import Run
+from training.data import training_set
+from training.run import main
+
+QUERY, TOPIC = "search for: ", "Identify the topic of: "
+
+
+@pytest.fixture
+def recipe(tmp_path) -> str:
+    """Two teachers with three prompts each, three adapters, two steps a phase."""
+    tree = yaml.safe_load(DEMO.read_text())
+    tree |= {"name": "tiny", "output": str(tmp_path / "out"), "precision": "float32"}
+    tree["student"] |= {"layers": [0, 5], "max_tokens": 16, "matryoshka_dims": [32, 384]}
+    tree["teacher"] |= {"max_tokens": 16, "prompts": {"query": QUERY, "topic": TOPIC}}
+    tree["more_teachers"] = [{**tree["teacher"], "source": "other", "weight": 3.0, "max_tokens": 9}]
+    for spec in tree["data_sets"].values():
+        spec["limit"] = 300 if spec.get("kind") == "labelled" else 30
+    del tree["adapters"]["text-matching"]
+    for phase in (tree["stage1"], *tree["adapters"].values()):
+        phase |= STEPS
+    tree["stage1"]["teacher_prompts"] = {"query": "query"}
+    tree["adapters"]["retrieval"] |= {"average": [1], "teacher_prompts": {"query": "query"}}
+    tree["adapters"]["clustering"]["teacher_prompts"] = {"text": "topic"}
+    tree["adapters"]["classification"]["loss"] = {"rkd_teacher": "labels"}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return str(path)
+
+
+def test_every_phase_reads_its_own_prompts_of_all_teachers(recipe):
+    main([recipe, "--only", "teacher"])
+    main([recipe, "--only", "stage1"])
+    main([recipe, "--only", "adapters"])
+    run = Run(load_recipe(recipe))
+    spaces = run.spaces(None)[0].spaces()
+    assert {(space.teacher, space.prompt) for space in spaces} == {
+        (name, prompt)
+        for name in ("sentence-transformers/all-MiniLM-L6-v2", "other")
+        for prompt in ("", QUERY, TOPIC)
+    }
+    student = SentenceTransformer(str(run.folder / "stage1" / "model"))
+    assert student[0].projection.teacher_dim == 768
+    told = student[0].projection.info["columns"][0]
+    assert [teacher["prompt"] for teacher in told["teachers"]] == [QUERY, QUERY]
+    assert told["teacher_weights"] == [1.0, 3.0]
+
+
+def test_the_labels_name_the_vectors_that_the_paper_asks_for(recipe):
+    run = Run(load_recipe(recipe))
+    teach.teach(run)
+    phases = run.recipe.adapters
+    models = [SentenceTransformer(MINILM) for _ in range(2)]
+    for model, tokens in zip(models, (16, 9), strict=True):
+        model.max_seq_length = tokens
+
+    def expected(texts: list[str], prompt: str) -> torch.Tensor:
+        parts = [
+            normalize(torch.from_numpy(model.encode(texts, prompt=prompt))) for model in models
+        ]
+        return torch.cat([parts[0] * np.sqrt(1 / 4), parts[1] * np.sqrt(3 / 4)], dim=1)
+
+    for task, name, prompts in (
+        ("retrieval", "wikipedia-hard", {"query": QUERY, "positive": ""}),
+        ("clustering", "wordnet-glosses", {"text": TOPIC}),
+        ("classification", "wordnet-verbs", {"query": "", "negative_7": ""}),
+    ):
+        phase = phases[task]
+        spec, stores = run.recipe.data_sets[name], run.role_stores(phase)
+        asks = training.asks_teacher_of_labelled(phase)
+        rows = training_set(name, spec, run.rows[name], stores, 0, asks)[:3]
+        store = run.loss_store(phase)
+        assert isinstance(store, ColumnStores if task == "retrieval" else SeveralTeachers)
+        vectors = store.gather(np.array(rows["label"])).float()
+        columns = [key for key in rows if key != "label"][: vectors.shape[1]]
+        for role, prompt in prompts.items():
+            found = vectors[:, columns.index(role)]
+            torch.testing.assert_close(found, expected(rows[role], prompt), atol=1e-3, rtol=0)
+
+
+def test_a_server_fills_the_space_that_the_model_would(recipe, tmp_path):
+    local, remote = (str(tmp_path / name / "out") for name in ("local", "remote"))
+    one = ["--set", "more_teachers=[]", "--set", "teacher.max_tokens=256"]
+    with serve(SentenceTransformer(MINILM)) as server:
+        endpoint = f"teacher.endpoint={{url: '{server.url}', model: its-name, batch_size: 50}}"
+        teach.main([recipe, *one, "--set", endpoint, "--set", f"output={remote}"])
+        assert {body["model"] for body in server.requests} == {"its-name"}
+    teach.main([recipe, *one, "--set", f"output={local}"])
+    found = []
+    for output in (local, remote):
+        run = Run(load_recipe(recipe, [*one[1::2], f"output={output}"]))
+        texts = teach.wanted(run)["topic"]
+        (store,) = run.spaces("topic")
+        found.append(store.gather(store.rows(texts)).float().numpy())
+    np.testing.assert_allclose(*found, atol=2e-4)
+
+
+def test_ranks_of_torchrun_share_the_work(recipe, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "training")
+    monkeypatch.setattr(teach, "WORLD_SIZE", 2)
+    counts = []
+    for rank in range(2):
+        monkeypatch.setattr(teach, "RANK", rank)
+        caplog.clear()
+        teach.main([recipe, "--set", "more_teachers=[]"])
+        counts.append([int(r.message.split(", ")[1].split()[0]) for r in caplog.records])
+    assert len(counts[0]) == 3
+    run = Run(load_recipe(recipe, ["more_teachers=[]"]))
+    for prompt, one, other in zip(teach.wanted(run), *counts, strict=True):
+        assert min(one, other) > 0
+        assert one + other == len(run.spaces(prompt)[0]) == len(teach.wanted(run)[prompt])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage1.teacher_prompts={query: nope}", r"query: teacher.prompts has no 'nope'; .*topic"),
+        ("stage1.teacher_prompts={document: query}", "teacher_prompts: unknown role 'document'"),
+        ("more_teachers=[{model: x}]", r"more_teachers\[0\].prompts has no 'query'; it has: none"),
+        ("teacher.weight=0", "teacher.weight must be above 0, not 0"),
+        ("teacher.shards=-1", "teacher.shards must be above 0, not -1"),
+        ("teacher.endpoint={model: x}", "teacher.endpoint.url is missing"),
+        ("teacher.endpoint={url: x, key: k}", "unknown setting teacher.endpoint.key; did you mean"),
+        (
+            "adapters.clustering.data={wordnet-glosses: 1, wordnet-lemmas: 1}",
+            "pairs and texts in one phase need the same prompt for query and text",
+        ),
+    ],
+)
+def test_settings_of_teachers_that_cannot_work_are_named(recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe, [override])
+
+
+def test_a_teacher_that_cannot_be_asked_stops_with_its_name(recipe, tmp_path):
+    settings = ["--set", f"output={tmp_path / 'x' / 'out'}", "--set", "more_teachers=[]"]
+    with pytest.raises(SystemExit, match=r"teacher package:gt_all.*: url must be like http"):
+        teach.main([recipe, *settings, "--set", "teacher.endpoint={url: nowhere}"])
+    with pytest.raises(SystemExit, match="pip install no-such-model"):
+        teach.main([recipe, *settings, "--set", "teacher.model=package:no_such_model/x"])
+    with pytest.raises(SystemExit):
+        teach.main([recipe, "--workers", "2"])
+    assert not list(Path(tmp_path).glob("x/teacher/*"))
