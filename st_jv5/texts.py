@@ -19,7 +19,7 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
 
     Example:
         >>> read_texts("training/data/wordnet.parquet", "gloss")[0]
-        'an entity that has physical existence'
+        'any large dark enclosed space'
     """
     path = Path(path)
     if not path.is_file():

@@ -33,16 +33,19 @@ def read_rows(name: str, spec: DataSet, seed: int) -> Rows:
 
     A row with an empty text is dropped. synset_pairs keeps the file's own columns.
     """
-    found = _load(name, spec)
-    for column in [*spec.where, *spec.columns.values()]:
-        if found and column not in found[0]:
+    table = _load(name, spec)
+    wanted = list(dict.fromkeys([*spec.where, *spec.columns.values()]))
+    for column in wanted:
+        if column not in table.column_names:
             raise RecipeError(
                 f"data_sets.{name}: {spec.path} has no column {column!r}; it has "
-                f"{', '.join(found[0])}"
+                f"{', '.join(table.column_names)}"
             )
+    if spec.kind != "synset_pairs":
+        table = table.select_columns(wanted)
     found = [
         row
-        for row in found
+        for row in table.to_list()
         if all(matches(str(row[column]), pattern) for column, pattern in spec.where.items())
     ]
     if spec.kind != "synset_pairs":
@@ -72,17 +75,14 @@ def matches(value: str, pattern: str) -> bool:
     )
 
 
-def _load(name: str, spec: DataSet) -> Rows:
+def _load(name: str, spec: DataSet) -> Dataset:
     path = ROOT / spec.path
     if path.suffix in (".parquet", ".jsonl", ".json"):
         if not path.is_file():
             raise RecipeError(f"data_sets.{name}.path: no file {spec.path}")
         kind = "parquet" if path.suffix == ".parquet" else "json"
-        loaded = load_dataset(kind, data_files=str(path), split="train")
-    else:
-        loaded = load_dataset(spec.path, split="train")
-    rows: Rows = loaded.to_list()
-    return rows
+        return load_dataset(kind, data_files=str(path), split="train")
+    return load_dataset(spec.path, split="train")
 
 
 def teacher_texts(spec: DataSet, rows: Rows, labelled: bool = False) -> dict[str, list[str]]:

@@ -39,7 +39,7 @@ class Space:
 
     Example:
         >>> Space("org/my-teacher", revision="", prompt="", max_tokens=512, dim=384).id
-        'my-teacher-3ed0b5a7a4f1'
+        'my-teacher-f3b6c00a9a1f'
     """
 
     teacher: str

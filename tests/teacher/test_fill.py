@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_ranks_fill_their_shards_and_together_the_whole(tmp_path):
 
 
 def test_a_second_writer_of_a_shard_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("st_jv5.teacher.fill.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(sys.modules["st_jv5.teacher.fill"], "LOCK_SECONDS", 0.1)
     store = small(tmp_path, shards=1)
     with (
         TeacherStore(store.folder, store.key).writing(0),
