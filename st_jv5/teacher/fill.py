@@ -92,8 +92,8 @@ def fill(
     count = sum(map(len, (part for _, part in todo)))
     if not count:
         return 0
-    if engine == "local" and (width := source.dim()) != store.dim:
-        raise ValueError(f"the teacher gives {width} dims, but the space has {store.dim}")
+    if engine == "local":
+        check_width(store, source)
     where = f" {rank + 1}/{world_size}" if world_size > 1 else ""
     begin, done = time.time(), 0
     how: dict[str, Any] = {}
@@ -116,6 +116,12 @@ def fill(
         finally:
             _record(store, how, done, time.time() - begin)
     return done
+
+
+def check_width(store: TeacherStore, source: Teacher) -> None:
+    """An error if the teacher's vectors do not fit the space."""
+    if (width := source.dim()) != store.dim:
+        raise ValueError(f"the teacher gives {width} dims, but the space has {store.dim}")
 
 
 def missing_by_shard(store: TeacherStore, texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from st_jv5.teacher.fill import fill_shard
+from st_jv5.teacher.fill import check_width, fill_shard
 from st_jv5.teacher.sources import Teacher
 from st_jv5.teacher.store import TeacherStore
 
@@ -90,9 +91,9 @@ def fill_shards(
     watching.start()
     try:
         for row in filled.iter_rows():
-            how = row
-    except ray.exceptions.RayError as error:
-        raise _own_error(error) from error
+            if row["error"]:
+                raise ValueError(row["error"])
+            how = json.loads(row["how"])
     finally:
         over.set()
         watching.join()
@@ -110,29 +111,21 @@ class _Filler:
     ) -> None:
         self.store, self.source = store, source
         self.batch_tokens, self.chunk_texts = batch_tokens, chunk_texts
-        if (width := source.dim()) != store.dim:
-            raise ValueError(f"the teacher gives {width} dims, but the space has {store.dim}")
 
     def __call__(self, block: Any) -> dict[str, list[Any]]:
         (number,) = set(block["shard"].to_pylist())
-        texts = block["text"].to_pylist()
-        fill_shard(
-            self.store,
-            self.source,
-            number,
-            texts,
-            self.batch_tokens,
-            self.chunk_texts,
-            lambda count: None,
-        )
-        return {key: [value] for key, value in self.source.describe().items()}
-
-
-def _own_error(error: BaseException) -> BaseException:
-    """The ValueError of ours inside what Ray raised; else the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if type(seen) is ValueError:
-            return ValueError(str(seen))
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+        texts, error = block["text"].to_pylist(), ""
+        try:
+            check_width(self.store, self.source)
+            fill_shard(
+                self.store,
+                self.source,
+                number,
+                texts,
+                self.batch_tokens,
+                self.chunk_texts,
+                lambda count: None,
+            )
+        except ValueError as found:
+            error = str(found)  # Ray would bury it in its own
+        return {"how": [json.dumps(self.source.describe())], "error": [error]}

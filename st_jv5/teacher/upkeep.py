@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
 from st_jv5.files import write_text
+from st_jv5.teacher.fill import check_width
 from st_jv5.teacher.sources import as_teacher
 from st_jv5.teacher.store import Array, Space, TeacherStore, shard_of
 
@@ -63,9 +64,9 @@ def verify(
     chosen = np.sort(draw.choice(there, min(sample, len(there)), replace=False))
     again = [unique[index] for index in chosen]
     assert store.key is not None
-    found = torch.as_tensor(np.asarray(as_teacher(teacher).embed(again, store.key))).float()
-    if found.shape != (len(again), store.dim):
-        raise ValueError(f"the teacher gives {found.shape[1]} dims, but the space has {store.dim}")
+    source = as_teacher(teacher)
+    check_width(store, source)
+    found = torch.as_tensor(np.asarray(source.embed(again, store.key))).float()
     cosines = cosine_similarity(store.gather(rows[chosen]).float(), found).numpy()
     return Check(again, cosines, missing=len(unique) - len(there))
 

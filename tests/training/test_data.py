@@ -70,9 +70,11 @@ def store_of(texts: list[str], tmp_path, vectors: torch.Tensor) -> TeacherStore:
 
 def test_pairs_are_labelled_with_their_rows_of_the_store(tmp_path):
     found = read_rows("a", WORDNET, seed=0)
-    texts = list(dict.fromkeys(teacher_texts(WORDNET, found)))
+    by_role = teacher_texts(WORDNET, found)
+    texts = list(dict.fromkeys(by_role["query"] + by_role["positive"]))
     store = store_of(texts, tmp_path, torch.randn(len(texts), 5))
-    built = training_set("a", WORDNET, found, store, seed=0)
+    stores = {"query": store, "positive": store}
+    built = training_set("a", WORDNET, found, stores, seed=0)
     assert built.column_names == ["query", "positive", "label"]
     assert built[7]["label"] == store.rows([built[7]["query"], built[7]["positive"]]).tolist()
 
@@ -87,7 +89,7 @@ def test_mined_negatives_are_the_nearest_that_are_not_relevant(tmp_path):
     pairs = Dataset.from_dict(
         {"query": ["q", "q", "q2", "q2"], "positive": ["its own", "near", "far", "its own 2"]}
     )
-    mined = mine(pairs, store, 1)
+    mined = mine(pairs, store, store, 1)
     assert mined.column_names == ["query", "positive", "negative_1"]
     found = {(row["query"], row["positive"]): row["negative_1"] for row in mined}
     assert found[("q", "its own")] == "far"  # "near" answers the same query
