@@ -16,8 +16,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from st_jv5.teacher import LocalTeacher, TeacherStore, fill
-from st_jv5.teacher.fill import fills, missing_by_shard
+from st_jv5.teacher import FunctionTeacher, LocalTeacher, TeacherStore, fill
+from st_jv5.teacher.fill import fill_shard, fills, missing_by_shard
 from st_jv5.teacher.sources import as_teacher, resolve_model
 from st_jv5.teacher.store import halves, hash_texts, shard_of
 from tests.conftest import MINILM
@@ -127,6 +127,25 @@ def test_texts_that_are_none_are_named(tmp_path):
         fill(small(tmp_path), lengths, ["a", "b", None])
     with pytest.raises(ValueError, match="not valid Unicode"):
         fill(small(tmp_path), lengths, ["\ud800"])
+
+
+def test_a_second_try_at_a_planned_shard_does_the_rest_alone(tmp_path):
+    store, asked = small(tmp_path, shards=1), []
+
+    def breaks_once(texts: list[str]) -> np.ndarray:
+        asked.append(texts)
+        if len(asked) == 2:
+            raise OSError("a worker dies")
+        return lengths(texts)
+
+    ((number, plan),) = missing_by_shard(store, NAMES)
+    settings = (number, plan, None, 40, lambda count: None)
+    with pytest.raises(OSError, match="a worker dies"):
+        fill_shard(store, FunctionTeacher(breaks_once), *settings)
+    assert fill_shard(store, FunctionTeacher(breaks_once), *settings) == 60
+    assert [len(texts) for texts in asked] == [40, 40, 40, 20]
+    assert asked[1] == asked[2] == plan[40:80]
+    assert len(store) == len(NAMES)
 
 
 def test_ranks_fill_their_shards_and_together_the_whole(tmp_path):
