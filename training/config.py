@@ -163,6 +163,11 @@ class Phase:
     """Overrides of the task's loss, such as ``temperature: 0.05``; a weight may move over the
     steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``."""
 
+    @property
+    def asks_of_labelled(self) -> bool:
+        """Whether the loss needs teacher vectors of labelled texts."""
+        return self.loss.get("rkd_teacher") == "labels"
+
 
 @dataclass(frozen=True)
 class AdapterPhase(Phase):
@@ -325,10 +330,10 @@ def _check_teacher_prompts(
                 )
     kinds = {recipe.data_sets[name].kind for name in phase.data}
     first = {phase.teacher_prompts.get(role) for role in ("query", "text")}
-    if {"pairs", "texts"} <= kinds and len(first) > 1:
+    if kinds & {"pairs", "synset_pairs"} and kinds & {"texts", "labelled"} and len(first) > 1:
         raise RecipeError(
-            f"{path}.teacher_prompts: pairs and texts in one phase need the same prompt for query "
-            f"and text, the first columns"
+            f"{path}.teacher_prompts: pairs and single texts in one phase need the same prompt for "
+            f"query and text, the first columns"
         )
 
 

@@ -135,21 +135,25 @@ class Run:
         return store.space(**key, dim=dim, shards=None if known else spec.shards)
 
     def role_stores(self, phase: Phase) -> dict[str, Vectors]:
-        """Where the vectors of each role's texts are read in a phase."""
+        """Where the vectors of each role's texts are read, for the roles of a phase's data sets."""
+        kinds = {self.recipe.data_sets[name].kind for name in phase.data}
+        roles = ["query", "positive"] if kinds & {"pairs", "synset_pairs"} else []
+        if "texts" in kinds or ("labelled" in kinds and phase.asks_of_labelled):
+            roles.append("text")
+        weights = [spec.weight for spec in self.teachers]
         found: dict[str, Vectors] = {}
-        for role in ("query", "positive", "text"):
+        for role in roles:
             spaces = self.spaces(phase.teacher_prompts.get(role))
-            weights = [spec.weight for spec in self.teachers]
             found[role] = spaces[0] if len(spaces) == 1 else SeveralTeachers(spaces, weights)
         return found
 
-    def loss_store(self, phase: Phase) -> Rows:
-        """Where a phase's loss reads by column: one place, or one for each column."""
+    def loss_store(self, phase: Phase) -> Rows | None:
+        """Where a phase's loss reads by column: one place, one per column, or (None) nowhere."""
         roles, asked = self.role_stores(phase), phase.teacher_prompts
-        pairs = {self.recipe.data_sets[name].kind for name in phase.data} != {"texts"}
-        first = "query" if pairs else "text"
-        if not pairs or asked.get("query") == asked.get("positive"):
-            return roles[first]
+        if "query" not in roles:
+            return roles.get("text")
+        if asked.get("query") == asked.get("positive"):
+            return roles["query"]
         return ColumnStores([roles["query"], roles["positive"]])
 
     def new_student(self) -> SentenceTransformer:

@@ -215,7 +215,7 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         "name": f"st_jv5 {recipe.name}",
         "license": recipe.student.license,
         "base": recipe.student.source or recipe.student.base,
-        "teacher": recipe.teacher.source or recipe.teacher.model,
+        "teacher": ", ".join(spec.source or spec.model for spec in run.teachers),
         "parameters": f"{bytes_ / 4e6:.1f}M",
         "width": str(config["hidden_size"]),
         "dims": ", ".join(map(str, dims[:-1])),

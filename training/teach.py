@@ -16,7 +16,6 @@ from st_jv5.teacher.fill import Engine, fill
 from training.config import RecipeError, load_recipe
 from training.context import RANK, WORLD_SIZE, Run
 from training.data import teacher_texts
-from training.train import asks_teacher_of_labelled
 
 logger = logging.getLogger("training")
 
@@ -26,8 +25,8 @@ def wanted(run: Run) -> dict[str | None, list[str]]:
     found: dict[str | None, list[str]] = defaultdict(list)
     for phase in (run.recipe.stage1, *run.recipe.adapters.values()):
         for name in phase.data:
-            spec, asks = run.recipe.data_sets[name], asks_teacher_of_labelled(phase)
-            for role, texts in teacher_texts(spec, run.rows[name], asks).items():
+            spec = run.recipe.data_sets[name]
+            for role, texts in teacher_texts(spec, run.rows[name], phase.asks_of_labelled).items():
                 found[phase.teacher_prompts.get(role)].extend(texts)
     return {prompt: list(dict.fromkeys(texts)) for prompt, texts in found.items()}
 

@@ -39,8 +39,7 @@ def train(
     run: Run, student: SentenceTransformer, task: str, phase: Phase, checkpoints: Path
 ) -> None:
     """Run the trainer for one phase, going on from its last checkpoint if there is one."""
-    seed, stores = run.recipe.seed, run.role_stores(phase)
-    asks = asks_teacher_of_labelled(phase)
+    seed, stores, asks = run.recipe.seed, run.role_stores(phase), phase.asks_of_labelled
     sets: dict[str, Dataset] = {
         name: training_set(name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks)
         for name in phase.data
@@ -89,17 +88,12 @@ def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -
     store = run.loss_store(phase)
     loss = LOSSES[task](
         student,
-        store.dim,
+        store.dim if store else None,
         store=store,
         dims=student[0].matryoshka_dims,
         dim_weights=phase.dim_weights or None,
         **dict[str, Any](phase.loss),
     )
-    if student[0].projection is not None:
+    if student[0].projection is not None and store is not None:
         student[0].projection.info = store.describe()
     return loss
-
-
-def asks_teacher_of_labelled(phase: Phase) -> bool:
-    """Whether a phase's loss needs teacher vectors of labelled texts."""
-    return phase.loss.get("rkd_teacher") == "labels"

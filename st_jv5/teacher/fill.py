@@ -109,8 +109,10 @@ def fill(
                 from st_jv5.teacher.ray_engine import fill_shards
 
                 how = fill_shards(store, source, todo, workers, batch_tokens, chunk_texts, told)
+                _note_precision(store, how)
             else:
                 how = source.describe()
+                _note_precision(store, how)
                 for number, part in todo:
                     fill_shard(store, source, number, part, batch_tokens, chunk_texts, told)
         finally:
@@ -171,10 +173,7 @@ def fill_shard(
 # --------------------------------------------------------------------------- how it was filled
 
 
-def _record(store: TeacherStore, how: dict[str, Any], count: int, seconds: float) -> None:
-    """Add a line to the space's ``fills.jsonl``, and warn where it is another precision's."""
-    if not count:
-        return
+def _note_precision(store: TeacherStore, how: dict[str, Any]) -> None:
     now = how.get("forwards")
     before = {line["forwards"] for line in fills(store) if "forwards" in line} - {now}
     if now and before:
@@ -184,6 +183,12 @@ def _record(store: TeacherStore, how: dict[str, Any], count: int, seconds: float
             ", ".join(sorted(before)),
             now,
         )
+
+
+def _record(store: TeacherStore, how: dict[str, Any], count: int, seconds: float) -> None:
+    """Add a line to the space's ``fills.jsonl``."""
+    if not count:
+        return
     when = datetime.now(UTC).isoformat(timespec="seconds")
     line = {"when": when, "texts": count, "seconds": round(seconds, 1), **how}
     with (store.path / "fills.jsonl").open("a", encoding="utf-8") as file:

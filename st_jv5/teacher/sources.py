@@ -243,8 +243,12 @@ class EndpointTeacher:
         try:
             asked = [[space.prompt + texts[i] for i in batch] for batch in batches]
             found = list(pool.map(self._request, asked))
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            self._client.close()  # nothing waits for an answer that is no longer wanted
+            self._client = None
+            raise
+        pool.shutdown()
         vectors = np.empty((len(texts), found[0].shape[1]), dtype=np.float32)
         for batch, part in zip(batches, found, strict=True):
             if part.shape[1] != vectors.shape[1]:

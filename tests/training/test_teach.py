@@ -17,7 +17,6 @@ from tests.teacher.embedding_server import serve
 from tests.training.test_config import DEMO
 from tests.training.test_run import STEPS
 from training import teach
-from training import train as training
 from training.config import RecipeError, load_recipe
 from training.context import Run
 from training.data import training_set
@@ -42,7 +41,10 @@ def recipe(tmp_path) -> str:
     tree["stage1"]["teacher_prompts"] = {"query": "query"}
     tree["adapters"]["retrieval"] |= {"average": [1], "teacher_prompts": {"query": "query"}}
     tree["adapters"]["clustering"]["teacher_prompts"] = {"text": "topic"}
-    tree["adapters"]["classification"]["loss"] = {"rkd_teacher": "labels"}
+    tree["adapters"]["classification"] |= {
+        "loss": {"rkd_teacher": "labels"},
+        "teacher_prompts": {"text": "topic"},
+    }
     phases = (tree["stage1"], *tree["adapters"].values())
     used = {name for phase in phases for name in phase["data"]}
     tree["data_sets"] = {name: spec for name, spec in tree["data_sets"].items() if name in used}
@@ -86,12 +88,11 @@ def test_the_labels_name_the_vectors_that_the_paper_asks_for(recipe):
     for task, name, prompts in (
         ("retrieval", "wikipedia-hard", {"query": QUERY, "positive": ""}),
         ("clustering", "wordnet-glosses", {"text": TOPIC}),
-        ("classification", "wordnet-verbs", {"query": "", "negative_7": ""}),
+        ("classification", "wordnet-verbs", {"query": TOPIC, "negative_7": TOPIC}),
     ):
         phase = phases[task]
         spec, stores = run.recipe.data_sets[name], run.role_stores(phase)
-        asks = training.asks_teacher_of_labelled(phase)
-        rows = training_set(name, spec, run.rows[name], stores, 0, asks)[:3]
+        rows = training_set(name, spec, run.rows[name], stores, 0, phase.asks_of_labelled)[:3]
         store = run.loss_store(phase)
         assert isinstance(store, ColumnStores if task == "retrieval" else SeveralTeachers)
         vectors = store.gather(np.array(rows["label"])).float()
@@ -147,7 +148,7 @@ def test_ranks_of_torchrun_share_the_work(recipe, tmp_path, monkeypatch, caplog)
         ("teacher.endpoint={url: x, key: k}", "unknown setting teacher.endpoint.key; did you mean"),
         (
             "adapters.clustering.data={wordnet-glosses: 1, wordnet-lemmas: 1}",
-            "pairs and texts in one phase need the same prompt for query and text",
+            "pairs and single texts in one phase need the same prompt for query and text",
         ),
     ],
 )
