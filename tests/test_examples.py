@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import json
 import re
+import shutil
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +18,9 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
 import st_jv5
-from st_jv5 import cli, functional, hub, losses, tasks, teacher, trainer
+from st_jv5 import cli, functional, hub, losses, teacher, trainer
 from st_jv5.evaluation import MTEBEncoder
+from st_jv5.tasks import TASKS, column_prompts
 from st_jv5.texts import read_texts
 from tests.conftest import MINILM, real_texts, with_adapters
 
@@ -31,84 +35,101 @@ EXTRA = [
     trainer.trainer_prompts,
     read_texts,
     *(getattr(teacher, name) for name in teacher.__all__),
-    __import__("st_jv5.tasks", fromlist=["column_prompts"]).column_prompts
-    if inspect.ismodule(tasks)
-    else None,
+    column_prompts,
 ]
 PUBLIC = {name: getattr(st_jv5, name) for name in st_jv5.__all__} | {
-    thing.__name__: thing for thing in EXTRA if thing is not None
+    thing.__name__: thing for thing in EXTRA
 }
 
 
 @pytest.fixture
-def world(tmp_path, backbones) -> dict[str, object]:
-    """What the examples may name."""
+def world(tmp_path, backbones):
+    """What an example may name: ``world(doc)`` makes what its words ask for, and no more."""
     texts = [f"{text} {i}" for i in range(8) for text in real_texts()]
-    student = st_jv5.new_student(MINILM, layers=1)
-    store = st_jv5.TeacherStore.open(tmp_path / "filled", create=True).space("t", dim=384, shards=1)
-    store.add(texts, np.random.default_rng(0).standard_normal((len(texts), 384)))
-    rows = [[0, 1], [2, 3]]
-    pairs = Dataset.from_dict({"query": texts[:2], "positive": texts[2:4], "label": rows})
-    args = SentenceTransformerTrainingArguments(
-        output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True
-    )
-    model = with_adapters(st_jv5.new_student(MINILM, layers=1))
-    model.save_pretrained(str(tmp_path / "saved"))
-    return {
-        **{name: getattr(st_jv5, name) for name in st_jv5.__all__},
-        **vars(functional),
-        **{name: getattr(teacher, name) for name in teacher.__all__},
-        "read_texts": read_texts,
-        "column_prompts": __import__("st_jv5.tasks", fromlist=["x"]).column_prompts,
-        "TASKS": __import__("st_jv5.tasks", fromlist=["x"]).TASKS,
-        "model_card": hub.model_card,
-        "MTEBEncoder": MTEBEncoder,
-        "SentenceTransformer": SentenceTransformer,
-        "torch": torch,
-        "np": np,
-        "st_jv5": st_jv5,
-        "teacher_folder": MINILM,
-        "teacher": SentenceTransformer(MINILM),
-        "folder": str(tmp_path / "store"),
-        "task_folder": str(tmp_path / "task"),
-        "out_folder": str(tmp_path / "out"),
-        "averaged_folder": str(tmp_path / "averaged"),
-        "main": cli.main,
-        "saved_folder": str(tmp_path / "saved"),
+
+    @cache
+    def student() -> SentenceTransformer:
+        return st_jv5.new_student(MINILM, layers=1)
+
+    @cache
+    def model() -> SentenceTransformer:
+        return with_adapters(st_jv5.new_student(MINILM, layers=1))
+
+    @cache
+    def store() -> st_jv5.TeacherStore:
+        folder = st_jv5.TeacherStore.open(tmp_path / "filled", create=True)
+        filled = folder.space("t", dim=384, shards=1)
+        filled.add(texts, np.random.default_rng(0).standard_normal((len(texts), 384)))
+        return filled
+
+    def pairs() -> Dataset:
+        columns = {"query": texts[:2], "positive": texts[2:4], "label": [[0, 1], [2, 3]]}
+        return Dataset.from_dict(columns)
+
+    def args() -> SentenceTransformerTrainingArguments:
+        return SentenceTransformerTrainingArguments(
+            output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True
+        )
+
+    def saved_folder() -> str:
+        model().save_pretrained(str(tmp_path / "saved"))
+        return str(tmp_path / "saved")
+
+    def jina_folder() -> str:
+        folder = tmp_path / "jina"
+        shutil.copytree(backbones["eurobert"], folder)
+        adapted = with_adapters(st_jv5.new_student(backbones["eurobert"]))
+        for name in TASKS:
+            st_jv5.take_task(adapted, name, folder / "adapters" / name)
+        config = json.loads((folder / "config.json").read_text())
+        published = config | {"model_type": "jina_embeddings_v5"}
+        (folder / "config.json").write_text(json.dumps(published))
+        return str(folder)
+
+    made_when_named = {
         "student": student,
         "model": model,
         "store": store,
-        "texts": texts,
         "pairs": pairs,
         "args": args,
-        "loss": losses.clustering_loss(student, 384, store=store),
-        "SimpleNamespace": SimpleNamespace,
+        "saved_folder": saved_folder,
+        "jina_folder": jina_folder,
+        "teacher": lambda: SentenceTransformer(MINILM),
+        "loss": lambda: losses.clustering_loss(student(), 384, store=store()),
+    }
+    folders = {
+        "folder": "store",
+        "task_folder": "task",
+        "averaged_folder": "averaged",
+        "out_folder": "out",
     }
 
+    def build(doc: str) -> dict[str, object]:
+        words = set(re.findall(r"\w+", doc))
+        return {
+            **{name: getattr(st_jv5, name) for name in st_jv5.__all__},
+            **vars(functional),
+            **PUBLIC,
+            **{name: str(tmp_path / folder) for name, folder in folders.items()},
+            **{name: make() for name, make in made_when_named.items() if name in words},
+            "TASKS": TASKS,
+            "SentenceTransformer": SentenceTransformer,
+            "SimpleNamespace": SimpleNamespace,
+            "torch": torch,
+            "np": np,
+            "st_jv5": st_jv5,
+            "teacher_folder": MINILM,
+            "texts": texts,
+        }
 
-@pytest.fixture
-def jina_folder(backbones, tmp_path) -> str:
-    import json
-    import shutil
-
-    from st_jv5.tasks import TASKS as ALL
-
-    folder = tmp_path / "jina"
-    shutil.copytree(backbones["eurobert"], folder)
-    model = with_adapters(st_jv5.new_student(backbones["eurobert"]))
-    for name in ALL:
-        st_jv5.take_task(model, name, folder / "adapters" / name)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "jina_embeddings_v5"}))
-    return str(folder)
+    return build
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
-def test_every_public_name_has_an_example_that_runs(name, world, jina_folder):
+def test_every_public_name_has_an_example_that_runs(name, world):
     doc = inspect.getdoc(PUBLIC[name]) or ""
     assert ">>>" in doc, f"{name} has no example"
-    world["jina_folder"] = jina_folder
-    test = doctest.DocTestParser().get_doctest(doc, world, name, None, 0)
+    test = doctest.DocTestParser().get_doctest(doc, world(doc), name, None, 0)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     output: list[str] = []
     doctest.DocTestRunner(optionflags=flags, verbose=False).run(test, out=output.append)

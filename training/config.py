@@ -220,6 +220,11 @@ class Recipe:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Stage 1 and the adapters'."""
+        return (self.stage1, *self.adapters.values())
+
+    @property
     def folder(self) -> Path:
         """Where the run writes."""
         return Path(self.output or f"out/{self.name}")

@@ -76,10 +76,12 @@ class Run:
 
     @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Data set -> its rows."""
+        """Data set -> its rows, for those that a phase trains on."""
+        used = {name for phase in self.recipe.phases for name in phase.data}
         return {
             name: read_rows(name, spec, self.recipe.seed)
             for name, spec in self.recipe.data_sets.items()
+            if name in used
         }
 
     @property

@@ -195,9 +195,8 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     dims = settings["matryoshka_dims"]
     bytes_ = sum(path.stat().st_size for path in (run.folder / "model").rglob("*model.safetensors"))
     data = ["| data set | source | license | rows |", "|---|---|---|---|"]
-    used = {name for phase in [recipe.stage1, *recipe.adapters.values()] for name in phase.data}
     for name, spec in recipe.data_sets.items():
-        if name in used:
+        if name in run.rows:
             rows = spec.limit if spec.kind == "synset_pairs" else len(run.rows[name])
             data.append(f"| {name} | {spec.path} | {spec.license} | {rows} |")
     phases = ["| phase | steps | batch | learning rate | seconds |", "|---|---|---|---|---|"]

@@ -23,6 +23,17 @@ from training.data import training_set
 from training.run import main
 
 QUERY, TOPIC = "search for: ", "Identify the topic of: "
+GLOSSES = (
+    "{data: {wordnet-glosses: 1}, steps: 2, checkpoint_steps: 1, teacher_prompts: {text: topic}}"
+)
+SMALL = (
+    "more_teachers=[]",
+    "data_sets.wordnet-glosses.limit=40",
+    f"adapters={{clustering: {GLOSSES}}}",
+    "stage1.data={wordnet-glosses: 1}",
+    "stage1.teacher_prompts={}",
+)
+"""Settings for one teacher, one data set and two prompts."""
 
 
 @pytest.fixture
@@ -104,7 +115,7 @@ def test_the_labels_name_the_vectors_that_the_paper_asks_for(recipe):
 
 def test_a_server_fills_the_space_that_the_model_would(recipe, tmp_path):
     local, remote = (str(tmp_path / name / "out") for name in ("local", "remote"))
-    settings = ("more_teachers=[]", "teacher.max_tokens=256", "adapters.classification.loss={}")
+    settings = (*SMALL, "teacher.max_tokens=256")
     one = [word for setting in settings for word in ("--set", setting)]
     with serve(SentenceTransformer(MINILM)) as server:
         endpoint = f"teacher.endpoint={{url: '{server.url}', model: its-name, batch_size: 50}}"
@@ -122,15 +133,16 @@ def test_a_server_fills_the_space_that_the_model_would(recipe, tmp_path):
 
 def test_ranks_of_torchrun_share_the_work(recipe, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "training")
+    small = [word for setting in SMALL for word in ("--set", setting)]
     monkeypatch.setattr(teach, "WORLD_SIZE", 2)
     counts = []
     for rank in range(2):
         monkeypatch.setattr(teach, "RANK", rank)
         caplog.clear()
-        teach.main([recipe, "--set", "more_teachers=[]"])
+        teach.main([recipe, *small])
         counts.append([int(r.message.split(", ")[1].split()[0]) for r in caplog.records])
-    assert len(counts[0]) == 3
-    run = Run(load_recipe(recipe, ["more_teachers=[]"]))
+    assert len(counts[0]) == 2
+    run = Run(load_recipe(recipe, SMALL))
     for prompt, one, other in zip(teach.wanted(run), *counts, strict=True):
         assert min(one, other) > 0
         assert one + other == len(run.spaces(prompt)[0]) == len(teach.wanted(run)[prompt])
