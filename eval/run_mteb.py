@@ -1,6 +1,6 @@
 """Run mteb tasks with the right adapter and prompt for each task type.
 
-python eval/run_mteb.py --model out/demo/model --local
+python eval/run_mteb.py --model out/demo/model --local --languages eng
 python eval/run_mteb.py --model org/model --benchmark "MTEB(eng, v2)" --output out/eval
 """
 
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 import st_jv5  # noqa: F401 - makes our modules loadable
 from eval.local_tasks import LOCAL_TASKS
 from eval.samples import Samples, samples_of
-from st_jv5.evaluation import MTEBEncoder
+from st_jv5.evaluation import ADAPTER_OF_TYPE, MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.files import read_json, write_json
 from st_jv5.tasks import unknown_name
@@ -107,8 +107,25 @@ def _evaluate_task(encoder: Any, task: AbsTask, folder: Path, batch_size: int) -
     }
 
 
-def choose_tasks(names: Sequence[str], benchmarks: Sequence[str], local: bool) -> list[AbsTask]:
-    """Tasks by name and benchmark, the local ones by name or all of them."""
+def choose_tasks(
+    names: Sequence[str],
+    benchmarks: Sequence[str],
+    local: bool,
+    types: Sequence[str] = (),
+    languages: Sequence[str] = (),
+) -> list[AbsTask]:
+    """Tasks by name and benchmark, the local ones by name or all of them.
+
+    Args:
+        names: Of mteb's tasks and of the local ones.
+        benchmarks: Of mteb.
+        local: All local tasks.
+        types: Keep these task types alone.
+        languages: ISO 639-3 codes; keep tasks all of whose languages are among them.
+    """
+    for kind in types:
+        if kind not in ADAPTER_OF_TYPE:
+            raise SystemExit(unknown_name("task type", kind, ADAPTER_OF_TYPE, "mteb"))
     own = {task.metadata.name: task for task in LOCAL_TASKS}
     tasks = [task() for task in own.values()] if local else []
     for name in names:
@@ -128,7 +145,19 @@ def choose_tasks(names: Sequence[str], benchmarks: Sequence[str], local: bool) -
             raise SystemExit(f"{task.metadata.name}: {error}") from error
     if not tasks:
         raise SystemExit("nothing to run: name --tasks, a --benchmark, or --local")
-    return tasks
+    kept = [
+        task
+        for task in tasks
+        if (not types or task.metadata.type in types)
+        and (not languages or set(task.metadata.languages) <= set(languages))
+    ]
+    if not kept:
+        known = sorted({language for task in tasks for language in task.metadata.languages})
+        raise SystemExit(
+            f"no task is left of {len(tasks)} by --types {' '.join(types) or '(all)'} and "
+            f"--languages {' '.join(languages) or '(all)'} ; their languages: {', '.join(known)}"
+        )
+    return kept
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -140,16 +169,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", default=[], help="mteb or local task names")
     parser.add_argument("--benchmark", nargs="+", default=[], help='such as "MTEB(eng, v2)"')
     parser.add_argument("--local", action="store_true", help="all local tasks")
+    parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
+    parser.add_argument(
+        "--languages", nargs="+", default=[], help="such as eng deu: tasks in no other language"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
     parser.add_argument("--adapter", help="one adapter, or base, for every task")
     parser.add_argument("--dim", type=int, help="cut the vectors to this many dims")
     parser.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     parser.add_argument("--output", default="out/eval", help="folder of results.json")
     args = parser.parse_args(argv)
-    tasks = choose_tasks(args.tasks, args.benchmark, args.local)
+    tasks = choose_tasks(args.tasks, args.benchmark, args.local, args.types, args.languages)
     model = SentenceTransformer(args.model)
     if args.adapter and args.adapter not in (known := [*getattr(model[0], "tasks", {}), "base"]):
         raise SystemExit(unknown_name("adapter", args.adapter, known, args.model))
     encoder = MTEBEncoder(model, adapter=args.adapter, dim=args.dim, remember=args.local)
+    if args.dry_run:
+        for task in tasks:
+            name, kind = task.metadata.name, task.metadata.type
+            how = encoder.describe(kind)
+            prompts = ", ".join(f"{side} {prompt!r}" for side, prompt in how["prompts"].items())
+            print(f"{name:<28} {kind:<22} {how['adapter'] or '-':<16} dim {how['dim']}  {prompts}")
+        return
     record = evaluate(encoder, tasks, args.output, args.batch_size)
     for name, found in record["tasks"].items():
         route = found["adapter"] or "-"

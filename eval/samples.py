@@ -50,13 +50,18 @@ def samples_of(task: AbsTask, predictions: Any) -> Samples | None:
     """Read mteb's predictions of one task (default subset, test split); None for other types."""
     kind = task.metadata.type
     data = task.dataset
-    if kind == "Retrieval":
+    if kind in ("Retrieval", "Reranking"):
         relevant = data["default"]["test"]["relevant_docs"]
         values = [
             ndcg_at_10(predictions.get(query, {}), documents)
             for query, documents in relevant.items()
         ]
         return Samples("mean", values)
+    if kind == "BitextMining":  # the main score is accuracy
+        nearest = predictions["sentence1-sentence2"]
+        return Samples(
+            "mean", [float(row["corpus_id"] == index) for index, row in enumerate(nearest)]
+        )
     if kind == "Classification":
         gold = np.asarray(data["test"]["label"])
         return Samples("mean", (np.asarray(predictions) == gold).mean(axis=0).tolist())

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,55 @@ DATA = Path(__file__).parent / "data"
 
 
 @cache
-def rows(name: str, split: str) -> list[dict[str, Any]]:
-    """The rows of one data file and split; wikipedia in English only."""
+def rows(name: str, split: str, lang: str = "en") -> list[dict[str, Any]]:
+    """The rows of one data file, split and language (en, fr, es; office_help en, de, ja, ru)."""
     table = pq.read_table(DATA / f"{name}.parquet").to_pylist()
-    return [row for row in table if row["split"] == split and row.get("lang", "en") == "en"]
+    return [row for row in table if row["split"] == split and row.get("lang", "en") == lang]
+
+
+@dataclass(frozen=True)
+class LongDocument:
+    """Several pages in one text."""
+
+    text: str
+    offsets: dict[str, int]
+    """Page -> where it begins, in characters."""
+
+
+def joined_pages(pages: list[dict[str, Any]], least: int, seed: int) -> list[LongDocument]:
+    """Join pages in random order into texts of at least so many characters.
+
+    Each page stands in one document, without its title, an empty line after the one before. What is
+    left over at the end goes to the last document.
+    """
+    shuffled = random.Random(seed).sample(pages, len(pages))
+    documents: list[LongDocument] = []
+    text, offsets = "", dict[str, int]()
+    for page in shuffled:
+        begin = len(text) + 2 if text else 0
+        text = f"{text}\n\n{page['body']}" if text else page["body"]
+        offsets[page["page"]] = begin
+        if len(text) >= least:
+            documents.append(LongDocument(text, offsets))
+            text, offsets = "", {}
+    if text and documents:
+        last = documents.pop()
+        begin = len(last.text) + 2
+        moved = {page: begin + offset for page, offset in offsets.items()}
+        text, offsets = f"{last.text}\n\n{text}", {**last.offsets, **moved}
+    return [*documents, LongDocument(text, offsets)] if text else documents
+
+
+def parallel_openings(split: str, lang: str, most: int) -> list[tuple[str, str]]:
+    """The first ``most`` characters of every help page that is there in English and ``lang``.
+
+    Pages whose English opening another page has too are left out.
+    """
+    english = {row["page"]: row["body"][:most] for row in rows("office_help", split)}
+    other = {row["page"]: row["body"][:most] for row in rows("office_help", split, lang)}
+    pairs = [(text, other[page]) for page, text in english.items() if page in other]
+    one, two = (Counter(pair[side] for pair in pairs) for side in (0, 1))
+    return [pair for pair in pairs if one[pair[0]] == 1 == two[pair[1]]]
 
 
 def path_similarity(one: dict[str, Any], other: dict[str, Any]) -> float:
