@@ -412,10 +412,10 @@ class _Shard:
         return self
 
     def _kept(self, kind: str, make: Callable[[int], Any]) -> Any:
-        """What was made of the rows last, or of fewer; threads may race, and make it twice."""
+        """What was made of the rows, made anew when there are others; threads may make it twice."""
         rows = self.rows
         kept = self._made.get(kind)
-        if kept is None or kept[0] < rows:
+        if kept is None or kept[0] != rows:
             kept = self._made[kind] = (rows, make(rows))
         return kept[1]
 

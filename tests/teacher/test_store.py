@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -156,6 +157,16 @@ def test_readers_see_what_another_writer_adds(sharded):
     assert torch.equal(reader.gather(row), vectors(1, seed=3).half())  # though it had mapped less
     assert np.array_equal(reader.rows(["new"]), row)
     assert len(reader) == 201
+
+
+def test_a_store_that_was_removed_and_made_anew_is_read_anew(store):
+    store.add(["a", "b", "c"], vectors(3))
+    store.gather(store.rows(["c"]))
+    shutil.rmtree(store.path)
+    again = TeacherStore(store.folder).space("big", dim=6, dtype="float32", shards=1)
+    again.add(["c"], vectors(1, seed=5))
+    assert len(store) == 1
+    assert torch.equal(store.gather(store.rows(["c"])), vectors(1, seed=5))
 
 
 def test_a_store_travels_to_other_processes_and_threads(sharded):
