@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 import st_jv5
 from st_jv5.teacher import TeacherStore
 from st_jv5.teacher.commands import size_on_disk
-from st_jv5.teacher.store import hash_texts
+from st_jv5.teacher.shard import hash_texts
 from training.config import load_recipe
 from training.context import Run
 from training.teach import teach, wanted

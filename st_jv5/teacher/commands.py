@@ -7,8 +7,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from st_jv5.teacher.endpoint import EndpointTeacher
 from st_jv5.teacher.fill import fills
-from st_jv5.teacher.sources import EndpointTeacher, LocalTeacher
+from st_jv5.teacher.sources import LocalTeacher
 from st_jv5.teacher.store import TeacherStore
 from st_jv5.teacher.upkeep import merge, prune, space_by_id, verify
 from st_jv5.texts import read_texts

@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from tqdm.auto import tqdm
 
+from st_jv5.teacher.shard import Array, halves, hash_texts, shard_of
 from st_jv5.teacher.sources import Teacher, as_teacher
-from st_jv5.teacher.store import Array, TeacherStore, halves, hash_texts, shard_of
+from st_jv5.teacher.store import TeacherStore
 
 logger = logging.getLogger(__name__)
 

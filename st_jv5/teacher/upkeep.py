@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from st_jv5.files import write_text
 from st_jv5.teacher.fill import check_width
+from st_jv5.teacher.shard import Array, shard_of
 from st_jv5.teacher.sources import as_teacher
-from st_jv5.teacher.store import Array, Space, TeacherStore, shard_of
+from st_jv5.teacher.store import Space, TeacherStore
 
 BLOCK_ROWS = 16384
 """Rows copied at a time."""

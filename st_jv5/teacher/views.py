@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from st_jv5.teacher.store import DTYPES, Array, TeacherStore, as_rows
+from st_jv5.teacher.shard import DTYPES, Array
+from st_jv5.teacher.store import TeacherStore, as_rows
 
 
 class Rows(Protocol):

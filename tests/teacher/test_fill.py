@@ -18,8 +18,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 
 from st_jv5.teacher import FunctionTeacher, LocalTeacher, TeacherStore, fill
 from st_jv5.teacher.fill import fill_shard, fills, missing_by_shard
+from st_jv5.teacher.shard import halves, hash_texts, shard_of
 from st_jv5.teacher.sources import as_teacher, resolve_model
-from st_jv5.teacher.store import halves, hash_texts, shard_of
 from tests.conftest import MINILM
 from tests.teacher.fill_worker import CHUNK_TEXTS, run, space
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from st_jv5.teacher import TeacherStore
-from st_jv5.teacher import store as module
-from st_jv5.teacher.store import halves, hash_texts, shard_of
+from st_jv5.teacher import shard as module
+from st_jv5.teacher.shard import halves, hash_texts, shard_of
 
 
 @pytest.fixture

@@ -49,10 +49,10 @@ def test_two_stores_become_one_and_the_first_has_the_say(tmp_path):
 
 
 def test_a_stopped_merge_goes_on_and_nothing_else_is_overwritten(tmp_path, monkeypatch):
-    from st_jv5.teacher import store as module
+    from st_jv5.teacher import shard as module
 
     one, two = (store_of(tmp_path / name, NAMES[:40], seed=1) for name in "ab")
-    append, calls = module._Shard.append, []
+    append, calls = module.Shard.append, []
 
     def stop_at_the_second(shard, *args):
         calls.append(shard)
@@ -60,7 +60,7 @@ def test_a_stopped_merge_goes_on_and_nothing_else_is_overwritten(tmp_path, monke
             raise KeyboardInterrupt
         append(shard, *args)
 
-    monkeypatch.setattr(module._Shard, "append", stop_at_the_second)
+    monkeypatch.setattr(module.Shard, "append", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         merge([one, two], tmp_path / "c")
     monkeypatch.undo()
