@@ -113,7 +113,7 @@ def run_verify(args: argparse.Namespace) -> None:
         print(f"{found.missing} of the texts are not in the space")
     least, mean = found.cosines.min(), found.cosines.mean()
     print(f"{len(found.texts)} texts again: cosine at least {least:.5f}, on average {mean:.5f}")
-    far = found.cosines < args.bound
+    far = ~(found.cosines >= args.bound)  # a NaN is far
     if far.any():
         worst = found.texts[int(found.cosines.argmin())]
         raise ValueError(

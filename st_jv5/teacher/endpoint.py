@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from st_jv5.teacher.shard import Array
+from st_jv5.teacher.sources import stacked
 from st_jv5.teacher.store import Space
 
 
@@ -54,7 +55,7 @@ class EndpointTeacher:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url must be like http://host:8000/v1, not {_without_secrets(url)!r}")
-        if parts.username or parts.password:
+        if parts.username or parts.password or parts.query:
             raise ValueError(f"put the key into the environment ({key_env}), not into the url")
         for name, value in (
             ("batch_size", batch_size),
@@ -142,12 +143,7 @@ class EndpointTeacher:
         rows = sorted(answer.data, key=lambda row: row.index)
         if [row.index for row in rows] != list(range(len(texts))):
             raise ValueError(f"{self.url} gave {len(rows)} vectors for {len(texts)} texts")
-        widths = {len(row.embedding) for row in rows}
-        if len(widths) > 1:
-            raise ValueError(
-                f"{self.url} gave vectors of {sorted(widths)} dims; texts from {texts[0][:200]!r}"
-            )
-        return np.array([row.embedding for row in rows], dtype=np.float32)
+        return stacked([row.embedding for row in rows], texts)
 
     def describe(self) -> dict[str, Any]:
         """The server, without anything that could be secret."""

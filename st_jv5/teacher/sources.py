@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
+from statistics import mode
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -148,6 +149,17 @@ class LocalTeacher:
         return {"by": "SentenceTransformer", "forwards": forwards, "device": device}
 
 
+def stacked(vectors: Sequence[Sequence[float]], texts: Sequence[str]) -> Array:
+    """Vectors as one float32 array; an error names the first text that has not the usual width."""
+    usual = mode(len(vector) for vector in vectors)
+    for vector, text in zip(vectors, texts, strict=False):
+        if len(vector) != usual:
+            raise ValueError(
+                f"the teacher gave {len(vector)} dims for {text[:200]!r}, but {usual} for others"
+            )
+    return np.array(vectors, dtype=np.float32)
+
+
 class FunctionTeacher:
     """A function from a list of texts, the prompt before each, to vectors ``(n, dim)``.
 
@@ -161,12 +173,17 @@ class FunctionTeacher:
 
     def dim(self) -> int:
         """Width of its vectors, found by embedding one text."""
-        return int(np.asarray(self.function(["dim"])).shape[1])
+        return self._vectors(["dim"]).shape[1]
 
     def embed(self, texts: Sequence[str], space: Space, batch_tokens: int | None = None) -> Array:
         """In one call."""
-        found = self.function([space.prompt + text for text in texts])
-        return found.detach().cpu().float().numpy() if isinstance(found, torch.Tensor) else found
+        return self._vectors([space.prompt + text for text in texts])
+
+    def _vectors(self, texts: list[str]) -> Array:
+        found = self.function(texts)
+        if isinstance(found, torch.Tensor):
+            return found.detach().cpu().float().numpy()
+        return found if isinstance(found, np.ndarray) else stacked(found, texts)
 
     def describe(self) -> dict[str, Any]:
         """The function's name."""

@@ -113,7 +113,10 @@ def test_a_refused_text_is_named_and_not_tried_again(server: Server, tmp_path):
     [
         (lambda rows: rows[:, :7], r"gives 7 dims, but the space has 384"),
         (lambda rows: rows[:-1] if len(rows) > 1 else rows, r"gave 2 vectors for 3 texts"),
-        (lambda rows: [r[: 384 - (len(rows) > 1) * i] for i, r in enumerate(rows)], "382, 383, 38"),
+        (
+            lambda rows: [r[: 384 - (len(rows) > 1) * i] for i, r in enumerate(rows)],
+            "gave 384 dims for one text, but 383 for",
+        ),
         (lambda rows: rows * (0 if len(rows) > 1 else 1), "NaN, infinite or zero .*: '[abc]'"),
         (lambda rows: rows * (np.nan if len(rows) > 1 else 1), "NaN, infinite or zero"),
     ],
@@ -156,6 +159,7 @@ def test_the_key_is_sent_and_written_nowhere(
     [
         ({"url": "localhost:8000"}, "url must be like http"),
         ({"url": "http://me:pass@host/v1"}, r"key into the environment \(OPENAI_API_KEY\)"),
+        ({"url": "http://host/v1?key=pass@"}, r"key into the environment \(OPENAI_API_KEY\)"),
         ({"batch_size": 0}, "batch_size must be positive, not 0"),
         ({"concurrency": -1}, "concurrency must be positive, not -1"),
         ({"retries": -1}, "retries must be >= 0, not -1"),

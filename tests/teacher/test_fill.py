@@ -96,6 +96,10 @@ def test_a_stopped_run_keeps_whole_chunks_and_the_next_does_the_rest(tmp_path):
         ),
         (lambda texts: np.zeros((len(texts), 3)), r"NaN, infinite or zero as float16: 'text \d+'"),
         (lambda texts: np.full((len(texts), 3), 1e5), "infinite or zero as float16"),
+        (
+            lambda texts: [[1.0, 1.0] if text == "text 7" else [1.0, 1.0, 1.0] for text in texts],
+            r"gave (2|3) dims for one text, but (2|3) for 'text \d+'",
+        ),
         (lambda texts: np.ones((1, 3)), r"texts need vectors of shape \(\d+, 3\), not \(1, 3\)"),
         ("all-MiniLM", "must be a SentenceTransformer, a LocalTeacher, an EndpointTeacher"),
     ],
@@ -120,6 +124,12 @@ def test_what_gives_no_vectors_stops_with_the_reason_and_the_text(tmp_path, teac
 def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         fill(small(tmp_path), lengths, NAMES, **settings)
+
+
+def test_a_function_may_give_tensors(tmp_path):
+    store = small(tmp_path)
+    assert fill(store, lambda texts: torch.from_numpy(lengths(texts)).bfloat16(), NAMES[:9]) == 9
+    assert store.gather(store.rows(["text 0"]))[0, 0] == 6
 
 
 def test_texts_that_are_none_are_named(tmp_path):

@@ -140,6 +140,12 @@ def test_the_command_line_shows_checks_joins_and_drops(filled, texts, tmp_path, 
     wrong = ["--model", MINILM, "--texts", str(lines), "--bound", "1.0"]
     with pytest.raises(SystemExit, match=r"of 64 cosines are below 1; the least is that of '"):
         main(["teacher", "verify", folder, *wrong])
+    with pytest.MonkeyPatch.context() as patch:
+        nothing = lambda self, texts, space: np.full((len(texts), 384), np.nan)  # noqa: E731
+        patch.setattr("st_jv5.teacher.sources.LocalTeacher.embed", nothing)
+        with pytest.raises(SystemExit, match="7 of 7 cosines are below"):
+            main(["teacher", "verify", folder, "--texts", str(lines), "--sample", "7"])
+    capsys.readouterr()
     main(["teacher", "merge", folder, folder, "--out", str(tmp_path / "both")])
     assert capsys.readouterr().out.endswith("both: 1 spaces, 64 vectors\n")
     drop = ["prune", folder, "--space", filled.key.id[:9], "--out", str(tmp_path / "less")]
