@@ -97,8 +97,8 @@ def test_a_stopped_run_keeps_whole_chunks_and_the_next_does_the_rest(tmp_path):
         (lambda texts: np.zeros((len(texts), 3)), r"NaN, infinite or zero as float16: 'text \d+'"),
         (lambda texts: np.full((len(texts), 3), 1e5), "infinite or zero as float16"),
         (
-            lambda texts: [[1.0, 1.0] if text == "text 7" else [1.0, 1.0, 1.0] for text in texts],
-            r"gave (2|3) dims for one text, but (2|3) for 'text \d+'",
+            lambda texts: [[1.0] * (2 if "7" in text else 3) for text in texts],
+            r"gave 2 dims for 'text \d*7\d*', but 3 for others",
         ),
         (lambda texts: np.ones((1, 3)), r"texts need vectors of shape \(\d+, 3\), not \(1, 3\)"),
         ("all-MiniLM", "must be a SentenceTransformer, a LocalTeacher, an EndpointTeacher"),
