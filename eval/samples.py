@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -83,15 +84,29 @@ def ndcg_at_10(scores: dict[str, float], relevant: dict[str, int]) -> float:
 
 
 def paired_bootstrap(
-    one: Samples, other: Samples, resamples: int = 1000, seed: int = 0
+    one: Samples | Sequence[Samples],
+    other: Samples | Sequence[Samples],
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """95% interval of ``one``'s score minus ``other``'s over the same resampled samples."""
-    count = len(one.values)
-    if count != len(other.values) or one.statistic != other.statistic or one.gold != other.gold:
-        raise ValueError("the two scores are not of the same samples")
+    """95% interval of ``one``'s score minus ``other``'s over the same resampled samples.
+
+    Several samples on a side are of several seeds: their scores are averaged in each resample.
+    """
+    sides = [[side] if isinstance(side, Samples) else list(side) for side in (one, other)]
+    first = sides[0][0]
+    for samples in (*sides[0], *sides[1]):
+        alike = (samples.statistic, samples.gold) == (first.statistic, first.gold)
+        if not alike or len(samples.values) != len(first.values):
+            raise ValueError("the two scores are not of the same samples")
+    count = len(first.values)
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+
+    def mean(side: list[Samples], part: Array) -> Array:
+        return np.mean([samples.scores(part) for samples in side], axis=0)
+
     gaps = np.concatenate(
-        [one.scores(part) - other.scores(part) for part in np.array_split(draws, 20)]
+        [mean(sides[0], part) - mean(sides[1], part) for part in np.array_split(draws, 20)]
     )
     low, high = np.percentile(gaps, [2.5, 97.5])
     return float(low), float(high)

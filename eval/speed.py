@@ -1,6 +1,7 @@
 """Speed, as ratios inside one run; the last line is one JSON object.
 
     python eval/speed.py train
+    python eval/speed.py curves
     python eval/speed.py teacher --teacher sentence-transformers/all-mpnet-base-v2
 
 train: one step (forward, loss, backward) of the retrieval composition at six Matryoshka dims on
@@ -22,6 +23,12 @@ of a million rows of 1024 dims against one of ten thousand.
     disk_overhead    bytes on disk / (2 x dim x texts) - 1
     gather_growth    time to gather a row among a million / among ten thousand
     open_seconds     to open a million rows and find 1024 texts in them, the slowest of three
+
+curves: four local tasks at five dims and five precisions, against the same tasks plain.
+
+    curve_encoding   encoding time of the curves / of the plain evaluation
+    plain_scoring    seconds of everything else, plain
+    curve_scoring    the same of the curves
 """
 
 from __future__ import annotations
@@ -49,7 +56,7 @@ from torch import Tensor  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 
 import st_jv5  # noqa: E402
-from eval import speed_teacher  # noqa: E402
+from eval import speed_curves, speed_teacher  # noqa: E402
 from eval.baselines import SeparateForwards, SharedForward, StockLosses  # noqa: E402
 from st_jv5.losses.embed import embed_columns  # noqa: E402
 from st_jv5.teacher.sources import resolve_model  # noqa: E402
@@ -243,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "what", choices=["train", "teacher", "peak", "open"], help="peak, open: children of these"
+        "what",
+        choices=["train", "teacher", "curves", "peak", "open"],
+        help="peak, open: children of these",
     )
     parser.add_argument("folder", nargs="?", help="of the store to open")
     parser.add_argument("--task", default="base", help="base, or an adapter such as retrieval")
@@ -265,7 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.what == "open":
         print(json.dumps(speed_teacher.open_store(args.folder)))
     else:
-        print(json.dumps({"train": train, "teacher": speed_teacher.teacher}[args.what](args)))
+        parts = {"train": train, "teacher": speed_teacher.teacher, "curves": speed_curves.curves}
+        print(json.dumps(parts[args.what](args)))
 
 
 if __name__ == "__main__":

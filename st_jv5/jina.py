@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
@@ -19,6 +20,17 @@ from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS, TASKS, Task, unknown_name
 
 MODEL_TYPE = "jina_embeddings_v5"
 WANTED = ["*.json", "*.txt", "model*.safetensors", "adapters/*"]
+
+
+def is_jina_v5(path_or_id: str | Path) -> bool:
+    """Whether a folder or Hub id is a published jina-embeddings-v5-text model."""
+    config = Path(path_or_id) / "config.json"
+    if not Path(path_or_id).is_dir():
+        try:
+            config = Path(hf_hub_download(str(path_or_id), "config.json"))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+            return False
+    return config.is_file() and read_json(config).get("model_type") == MODEL_TYPE
 
 
 def load_jina_v5(

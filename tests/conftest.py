@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -14,9 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModel,
     BertConfig,
     BertModel,
     EuroBertConfig,
@@ -31,6 +35,7 @@ from transformers import (
 import st_jv5
 from st_jv5.tasks import TASKS
 from st_jv5.teacher import TeacherStore
+from training import corpora
 from training.corpora import rows
 
 ARCHITECTURES = ("bert", "mpnet", "qwen3", "eurobert")
@@ -157,6 +162,54 @@ def saved(model: SentenceTransformer, tmp_path: Path) -> str:
     """Folder of a saved model with four adapters."""
     model.save_pretrained(str(tmp_path / "saved"))
     return str(tmp_path / "saved")
+
+
+LINEARS = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
+
+
+@pytest.fixture(params=["qwen3", "eurobert"])
+def published(request, backbones, tmp_path) -> tuple[str, str]:
+    """(stock backbone, folder in the published layout)"""
+    stock = backbones[request.param]
+    folder = tmp_path / "jina"
+    shutil.copytree(stock, folder)
+    torch.manual_seed(2)
+    for task in TASKS:
+        backbone = AutoModel.from_pretrained(stock)
+        config = LoraConfig(r=4, lora_alpha=4, target_modules=LINEARS, init_lora_weights=False)
+        get_peft_model(backbone, config).save_pretrained(folder / "adapters" / task)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {
+        "model_type": "jina_embeddings_v5",
+        "task_names": list(TASKS),
+        "auto_map": {"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"},
+    }
+    path.write_text(json.dumps(config))
+    (folder / "modeling.py").write_text("raise RuntimeError('remote code was run')")
+    return stock, str(folder)
+
+
+# ----------------------------------------------------------------------------------- evaluation
+
+
+@pytest.fixture
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local tasks on few rows of the same text."""
+    from eval import local_tasks
+
+    def few(name: str, most: int, **settings: int) -> None:
+        def read(*args, **kwargs) -> list:
+            whole = getattr(corpora, name)(*args, **(kwargs | settings))
+            return whole[:: max(1, len(whole) // most)][:most]  # from all over: labels are sorted
+
+        monkeypatch.setattr(local_tasks, name, read)
+
+    few("rows", 150)
+    few("labelled", 400)
+    few("parallel_openings", 40)
+    few("similarity_pairs", 60, count=60)
+    few("example_pairs", 60, count=60)
 
 
 # ------------------------------------------------------------------------------------- training

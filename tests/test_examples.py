@@ -18,7 +18,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
 import st_jv5
-from st_jv5 import cli, functional, hub, losses, teacher, trainer
+from st_jv5 import cli, evaluation, functional, hub, losses, teacher, trainer
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.tasks import TASKS, column_prompts
 from st_jv5.texts import read_texts
@@ -32,6 +32,7 @@ EXTRA = [
     hub.model_card,
     cli.main,
     MTEBEncoder,
+    *(getattr(evaluation, name) for name in ("bytes_per_vector", "ranges_of", "stored")),
     trainer.trainer_prompts,
     read_texts,
     *(getattr(teacher, name) for name in teacher.__all__),

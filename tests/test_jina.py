@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import AutoModel, PreTrainedTokenizerFast
@@ -18,31 +17,6 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 import st_jv5
 from st_jv5.tasks import TASKS
 from tests.conftest import arguments
-
-LINEARS = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
-
-
-@pytest.fixture(params=["qwen3", "eurobert"])
-def published(request, backbones, tmp_path) -> tuple[str, str]:
-    """(stock backbone, folder in the published layout)"""
-    stock = backbones[request.param]
-    folder = tmp_path / "jina"
-    shutil.copytree(stock, folder)
-    torch.manual_seed(2)
-    for task in TASKS:
-        backbone = AutoModel.from_pretrained(stock)
-        config = LoraConfig(r=4, lora_alpha=4, target_modules=LINEARS, init_lora_weights=False)
-        get_peft_model(backbone, config).save_pretrained(folder / "adapters" / task)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config |= {
-        "model_type": "jina_embeddings_v5",
-        "task_names": list(TASKS),
-        "auto_map": {"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"},
-    }
-    path.write_text(json.dumps(config))
-    (folder / "modeling.py").write_text("raise RuntimeError('remote code was run')")
-    return stock, str(folder)
 
 
 def test_vectors_equal_auto_model_and_peft(published, texts, tmp_path):

@@ -193,6 +193,10 @@ class Evaluation:
     """Of the bootstrap behind every interval."""
     dims: tuple[int, ...] = ()
     """Dims of the score-by-dim curve; empty: the student's."""
+    precisions: tuple[Literal["float32", "float16", "int8", "binary", "binary-rescored"], ...] = (
+        "float32",
+    )
+    """How vectors are stored, for the curves of retrieval and STS."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
-"""The evaluation of a run: who is measured on which task, at which dims."""
+"""The evaluation of a run: who is measured on which task."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,16 +10,15 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 
-import st_jv5
 from eval.local_tasks import LOCAL_TASKS
-from eval.run_mteb import evaluate
+from eval.record import Row, main_rows, read_record
+from eval.run_mteb import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
-from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.tasks import BASE
 from training.config import RecipeError
 from training.context import Run, require
 
-CHANCE, BEFORE, TEACHER = "chance", "student before training", "teacher"
+CHANCE, BEFORE, MODEL, TEACHER = "chance", "student before training", "model", "teacher"
 
 
 class ChanceEncoder(AbsEncoder):
@@ -35,7 +32,15 @@ class ChanceEncoder(AbsEncoder):
 
     def describe(self, task_type: str) -> dict[str, Any]:
         """For the record."""
-        return {"adapter": None, "dim": self.dim}
+        return {
+            "adapter": None,
+            "prompts": {"query": "", "document": ""},
+            "dim": self.dim,
+            "precision": "float32",
+            "bytes": 4 * self.dim,
+            "dtype": "float32",
+            "max_tokens": None,
+        }
 
     def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
         texts = [text for batch in inputs for text in batch["text"]]
@@ -57,46 +62,47 @@ def chosen_tasks(run: Run) -> list[Any]:
 
 
 def measure(run: Run) -> None:
-    """Write ``evaluation/<who>/results.json``, and ``<adapter>@<dim>`` for the curve."""
-    tasks = chosen_tasks(run)
+    """Write ``evaluation/<who>/results.json``.
+
+    ``model`` has every adapter and the base on every task, and each adapter's own tasks at all
+    dims and precisions.
+    """
     folder = run.folder / "evaluation"
     model = SentenceTransformer(str(require(run.folder / "model", "model")))
+
+    def score(who: str, encoder: Any, settings: Settings | None = None) -> None:
+        command = f"python -m training.run training/recipes/{run.recipe.name}.yaml"
+        evaluate(encoder, chosen_tasks(run), folder / who, settings, label=who, command=command)
+
     with run.forwards():
-        evaluate(ChanceEncoder(), tasks, folder / CHANCE, label=CHANCE)
-        before = MTEBEncoder(run.new_student(), remember=True)
-        evaluate(before, chosen_tasks(run), folder / BEFORE, label=BEFORE)
+        score(CHANCE, ChanceEncoder())
+        score(BEFORE, MTEBEncoder(run.new_student(), remember=True))
         for number, (who, spec) in enumerate(zip(teacher_names(run), run.teachers, strict=True)):
             if spec.endpoint is None:
-                encoder = MTEBEncoder(run.teacher(number), remember=True)
-                evaluate(encoder, chosen_tasks(run), folder / who, label=who)
-        routed = MTEBEncoder(model, remember=True)
-        for adapter in (BASE, *st_jv5.tasks(model)):
-            # Folded into the weights for the length of its evaluation: the same vectors, faster.
-            with st_jv5.merged(model, adapter) if adapter != BASE else nullcontext():
-                encoder = routed.at(adapter)
-                evaluate(encoder, chosen_tasks(run), folder / adapter, label=adapter)
-                own = [task for task in chosen_tasks(run) if _curve(task, adapter)]
-                for dim in curve_dims(run, model):
-                    at = folder / f"{adapter}@{dim}"
-                    evaluate(routed.at(adapter, dim), own, at, label=f"{adapter}@{dim}")
+                score(who, MTEBEncoder(run.teacher(number), remember=True))
+        wanted = run.recipe.evaluation
+        width = model[0].get_embedding_dimension()
+        dims = {width, *(wanted.dims or model[0].matryoshka_dims)}
+        settings = Settings("all", tuple(sorted(dims)), wanted.precisions)
+        score(MODEL, MTEBEncoder(model, remember=True), settings)
 
 
-def curve_dims(run: Run, model: SentenceTransformer) -> tuple[int, ...]:
-    """The dims of the curve, below the full width."""
-    dims = run.recipe.evaluation.dims or model[0].matryoshka_dims
-    return tuple(dim for dim in dims if dim < model[0].get_embedding_dimension())
+def records_of(run: Run) -> dict[str, dict[str, Row]]:
+    """Who was measured -> task -> row: chance, the student before, base, adapters, teachers."""
+    folder = run.folder / "evaluation"
 
+    def rows(who: str, adapter: str | None = None) -> dict[str, Row]:
+        return main_rows(read_record(folder / who)["results"], adapter)
 
-def _curve(task: Any, adapter: str) -> bool:
-    return adapter_for(task.metadata.type) == adapter
+    return {
+        CHANCE: rows(CHANCE),
+        BEFORE: rows(BEFORE),
+        **{adapter: rows(MODEL, adapter) for adapter in (BASE, *run.recipe.adapters)},
+        **{who: rows(who) for who in teacher_names(run) if (folder / who).exists()},
+    }
 
 
 def teacher_names(run: Run) -> list[str]:
     """A name for each teacher's row."""
     count = len(run.teachers)
     return [TEACHER, *(f"{TEACHER} {number}" for number in range(2, count + 1))]
-
-
-def who_order(run: Run) -> Iterator[str]:
-    """The rows of every table, from worst to best on average."""
-    yield from (CHANCE, BEFORE, BASE, *run.recipe.adapters, *teacher_names(run))

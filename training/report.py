@@ -1,53 +1,54 @@
-"""Tables, plots and the model card, from the records of a run alone."""
+"""The report and the model card, from the records of a run alone."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from eval.page import Cell, Page, Plot, Table, lines
+from eval.record import Row, read_record
+from eval.report import run_page
 from eval.samples import Samples, paired_bootstrap
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.files import read_json, write_json, write_text
 from st_jv5.hub import model_card
 from st_jv5.tasks import BASE
 from training.context import Run
-from training.measure import BEFORE, TEACHER, who_order
+from training.measure import BEFORE, CHANCE, MODEL, TEACHER, records_of
 
-Records = dict[str, dict[str, Any]]
+Records = dict[str, dict[str, Row]]
 
 
 def report(run: Run) -> None:
-    """Print the table, and write ``report/``: table.md, summary.json, three plots; and the card."""
+    """Print the table; write ``report/`` (a page, plots, summary.json) and the model card."""
     folder = run.folder / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    evaluation = run.folder / "evaluation"
-    records: Records = {
-        path.parent.name: read_json(path)["tasks"] for path in evaluation.glob("*/results.json")
-    }
-    adapters = list(run.recipe.adapters)
-    who = [name for name in who_order(run) if name in records]
-    tasks = list(records[who[0]])
-    table = score_table(records, who, tasks)
-    kept = kept_of_teacher(records, tasks) if TEACHER in records else ""
-    verdicts = best_adapters(records, adapters, tasks, run.recipe.evaluation.resamples)
-    text = f"{table}\n\n{kept}\n\n{verdicts}\n"
-    write_text(folder / "table.md", text)
+    records = records_of(run)
+    model = read_record(run.folder / "evaluation" / MODEL)
+    tasks = list(records[CHANCE])
+    table = score_table(records, tasks)
+    kept = kept_of_teacher(records, tasks) if TEACHER in records else None
+    verdicts = best_adapters(
+        records, list(run.recipe.adapters), tasks, run.recipe.evaluation.resamples
+    )
+    page = run_page(model)
+    page.title = f"st_jv5 {run.recipe.name}"
+    own = Page("")
+    own.add("Everyone on every task", *(part for part in (table, kept) if part))
+    own.add("Each task's own adapter against the best", verdicts)
+    own.add("Training", *loss_plots(run))
+    page.sections = own.sections + [one for one in page.sections if one[0] != "Scores"]
+    page.write(folder)
     write_json(
         folder / "summary.json",
-        {name: {task: records[name][task]["main_score"] for task in tasks} for name in who},
+        {
+            who: {task: row["main_score"] for task, row in found.items()}
+            for who, found in records.items()
+        },
     )
-    plot_losses(run, folder / "losses.png")
-    plot_dims(records, adapters, folder / "dims.png")
-    plot_matrix(records, who, tasks, folder / "matrix.png")
-    card = model_card(card_facts(run, table + "\n\n" + kept))
-    write_text(run.folder / "model" / "README.md", card)
-    print(text)
-    print(f"model:  {run.folder / 'model'}\nreport: {folder}")
+    scores = "\n\n".join(part.markdown() for part in (table, kept) if part)
+    write_text(run.folder / "model" / "README.md", model_card(card_facts(run, scores)))
+    print(f"{scores}\n\n{verdicts.markdown()}\n")
+    print(f"model:  {run.folder / 'model'}\nreport: {folder / 'report.html'}")
 
 
 def score(records: Records, who: str, task: str) -> float:
@@ -55,53 +56,47 @@ def score(records: Records, who: str, task: str) -> float:
     return 100 * float(records[who][task]["main_score"])
 
 
-def score_table(records: Records, who: list[str], tasks: list[str]) -> str:
-    """Who x task, Markdown; the adapter that a task is routed to is bold."""
-    lines = [
-        "| | " + " | ".join(tasks) + " |",
-        "|---|" + "---|" * len(tasks),
-        "| metric | " + " | ".join(str(records[who[0]][t]["metric"]) for t in tasks) + " |",
-    ]
-    for name in who:
-        cells = []
-        for task in tasks:
-            own = adapter_for(records[name][task]["type"]) == name
-            cells.append(
-                f"**{score(records, name, task):.1f}**"
-                if own
-                else f"{score(records, name, task):.1f}"
-            )
-        label = {BASE: "base (stage 1)"}.get(name, name)
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def score_table(records: Records, tasks: list[str]) -> Table:
+    """Who x task; the adapter that a task is routed to is bold."""
+    cells: list[list[Cell]] = [["metric", *(records[CHANCE][task]["metric"] for task in tasks)]]
+    bold = set()
+    for who in records:
+        label = "base (stage 1)" if who == BASE else who
+        cells.append([label, *(score(records, who, task) for task in tasks)])
+        for x, task in enumerate(tasks, start=1):
+            if adapter_for(records[who][task]["type"]) == who:
+                bold.add((len(cells) - 1, x))
+    return Table(["", *tasks], cells, frozenset(bold))
 
 
-def kept_of_teacher(records: Records, tasks: list[str]) -> str:
+def kept_of_teacher(records: Records, tasks: list[str]) -> Table:
     """The base's and the routed model's share of the teacher's score."""
-    lines = ["| % of the teacher | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
 
-    def line(label: str, pick: Any) -> str:
-        shares = [100 * score(records, pick(t), t) / score(records, TEACHER, t) for t in tasks]
-        return f"| {label} | " + " | ".join(f"{share:.1f}" for share in shares) + " |"
+    def line(label: str, pick: Callable[[str], str]) -> list[Cell]:
+        own = [score(records, pick(task), task) for task in tasks]
+        return [
+            label,
+            *(100 * one / score(records, TEACHER, t) for one, t in zip(own, tasks, strict=True)),
+        ]
 
-    lines.append(line(BEFORE, lambda task: BEFORE))
-    lines.append(line("base (stage 1)", lambda task: BASE))
-    lines.append(line("routed", lambda task: adapter_for(records[BASE][task]["type"])))
-    return "\n".join(lines)
-
-
-def best_adapters(records: Records, adapters: list[str], tasks: list[str], resamples: int) -> str:
-    """For each task: its own adapter against the best of base and the four, paired bootstrap."""
-    lines = [
-        "| task | adapter | score | best of base and adapters | difference, 95% | verdict |",
-        "|---|---|---|---|---|---|",
+    rows = [
+        line(BEFORE, lambda task: BEFORE),
+        line("base (stage 1)", lambda task: BASE),
+        line("routed", lambda task: adapter_for(records[BASE][task]["type"])),
     ]
+    return Table(["% of the teacher", *tasks], rows)
+
+
+def best_adapters(records: Records, adapters: list[str], tasks: list[str], resamples: int) -> Table:
+    """For each task: its own adapter against the best of base and the four, paired bootstrap."""
+    header = ["task", "adapter", "score", "best of base and adapters", "difference, 95%", "verdict"]
+    rows: list[list[Cell]] = []
     for task in tasks:
         own = adapter_for(records[BASE][task]["type"])
         if own not in adapters:
             continue
         best = max([BASE, *adapters], key=lambda name: score(records, name, task))
-        cells = [task, own, f"{score(records, own, task):.1f}"]
+        cells: list[Cell] = [task, own, score(records, own, task)]
         if best == own:
             cells += [own, "", "the best"]
         else:
@@ -113,74 +108,27 @@ def best_adapters(records: Records, adapters: list[str], tasks: list[str], resam
                 f"{low:+.1f} to {high:+.1f}",
                 verdict,
             ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return Table(header, rows)
 
 
-# ----------------------------------------------------------------------------------------- plots
-
-
-def plot_losses(run: Run, path: Any) -> None:
+def loss_plots(run: Run) -> list[Plot]:
     """Each phase's terms over its steps."""
     logs = {"stage 1": run.folder / "stage1" / "log.json"} | {
         task: run.folder / "adapters" / task / "log.json" for task in run.recipe.adapters
     }
-    figure, axes = plt.subplots(1, len(logs), figsize=(3.4 * len(logs), 3), squeeze=False)
-    for axis, (title, log) in zip(axes[0], logs.items(), strict=True):
-        curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        skip = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+    plots = []
+    skip = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+    for title, log in logs.items():
+        curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for entry in read_json(log)["history"]:
-            if "loss" in entry:
-                for term in set(entry) - skip:
-                    curves[term].append((entry["step"], entry[term]))
-        for term, points in sorted(curves.items()):
-            axis.plot(*zip(*points, strict=True), label=term)
-        axis.set_title(title)
-        axis.set_xlabel("step")
-        axis.legend()
-    axes[0][0].set_ylabel("weighted term")
-    _save(figure, path)
-
-
-def plot_dims(records: Records, adapters: list[str], path: Any) -> None:
-    """Each adapter's own tasks by dim."""
-    figure, axis = plt.subplots(figsize=(6, 4))
-    curves: dict[str, dict[int, float]] = defaultdict(dict)
-    for name, tasks in records.items():
-        adapter = name.split("@")[0]
-        for task, found in tasks.items():
-            if adapter in adapters and adapter_for(found["type"]) == adapter:
-                curves[task][found["dim"]] = 100 * found["main_score"]
-    for task, points in sorted(curves.items()):
-        dims = sorted(points)
-        axis.plot(dims, [points[dim] for dim in dims], marker="o", label=task)
-    axis.set_xscale("log", base=2)
-    axis.set_xlabel("dimensions")
-    axis.set_ylabel("main score, %")
-    axis.legend(fontsize=7)
-    _save(figure, path)
-
-
-def plot_matrix(records: Records, who: list[str], tasks: list[str], path: Any) -> None:
-    """Everyone on every task, coloured by the share of the best in the column."""
-    scores = [[score(records, name, task) for task in tasks] for name in who]
-    best = [max(column) for column in zip(*scores, strict=True)]
-    shares = [[value / top for value, top in zip(row, best, strict=True)] for row in scores]
-    figure, axis = plt.subplots(figsize=(1.1 * len(tasks) + 2, 0.5 * len(who) + 2))
-    axis.imshow(shares, vmin=0.5, vmax=1, aspect="auto", cmap="viridis")
-    for y, row in enumerate(scores):
-        for x, value in enumerate(row):
-            ink = "black" if shares[y][x] > 0.85 else "white"
-            axis.text(x, y, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=8)
-    axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
-    axis.set_yticks(range(len(who)), who)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Any) -> None:
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+            for term in set(entry) - skip if "loss" in entry else ():
+                curves[term].append((entry["step"], entry[term]))
+        about = f"{title}: the weighted terms of its loss over steps."
+        name = f"loss-{title.replace(' ', '-')}"
+        terms = {term: curves[term] for term in sorted(curves)}
+        plots.append(lines(name, about, terms, "step", "weighted term", title=title))
+    return plots
 
 
 # ------------------------------------------------------------------------------------------ card

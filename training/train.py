@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
+from transformers import TrainerCallback
 
 from st_jv5.files import write_json
 from st_jv5.losses import (
@@ -36,15 +37,31 @@ LOSSES: dict[str, Callable[..., CompositeLoss]] = {
 
 
 def train(
-    run: Run, student: SentenceTransformer, task: str, phase: Phase, checkpoints: Path
+    run: Run,
+    student: SentenceTransformer,
+    task: str,
+    phase: Phase,
+    checkpoints: Path,
+    loss: CompositeLoss | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Run the trainer for one phase, going on from its last checkpoint if there is one."""
+    """Run the trainer for one phase, going on from its last checkpoint if there is one.
+
+    Args:
+        run: Data, stores and precision.
+        student: The model that learns.
+        task: What is trained: a task of the model, or the base.
+        phase: Steps, batches, rates.
+        checkpoints: Folder of the trainer's checkpoints; ``log.json`` goes beside it.
+        loss: Instead of the task's own.
+        callbacks: Of transformers, on top of the trainer's.
+    """
     seed, stores, asks = run.recipe.seed, run.role_stores(phase), phase.asks_of_labelled
     sets: dict[str, Dataset] = {
         name: training_set(name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks)
         for name in phase.data
     }
-    loss = make_loss(run, student, task, phase)
+    loss = loss or make_loss(run, student, task, phase)
     args = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=phase.steps,
@@ -73,6 +90,7 @@ def train(
         train_dataset=DatasetDict(sets),
         max_tokens=phase.max_tokens or None,
         loss=loss,
+        callbacks=list(callbacks),
     )
     started = time.time()
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,14 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.encoding import encode
+from st_jv5.evaluation.precision import (
+    Array,
+    bytes_per_vector,
+    check_precision,
+    ranges_of,
+    stored,
+    unit,
+)
 from st_jv5.modules import AdapterRouter
 from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME
 
@@ -47,6 +58,16 @@ def adapter_for(task_type: str, modalities: Sequence[str] = ("text",)) -> str:
     return ADAPTER_OF_TYPE[task_type]
 
 
+RETRIEVAL_TYPES = frozenset(
+    {"Retrieval", "Reranking", "InstructionReranking", "InstructionRetrieval", "Any2AnyRetrieval"}
+)
+"""Types with documents in an index, which can be rescored."""
+COMPARED_TYPES = RETRIEVAL_TYPES | {"STS"}
+"""Types that are scored at every precision; the others train something on the vectors."""
+RESCORED = 40
+"""Documents per query that ``binary-rescored`` ranks anew: four times nDCG@10's ten."""
+
+
 class MTEBEncoder(AbsEncoder):
     """An mteb encoder around a SentenceTransformer: ours, or any other.
 
@@ -55,8 +76,11 @@ class MTEBEncoder(AbsEncoder):
             queries alone; any other model encodes with the prompts of that name that it has.
         adapter: Use this adapter (or ``"base"``) for every task instead.
         dim: Cut the vectors to this many dims, unit rows; None is the full width.
-        remember: Keep every vector at full width in memory and encode no text twice, across tasks
-            and dims; for small tasks that share texts.
+        precision: How vectors are stored, queries and documents alike; one of
+            :data:`~st_jv5.evaluation.precision.PRECISIONS`.
+        ranges: ``(2, dim)``, what int8 needs: :meth:`ranges_of` texts that are not under test.
+        remember: Keep every vector at full width in memory and encode no text twice, across tasks,
+            dims and precisions, until :meth:`forget`.
 
     Example:
         >>> encoder = MTEBEncoder(student, dim=64)
@@ -69,51 +93,92 @@ class MTEBEncoder(AbsEncoder):
         model: SentenceTransformer,
         adapter: str | None = None,
         dim: int | None = None,
+        precision: str = "float32",
+        ranges: Array | None = None,
         remember: bool = False,
     ) -> None:
         self.model = model
-        self.adapter = adapter
-        self.dim = dim
-        self._memory: dict[tuple[str, str], dict[str, np.ndarray[Any, Any]]] | None = (
-            {} if remember else None
-        )
+        self._memory: dict[tuple[str, str, str, int], _Vectors] | None = {} if remember else None
+        self.clock = {"encode": 0.0}
+        """Seconds spent in :meth:`encode`; shared with the encoders that :meth:`at` gives."""
+        self._name = f"st_jv5/{self.fingerprint()}"
+        self._set(adapter, dim, precision, ranges)
+
+    def _set(
+        self, adapter: str | None, dim: int | None, precision: str, ranges: Array | None
+    ) -> None:
+        check_precision(precision)
+        width = self.model.get_embedding_dimension()
+        if dim is not None and not 1 <= dim <= width:
+            raise ValueError(f"dim must lie in 1..{width}, not {dim}")
+        self.adapter, self.dim, self.precision, self.ranges = adapter, dim, precision, ranges
+        if dim == width:
+            self.dim = None
         self.mteb_model_meta = ModelMeta.create_empty(
-            overwrites={"name": f"st_jv5/{self.fingerprint()}", "revision": self.settings()}
+            overwrites={"name": self._name, "revision": self.settings()}
         )
 
+    def at(
+        self,
+        adapter: str | None = None,
+        dim: int | None = None,
+        precision: str = "float32",
+        ranges: Array | None = None,
+    ) -> MTEBEncoder:
+        """The same model, memory and clock with other settings."""
+        other = MTEBEncoder.__new__(MTEBEncoder)
+        other.__dict__.update(self.__dict__)
+        other._set(adapter, dim, precision, ranges)
+        return other
+
+    def forget(self) -> None:
+        """Drop the remembered vectors."""
+        if self._memory is not None:
+            self._memory.clear()
+
     def fingerprint(self) -> str:
-        """Hash of all weights: two checkpoints never share mteb's cached results."""
-        digest = hashlib.sha256()
+        """Hash of all weights and of how they are wired: no two checkpoints share mteb's cache."""
+        digest = hashlib.sha256(self._wiring().encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.float().numpy().data)
         return digest.hexdigest()[:16]
 
-    def settings(self) -> str:
-        """What else decides the vectors: adapter, dim, prompts and input length."""
-        prompts = hashlib.sha256(repr(sorted(self.model.prompts.items())).encode())
-        return (
-            f"adapter={self.adapter or 'auto'},dim={self.dim or 'full'},{self.precision()},"
-            f"tokens={self.model.max_seq_length},prompts={prompts.hexdigest()[:8]}"
-        )
+    def _wiring(self) -> str:
+        """Modules and their settings: pooling, EOS, theta."""
+        found: list[Any] = [
+            (type(module).__name__, getattr(module, "get_config_dict", dict)())
+            for module in self.model
+        ]
+        found.append(getattr(self.model[0], "append_eos", None))
+        if self.model.transformers_model is not None:
+            config = self.model.transformers_model.config.to_diff_dict()
+            own = ("_name_or_path", "transformers_version", "dtype")
+            found.append({key: value for key, value in config.items() if key not in own})
+        return json.dumps(found, sort_keys=True, default=str)
 
-    def precision(self) -> str:
+    def settings(self) -> str:
+        """What else decides the vectors, as mteb's revision."""
+        prompts = hashlib.sha256(repr(sorted(self.model.prompts.items())).encode())
+        parts = [
+            f"adapter={self.adapter or 'auto'}",
+            f"dim={self.dim or 'full'}",
+            self.precision,
+            self.dtype(),
+            f"tokens={self.model.max_seq_length}",
+            f"prompts={prompts.hexdigest()[:8]}",
+        ]
+        if self.ranges is not None:
+            parts.append(f"ranges={hashlib.sha256(self.ranges.tobytes()).hexdigest()[:8]}")
+        return ",".join(parts)
+
+    def dtype(self) -> str:
         """The dtype of the forwards: autocast's where it is on, the weights' elsewhere."""
         device = self.model.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self.model.dtype
         return str(dtype).removeprefix("torch.")
-
-    def at(self, adapter: str | None = None, dim: int | None = None) -> MTEBEncoder:
-        """The same model, and memory, with another adapter and dim."""
-        other = MTEBEncoder.__new__(MTEBEncoder)
-        other.__dict__.update(self.__dict__)
-        other.adapter, other.dim = adapter, dim
-        other.mteb_model_meta = self.mteb_model_meta.model_copy(
-            update={"revision": other.settings()}
-        )
-        return other
 
     def route(self, task_type: str, prompt_type: PromptType | None) -> tuple[str | None, str]:
         """Adapter and prompt for one task type and side; no adapter for a model of others."""
@@ -128,13 +193,29 @@ class MTEBEncoder(AbsEncoder):
     def describe(self, task_type: str) -> dict[str, Any]:
         """How a task of this type is encoded, for the record of its score."""
         adapter, document = self.route(task_type, None)
+        dim = self.dim or self.model.get_embedding_dimension()
         return {
             "adapter": adapter,
             "prompts": {"query": self.route(task_type, PromptType.query)[1], "document": document},
-            "dim": self.dim or self.model.get_embedding_dimension(),
-            "precision": self.precision(),
+            "dim": dim,
+            "precision": self.precision,
+            "bytes": bytes_per_vector(dim, self.precision),
+            "dtype": self.dtype(),
             "max_tokens": self.model.max_seq_length,
         }
+
+    def ranges_of(self, texts: Sequence[str], task_type: str) -> Array:
+        """int8 ranges at this dim from other texts, half of them encoded as queries.
+
+        Returns:
+            float32 ``(2, dim)``.
+        """
+        queries, documents = list(texts[::2]), list(texts[1::2])
+        sides = ((queries, PromptType.query), (documents, PromptType.document))
+        with self._timed():
+            return ranges_of(
+                np.concatenate([self._cut(self._rows(t, task_type, side)) for t, side in sides])
+            )
 
     def encode(
         self,
@@ -145,21 +226,68 @@ class MTEBEncoder(AbsEncoder):
         hf_subset: str = "",
         prompt_type: PromptType | None = None,
         **kwargs: Any,
-    ) -> np.ndarray[Any, Any]:
-        """Encode mteb's batches: float32 ``(n, dim)``, unit rows."""
+    ) -> Array:
+        """Encode mteb's batches: float32 ``(n, dim)``, unit rows as they are stored."""
         texts = [text for batch in inputs for text in batch["text"]]
         adapter_for(task_metadata.type, task_metadata.modalities)
-        task, prompt = self.route(task_metadata.type, prompt_type)
-        known = {} if self._memory is None else self._memory.setdefault((task or "", prompt), {})
-        new = [text for text in dict.fromkeys(texts) if text not in known]
+        with self._timed():
+            rows = self._cut(self._rows(texts, task_metadata.type, prompt_type, **kwargs))
+            if self.precision == "binary-rescored" and prompt_type == PromptType.query:
+                return rows
+            return stored(rows, self.precision, self.ranges)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.clock["encode"] += time.perf_counter() - started
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines; under ``binary-rescored`` those of the nearest documents alone count.
+
+        The ``RESCORED`` documents nearest to a query by Hamming distance are ranked by the cosine
+        of the query's float vector with their binary one, and stand before all others.
+        """
+        if self.precision != "binary-rescored":
+            return super().similarity(embeddings1, embeddings2)
+        queries = torch.as_tensor(embeddings1)
+        documents = torch.as_tensor(embeddings2, dtype=queries.dtype, device=queries.device)
+        signs = torch.where(queries > 0, 1.0, -1.0).to(queries.dtype) / queries.shape[1] ** 0.5
+        coarse, fine = signs @ documents.T, queries @ documents.T
+        nearest = coarse.topk(min(RESCORED, coarse.shape[1]), dim=1).indices
+        return (coarse - 4).scatter(1, nearest, fine.gather(1, nearest))
+
+    def _cut(self, rows: Array) -> Array:
+        return unit(rows if self.dim is None else rows[:, : self.dim])
+
+    def _rows(
+        self, texts: Sequence[str], task_type: str, prompt_type: PromptType | None, **kwargs: Any
+    ) -> Array:
+        """Vectors at full width, each text encoded once."""
+        task, prompt = self.route(task_type, prompt_type)
+        key = (task or "", prompt, self.dtype(), self.model.max_seq_length)
+        known = _Vectors() if self._memory is None else self._memory.setdefault(key, _Vectors())
+        new = [text for text in dict.fromkeys(texts) if text not in known.index]
         if new:
             if task is None:
                 vectors = self.model.encode(new, prompt=prompt, convert_to_numpy=True, **kwargs)
             else:
-                name = "query" if prompt_type == PromptType.query else DEFAULT_PROMPT_NAME
-                vectors = encode(self.model, new, task=task, prompt_name=name)
-            known.update(zip(new, np.asarray(vectors, dtype=np.float32), strict=True))
-        rows = np.stack([known[text] for text in texts])
-        if self.dim is not None:
-            rows = rows[:, : self.dim]
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+                vectors = encode(self.model, new, task=task, prompt=prompt)
+            known.add(new, np.asarray(vectors, dtype=np.float32))
+        return known.vectors[[known.index[text] for text in texts]]
+
+
+class _Vectors:
+    """Texts and their vectors."""
+
+    def __init__(self) -> None:
+        self.index: dict[str, int] = {}
+        self.vectors: Array = np.zeros((0, 0), dtype=np.float32)
+
+    def add(self, texts: Sequence[str], vectors: Array) -> None:
+        self.index.update(
+            zip(texts, range(len(self.index), len(self.index) + len(texts)), strict=True)
+        )
+        self.vectors = np.concatenate([self.vectors, vectors]) if len(self.vectors) else vectors

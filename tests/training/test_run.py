@@ -32,6 +32,7 @@ def recipe(tmp_path_factory) -> str:
         phase |= STEPS
     tree["adapters"]["retrieval"]["average"] = [1]
     tree["evaluation"] = {"tasks": ["WordNetSTS"], "dims": [32], "resamples": 50}
+    tree["evaluation"]["precisions"] = ["float32", "binary"]
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return str(path)
@@ -65,10 +66,21 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
     card = (out / "model" / "README.md").read_text()
     assert "cc-by-sa-4.0" in card
     assert "WordNetSTS" in card
-    for plot in ("losses", "dims", "matrix"):
-        assert (out / "report" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
-    record = json.loads((out / "evaluation" / "teacher" / "results.json").read_text())
-    assert record["tasks"]["WordNetSTS"]["max_tokens"] == 16
+    page = (out / "report" / "report.md").read_text()
+    for heading in ("Everyone on every task", "Training", "What the wrong adapter costs"):
+        assert f"## {heading}" in page
+    assert "![stage 1: the weighted terms" in page
+    assert "| WordNetSTS | binary |" in page
+    (row,) = json.loads((out / "evaluation" / "teacher" / "results.json").read_text())["results"]
+    assert row["max_tokens"] == 16
+    rows = json.loads((out / "evaluation" / "model" / "results.json").read_text())["results"]
+    points = {(row["adapter"], row["dim"], row["precision"]) for row in rows}
+    others = ("base", "retrieval", "clustering", "classification")
+    assert points == {(other, 384, "float32") for other in others} | {
+        ("text-matching", dim, precision)
+        for dim in (384, 32)
+        for precision in ("float32", "binary")
+    }
 
     # A second run finds everything and trains nothing.
     before = (out / "model" / "model.safetensors").read_bytes()
