@@ -307,6 +307,7 @@ def fresh_backbone(folder: Path, seed: int, theta: int) -> None:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.sep_token_id,
+        mask_token_id=tokenizer.mask_token_id,
         rope_parameters={"rope_type": "default", "rope_theta": float(theta)},
     )
     partial = folder.with_name(f".{folder.name}.partial")

@@ -137,11 +137,11 @@ def training_set(
             return found
         label_rows = [stores["text"].rows(found[column]) for column in found.column_names]
         return found.add_column("label", np.stack(label_rows, axis=1).tolist())
-    columns = {role: [row[role] for row in rows] for role in spec.columns}
-    found = Dataset.from_dict(columns)
+    roles = [role for role in ("query", "positive", "text") if role in spec.columns]
+    found = Dataset.from_dict({role: [row[role] for row in rows] for role in roles})
     if spec.negatives:
         found = mine(found, stores["query"], stores["positive"], spec.negatives)
-    labels = np.stack([stores[role].rows(found[role]) for role in spec.columns], axis=1)
+    labels = np.stack([stores[role].rows(found[role]) for role in roles], axis=1)
     return found.add_column("label", labels.tolist())
 
 

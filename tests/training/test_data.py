@@ -77,6 +77,11 @@ def test_pairs_are_labelled_with_their_rows_of_the_store(tmp_path):
     built = training_set("a", WORDNET, found, stores, seed=0)
     assert built.column_names == ["query", "positive", "label"]
     assert built[7]["label"] == store.rows([built[7]["query"], built[7]["positive"]]).tolist()
+    # The query comes first, in whatever order a recipe names the columns.
+    turned = replace(WORDNET, columns=dict(reversed(WORDNET.columns.items())))
+    again = training_set("a", turned, read_rows("a", turned, seed=0), stores, seed=0)
+    assert again.column_names == built.column_names
+    assert sorted(again["query"]) == sorted(built["query"])
 
 
 def test_mined_negatives_are_the_nearest_that_are_not_relevant(tmp_path):
