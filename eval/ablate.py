@@ -30,8 +30,9 @@ from transformers.trainer_utils import set_seed
 import st_jv5
 from eval.ablate_report import Ablation, ablation_page
 from eval.record import Row
-from eval.run_mteb import Settings, choose_tasks, evaluate
+from eval.run_mteb import choose_tasks
 from eval.score_distill import ScoreDistillLoss
+from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.files import read_json, write_json
 from st_jv5.losses import CompositeLoss, ProjectedCosineDistillLoss, retrieval_loss

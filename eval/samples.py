@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from mteb.abstasks import AbsTask
+from mteb.results import TaskResult
 from scipy.stats import rankdata
 
 Array = np.ndarray[Any, Any]
@@ -47,40 +51,62 @@ class Samples:
         return (precision * hits).sum(axis=1) / np.maximum(hits.sum(axis=1), 1)
 
 
-def samples_of(task: AbsTask, predictions: Any) -> Samples | None:
-    """Read mteb's predictions of one task (default subset, test split); None for other types."""
-    kind = task.metadata.type
-    data = task.dataset
+def samples_of(task: AbsTask, result: TaskResult, predictions: Path) -> Samples | None:
+    """What a score is made of, from mteb's result, its file of predictions and the loaded task.
+
+    None for a task of several subsets or splits, for other types, and wherever the samples do not
+    give the main score again.
+    """
+    if [len(rows) for rows in result.scores.values()] != [1]:
+        return None
+    ((split, (scores,)),) = result.scores.items()
+    try:
+        if task.metadata.type == "Clustering":
+            found: Samples | None = Samples("mean", list(chain(*scores["v_measures"].values())))
+        else:
+            said = json.loads(predictions.read_text(encoding="utf-8"))[scores["hf_subset"]][split]
+            data = task.dataset.get(scores["hf_subset"], task.dataset)[split]
+            found = _of_type(task.metadata.type, data, said)
+        if found is None:
+            return None
+        again = found.scores(np.arange(len(found.values))[None])[0]
+    except (AttributeError, LookupError, TypeError, ValueError, OSError):  # another layout
+        return None
+    return found if abs(again - result.get_score()) < 1e-4 else None
+
+
+def _of_type(kind: str, data: Any, said: Any) -> Samples | None:
     if kind in ("Retrieval", "Reranking"):
-        relevant = data["default"]["test"]["relevant_docs"]
         values = [
-            ndcg_at_10(predictions.get(query, {}), documents)
-            for query, documents in relevant.items()
+            ndcg_at_10(said.get(query, {}), documents)
+            for query, documents in data["relevant_docs"].items()
         ]
         return Samples("mean", values)
     if kind == "BitextMining":  # the main score is accuracy
-        nearest = predictions["sentence1-sentence2"]
+        nearest = said["sentence1-sentence2"]
         return Samples(
             "mean", [float(row["corpus_id"] == index) for index, row in enumerate(nearest)]
         )
     if kind == "Classification":
-        gold = np.asarray(data["test"]["label"])
-        return Samples("mean", (np.asarray(predictions) == gold).mean(axis=0).tolist())
+        gold = np.asarray(data["label"])
+        return Samples("mean", (np.asarray(said) == gold).mean(axis=0).tolist())
     if kind == "PairClassification":
-        return Samples(
-            "average_precision", list(predictions["cosine_scores"]), list(data["test"]["labels"])
-        )
+        return Samples("average_precision", list(said["cosine_scores"]), list(data["labels"]))
     if kind == "STS":
-        return Samples("spearman", list(predictions["cosine_scores"]), list(data["test"]["score"]))
+        return Samples("spearman", list(said["cosine_scores"]), list(data["score"]))
     return None
 
 
 def ndcg_at_10(scores: dict[str, float], relevant: dict[str, int]) -> float:
-    """nDCG@10 of one query with binary relevance."""
-    top = sorted(scores, key=lambda document: -scores[document])[:10]
-    gain = sum(1 / np.log2(rank + 2) for rank, document in enumerate(top) if document in relevant)
-    best = sum(1 / np.log2(rank + 2) for rank in range(min(10, len(relevant))))
-    return float(gain / best)
+    """nDCG@10 of one query; of equal scores the last id comes first, as trec has it."""
+    top = sorted(scores, key=lambda document: (scores[document], document), reverse=True)[:10]
+    found = [relevant.get(document, 0) for document in top]
+    ideal = sorted(relevant.values(), reverse=True)[:10]
+    gain, best = (
+        sum(value / np.log2(rank + 2) for rank, value in enumerate(gains))
+        for gains in (found, ideal)
+    )
+    return float(gain / best) if best else 0.0
 
 
 def paired_bootstrap(

@@ -11,7 +11,8 @@ import time
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from eval.run_mteb import Settings, choose_tasks, evaluate
+from eval.run_mteb import choose_tasks
+from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.evaluation.precision import PRECISIONS
 from st_jv5.teacher.sources import resolve_model

@@ -7,6 +7,8 @@ model loads as plain ``SentenceTransformer(path)``.
 from __future__ import annotations
 
 import logging
+from importlib import import_module
+from typing import Any
 
 from sentence_transformers.base.model import BaseModel
 
@@ -85,6 +87,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "evaluation":  # imported when it is used: it needs mteb, the extra `eval`
+        return import_module("st_jv5.evaluation")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _make_modules_loadable() -> None:

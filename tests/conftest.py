@@ -206,7 +206,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(local_tasks, name, read)
 
     few("rows", 150)
-    few("labelled", 400)
+    few("labelled", 200)
     few("parallel_openings", 40)
     few("similarity_pairs", 60, count=60)
     few("example_pairs", 60, count=60)

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from eval.local_tasks import LOCAL_TASKS
 from eval.record import Row, main_rows, read_record
-from eval.run_mteb import Settings, evaluate
+from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.tasks import BASE
 from training.config import RecipeError
@@ -53,7 +53,7 @@ class ChanceEncoder(AbsEncoder):
 
 
 def chosen_tasks(run: Run) -> list[Any]:
-    """The recipe's local tasks, made anew: they keep random state."""
+    """The recipe's local tasks."""
     known = {task.metadata.name: task for task in LOCAL_TASKS}
     names = run.recipe.evaluation.tasks or tuple(known)
     if unknown := [name for name in names if name not in known]:
@@ -69,10 +69,11 @@ def measure(run: Run) -> None:
     """
     folder = run.folder / "evaluation"
     model = SentenceTransformer(str(require(run.folder / "model", "model")))
+    tasks = chosen_tasks(run)
 
     def score(who: str, encoder: Any, settings: Settings | None = None) -> None:
         command = f"python -m training.run training/recipes/{run.recipe.name}.yaml"
-        evaluate(encoder, chosen_tasks(run), folder / who, settings, label=who, command=command)
+        evaluate(encoder, tasks, folder / who, settings, label=who, command=command)
 
     with run.forwards():
         score(CHANCE, ChanceEncoder())

@@ -136,6 +136,10 @@ class MTEBEncoder(AbsEncoder):
         if self._memory is not None:
             self._memory.clear()
 
+    def remember_nothing(self) -> None:
+        """From now on encode what is asked for, and keep none of it."""
+        self._memory = None
+
     def fingerprint(self) -> str:
         """Hash of all weights and of how they are wired: no two checkpoints share mteb's cache."""
         digest = hashlib.sha256(self._wiring().encode())
@@ -205,13 +209,14 @@ class MTEBEncoder(AbsEncoder):
         }
 
     def ranges_of(self, texts: Sequence[str], task_type: str) -> Array:
-        """int8 ranges at this dim from other texts, half of them encoded as queries.
+        """int8 ranges at this dim from other texts; for retrieval half of them are queries.
 
         Returns:
             float32 ``(2, dim)``.
         """
-        queries, documents = list(texts[::2]), list(texts[1::2])
-        sides = ((queries, PromptType.query), (documents, PromptType.document))
+        sides: list[tuple[list[str], PromptType | None]] = [(list(texts), None)]
+        if task_type in RETRIEVAL_TYPES:
+            sides = [(list(texts[::2]), PromptType.query), (list(texts[1::2]), PromptType.document)]
         with self._timed():
             return ranges_of(
                 np.concatenate([self._cut(self._rows(t, task_type, side)) for t, side in sides])

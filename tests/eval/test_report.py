@@ -15,7 +15,7 @@ from eval.local_tasks import OfficeLongRetrieval, WordNetSTS
 from eval.page import Page, Table, lines
 from eval.record import main_rows, read_record
 from eval.report import main
-from eval.run_mteb import Settings, evaluate
+from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
+from pathlib import Path
 
 import mteb
 import numpy as np
 import pytest
 import torch
+from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
 from mteb.models.model_implementations.jina_models import JinaV5TextWrapper
 from sentence_transformers import SentenceTransformer
 
+import st_jv5
 from eval.local_tasks import (
     LOCAL_TASKS,
     GlossExamplePairs,
@@ -23,10 +27,11 @@ from eval.local_tasks import (
     WordNetSTS,
 )
 from eval.record import key_of
-from eval.run_mteb import Settings, choose_tasks, evaluate, main
+from eval.run_mteb import choose_tasks, main
 from eval.samples import Samples
+from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import ADAPTER_OF_TYPE, PRECISIONS, MTEBEncoder
-from tests.conftest import MINILM
+from tests.conftest import MINILM, with_adapters
 from training.measure import ChanceEncoder
 
 
@@ -165,17 +170,30 @@ def test_a_score_that_is_not_a_number_is_named_and_not_kept(model, tmp_path, sma
 # ----------------------------------------------------------------------------- the right score
 
 
-def test_mtebs_own_wrapper_gives_the_same_score_on_each_local_task(saved, tmp_path, small_tasks):
-    wrapper = JinaV5TextWrapper(saved, revision=None, model_prompts=dict(ADAPTER_OF_TYPE))
-    encoder = MTEBEncoder(SentenceTransformer(saved), remember=True)
-    ours = evaluate(encoder, [task() for task in LOCAL_TASKS], tmp_path)
+def compare_with_mtebs_wrapper(folder: str, output: Path) -> None:
+    """Scores of every local task by mteb's own wrapper and by ours."""
+    wrapper = JinaV5TextWrapper(folder, revision=None, model_prompts=dict(ADAPTER_OF_TYPE))
+    encoder = MTEBEncoder(SentenceTransformer(folder), remember=True)
+    ours = evaluate(encoder, [task() for task in LOCAL_TASKS], output)
     assert len(ours) == 16
     for row, task in zip(ours, LOCAL_TASKS, strict=True):
         theirs = mteb.evaluate(wrapper, task(), cache=None, show_progress_bar=False)
         assert row["task"] == task.metadata.name
-        assert row["main_score"] == pytest.approx(theirs.task_results[0].get_score(), abs=1e-6), (
-            row["task"]
-        )
+        expected = theirs.task_results[0].get_score()
+        assert row["main_score"] == pytest.approx(expected, abs=1e-6), row["task"]
+
+
+def test_mtebs_own_wrapper_gives_the_same_score_on_each_local_task(saved, tmp_path, small_tasks):
+    compare_with_mtebs_wrapper(saved, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_mtebs_own_wrapper_gives_the_same_score_on_each_whole_local_task(tmp_path):
+    model = with_adapters(st_jv5.new_student(MINILM, layers=[0, 5]))
+    model.max_seq_length = 64
+    model.save_pretrained(str(tmp_path / "model"))
+    compare_with_mtebs_wrapper(str(tmp_path / "model"), tmp_path / "eval")
 
 
 def test_each_point_of_the_curves_is_the_score_of_a_separate_evaluation(
@@ -197,6 +215,25 @@ def test_each_point_of_the_curves_is_the_score_of_a_separate_evaluation(
         (alone,) = [r for r in found if key_of(r) == key_of(row)]
         assert alone["main_score"] == pytest.approx(row["main_score"], abs=1e-6), key_of(row)
         assert alone["bytes"] == row["bytes"]
+
+
+def test_mtebs_own_mock_tasks_of_every_text_type_are_scored_with_their_adapter(model, tmp_path):
+    tasks = [task for task in ALL_MOCK_TASK_TEST_GRID if task.metadata.type in ADAPTER_OF_TYPE]
+    tasks = [deepcopy(task) for task in tasks if task.metadata.modalities == ["text"]]
+    types = {task.metadata.type for task in tasks}
+    assert set(ADAPTER_OF_TYPE) - types == {"Any2AnyRetrieval"}  # whose mock tasks have images
+    settings = Settings(dims=(8,), precisions=("float32", "binary-rescored"))
+    rows = evaluate(MTEBEncoder(model, remember=True), tasks, tmp_path, settings)
+    assert {row["task"] for row in rows} == {task.metadata.name for task in tasks}
+    for row in rows:
+        assert row["adapter"] == ADAPTER_OF_TYPE[row["type"]]
+        assert row["dim"] == 8
+    rescored = {row["type"] for row in rows if row["precision"] == "binary-rescored"}
+    assert rescored == {"Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking"}
+    # Where a task has one subset and split, its samples give its score; elsewhere none are kept.
+    sampled = {row["task"] for row in rows if row["samples"]}
+    assert {"MockSTSTask", "MockRerankingTask"} <= sampled
+    assert not any("Multilingual" in name for name in sampled)
 
 
 def test_one_pass_encodes_each_text_once(model, tmp_path, small_tasks, monkeypatch):
@@ -307,6 +344,22 @@ def test_the_command_prints_scores_writes_a_report_and_goes_on(
     # The same folder moved elsewhere is the same model.
     shutil.copytree(saved, tmp_path / "moved")
     main(["--model", str(tmp_path / "moved"), *command[2:]])
+
+
+def test_a_published_folder_is_scored_as_what_it_holds(published, tmp_path, small_tasks):
+    out = tmp_path / "eval"
+    main(["--model", published[1], "--tasks", "WordNetSTS", "--output", str(out)])
+    record = json.loads((out / "results.json").read_text())
+    assert [row["adapter"] for row in record["results"]] == ["text-matching"]
+    encoder = MTEBEncoder(st_jv5.load_jina_v5(published[1]))
+    assert record["weights"] == encoder.mteb_model_meta.name
+
+
+def test_a_model_without_the_tasks_adapter_says_so(student, tmp_path, small_tasks, caplog):
+    st_jv5.add_task(student, "retrieval", rank=4)
+    (row,) = evaluate(MTEBEncoder(student), [WordNetSTS()], tmp_path)
+    assert row["adapter"] == "base"
+    assert "no adapter text-matching among ['retrieval', 'base']: STS as base" in caplog.text
 
 
 @pytest.mark.parametrize(

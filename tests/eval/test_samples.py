@@ -22,6 +22,17 @@ def test_ndcg_is_sklearns():
         assert ndcg_at_10(scores, relevant) == pytest.approx(expected)
 
 
+def test_ndcg_breaks_ties_and_grades_as_trec_does():
+    import pytrec_eval
+
+    draw = np.random.default_rng(0)
+    relevant = {f"q{q}": {f"d{i}": int(draw.integers(0, 4)) for i in range(15)} for q in range(20)}
+    scores = {q: {f"d{i}": float(np.round(draw.random(), 1)) for i in range(40)} for q in relevant}
+    theirs = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"}).evaluate(scores)
+    for query, found in theirs.items():
+        assert ndcg_at_10(scores[query], relevant[query]) == pytest.approx(found["ndcg_cut_10"])
+
+
 def test_each_statistic_is_the_known_one():
     draw = np.random.default_rng(0)
     values, gold = draw.random(50), np.round(draw.random(50), 1)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import st_jv5
-from eval import speed, speed_teacher
+from eval import speed, speed_curves, speed_teacher
 from eval.baselines import SeparateForwards, SharedForward
 from st_jv5.teacher import TeacherStore
 
@@ -111,3 +111,18 @@ def test_the_teacher_part_measures_a_store_that_it_fills(tmp_path, capsys, monke
     assert len(TeacherStore.open(tmp_path / "out" / "teacher").spaces()) == 1
     kept = {path.name for path in output.iterdir()}
     assert kept == {"run", "teacher"}  # the synthetic rows are gone
+
+
+def test_the_curves_part_compares_encoding_and_tells_scoring_apart(
+    capsys, monkeypatch, small_tasks
+):
+    monkeypatch.setattr(speed_curves, "TASKS", ("WordNetSTS",))
+    speed.main(["curves", "--rounds", "1", "--max-tokens", "16"])
+    *lines, last = capsys.readouterr().out.strip().splitlines()
+    result = json.loads(last)
+    assert set(result) == {"curve_encoding", "plain_scoring", "curve_scoring"}
+    assert result["curve_encoding"] > 0
+    assert result["curve_scoring"] > result["plain_scoring"] > 0  # 25 scores against one
+    assert [line.split()[:2] for line in lines[-4:]] == [
+        [way, part] for way in ("plain", "curves") for part in ("encoding", "scoring")
+    ]
