@@ -97,7 +97,7 @@ class Trained:
     theta: int = 0
     """Above 0: a EuroBERT-shaped student with random weights and this RoPE theta."""
     at_steps: tuple[int, ...] = ()
-    """Steps at which it is measured, too."""
+    """Steps at which it is measured, too, at the full width."""
     measure: str = "stage1"
     """One of ``measures``."""
 
@@ -187,14 +187,29 @@ class Ablator:
             return None
         found: dict[str, Any] = read_json(path)
         if found["fingerprint"] != fingerprint(self.settings(name, seed)):
-            raise RecipeError(f"{path} was made with other settings; remove it or change --output")
+            raise RecipeError(
+                f"{path} was made with other settings; remove it and the folder beside it, or "
+                f"choose another --output"
+            )
         return found
+
+    def begin(self, name: str, seed: int) -> None:
+        """Note what is trained in a folder; a half-trained run is not gone on with otherwise."""
+        path = self.folder(name, seed) / "settings.json"
+        settings = {k: v for k, v in self.settings(name, seed).items() if k != "measure"}
+        mark = {"fingerprint": fingerprint(settings), "settings": settings}
+        if path.exists() and read_json(path)["fingerprint"] != mark["fingerprint"]:
+            raise RecipeError(
+                f"{path.parent} was begun with other settings; remove it or change --output"
+            )
+        write_json(path, mark)
 
     def train(self, name: str, seed: int) -> None:
         """Train and measure one run, unless its JSON is there."""
         if self.result(name, seed) is not None:
             return
         spec, folder = self.plan.runs[name], self.folder(name, seed)
+        self.begin(name, seed)
         run = Run(self.recipe(spec.recipe, seed))
         teach(run)
         phase: Phase = (
@@ -249,10 +264,9 @@ class Ablator:
         for theta in what.thetas:
             if theta != spec.theta:
                 models.append((steps, theta, served_at(folder / "model", theta)))
-        if "steps" in self.plan.measures:
-            models += [(step, spec.theta, folder / f"step-{step}") for step in spec.at_steps]
+        models += [(step, spec.theta, folder / f"step-{step}") for step in spec.at_steps]
         for step, theta, path in models:
-            wanted = what if step == steps else self.plan.measures["steps"]
+            wanted = what if step == steps else Measure(what.tasks)
             model = SentenceTransformer(str(path))
             started = time.time()
             with run.forwards():

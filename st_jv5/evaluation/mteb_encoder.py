@@ -150,21 +150,27 @@ class MTEBEncoder(AbsEncoder):
         return digest.hexdigest()[:16]
 
     def _wiring(self) -> str:
-        """Modules and their settings: pooling, EOS, theta."""
+        """Modules and their settings, backbone and tokenizer: pooling, EOS, theta, words."""
         found: list[Any] = [
             (type(module).__name__, getattr(module, "get_config_dict", dict)())
             for module in self.model
         ]
-        found.append(getattr(self.model[0], "append_eos", None))
         if self.model.transformers_model is not None:
             config = self.model.transformers_model.config.to_diff_dict()
             own = ("_name_or_path", "transformers_version", "dtype")
             found.append({key: value for key, value in config.items() if key not in own})
+        backend = getattr(self.model.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            words = json.loads(backend.to_str())
+            # Set anew for every batch.
+            found.append({k: v for k, v in words.items() if k not in ("truncation", "padding")})
         return json.dumps(found, sort_keys=True, default=str)
 
     def settings(self) -> str:
         """What else decides the vectors, as mteb's revision."""
-        prompts = hashlib.sha256(repr(sorted(self.model.prompts.items())).encode())
+        own = {name: dict(t.prompts) for name, t in getattr(self.model[0], "tasks", {}).items()}
+        told = json.dumps([dict(self.model.prompts), own], sort_keys=True)
+        prompts = hashlib.sha256(told.encode())
         parts = [
             f"adapter={self.adapter or 'auto'}",
             f"dim={self.dim or 'full'}",
@@ -188,11 +194,12 @@ class MTEBEncoder(AbsEncoder):
         """Adapter and prompt for one task type and side; no adapter for a model of others."""
         name = "query" if prompt_type == PromptType.query else DEFAULT_PROMPT_NAME
         prompt = self.model.prompts.get(name, "")
-        if not isinstance(self.model[0], AdapterRouter):
+        router = self.model[0]
+        if not isinstance(router, AdapterRouter):
             return None, prompt
-        if not self.model[0].tasks:
-            return BASE, prompt
-        return self.adapter or adapter_for(task_type), prompt
+        adapter = (self.adapter or adapter_for(task_type)) if router.tasks else BASE
+        known = adapter in router.tasks  # if not, encoding will say so
+        return adapter, (router.prompt_for(adapter, prompt) or "") if known else prompt
 
     def describe(self, task_type: str) -> dict[str, Any]:
         """How a task of this type is encoded, for the record of its score."""

@@ -124,7 +124,7 @@ class AdapterRouter(Transformer):
             if not isinstance(text, str):
                 raise ValueError(f"texts must be str, but text {index} of the batch is {text!r}")
         if task is not None:
-            prompt = self._prompt(task, prompt)
+            prompt = self.prompt_for(task, prompt)
         inputs = list(inputs)
         blocks: list[dict[str, Any]] = []
         for begin in range(0, max(1, len(inputs)), TOKENISED_TOGETHER):
@@ -154,7 +154,8 @@ class AdapterRouter(Transformer):
 
         return {key: join(key) for key in blocks[0]}
 
-    def _prompt(self, task: str, prompt: str | None) -> str | None:
+    def prompt_for(self, task: str, prompt: str | None) -> str | None:
+        """What goes in front of a task's texts: its own prompt of that name, where it has one."""
         if task in PROMPTS:
             # The host names these two when it only counts tokens, too; forward will refuse them
             # if there is no adapter that answers to them.

@@ -51,7 +51,6 @@ def plan(tmp_path) -> Path:
         "measures": {
             "stage1": sts | {"dims": [384, 32]},
             "adapter": sts | {"precisions": ["float32", "binary"]},
-            "steps": sts,
             "long": {"tasks": ["OfficeLongRetrieval"], "max_tokens": [8, 32], "thetas": [10, 1000]},
         },
         "runs": {
@@ -93,7 +92,7 @@ def test_each_run_is_trained_once_goes_on_and_leaves_one_json(
     def counted(run, student, task, phase, checkpoints, loss, callbacks):
         trained.append(checkpoints.parent.name)
         if trained == ["distill-seed0", "scores-seed0"]:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # begun, and not trained
         train(run, student, task, phase, checkpoints, loss, callbacks)
 
     monkeypatch.setattr(ablate, "train", counted)
@@ -101,6 +100,11 @@ def test_each_run_is_trained_once_goes_on_and_leaves_one_json(
     command = ["--plan", str(plan), "--output", str(out)]
     with pytest.raises(SystemExit, match="stopped; the same command goes on"):
         main(command)
+    tree = yaml.safe_load(plan.read_text())
+    tree["runs"]["scores"]["learning_rate"] = 1e-5
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    with pytest.raises(SystemExit, match="scores-seed0 was begun with other settings"):
+        main(["--plan", str(tmp_path / "other.yaml"), "--output", str(out)])
     main(command)
     assert trained[1:] == ["scores-seed0", "scores-seed0", "all-seed0", "low-seed0"]
     results = {path.stem: json.loads(path.read_text()) for path in (out / "runs").glob("*.json")}

@@ -10,11 +10,13 @@ import pytest
 import torch
 from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
+from tokenizers import normalizers
 
 import st_jv5
 from eval.local_tasks import LOCAL_TASKS
 from st_jv5.evaluation import ADAPTER_OF_TYPE, PRECISIONS, MTEBEncoder, ranges_of, stored
 from st_jv5.evaluation.mteb_encoder import RESCORED, adapter_for
+from st_jv5.tasks import Task
 from tests.conftest import with_adapters
 
 
@@ -148,6 +150,32 @@ def test_the_same_weights_wired_otherwise_have_another_name(backbones):
     student.transformers_model.config.rope_parameters["rope_theta"] = 5.0
     names.add(MTEBEncoder(student)._name)
     assert len(names) == 3
+
+
+def test_a_tasks_own_prompt_is_told_and_counts(model, texts):
+    encoder = MTEBEncoder(model)
+    before = encoder.mteb_model_meta.revision
+    old = encoded(encoder, "STS", texts)
+    router = model[0]
+    own = Task("text-matching", prompts={"document": "The same as: "})
+    router.tasks["text-matching"] = own
+    assert encoder.describe("STS")["prompts"]["document"] == "The same as: "
+    assert encoder.at().mteb_model_meta.revision != before
+    new = encoded(encoder, "STS", texts)
+    np.testing.assert_allclose(new, model.encode(texts, task="text-matching"), atol=1e-6)
+    assert np.abs(new - old).max() > 1e-3
+
+
+def test_other_words_make_another_model(backbones):
+    names = set()
+    for change in (None, "truncation", "words"):
+        student = st_jv5.new_student(backbones["eurobert"])
+        if change == "truncation":  # every batch sets it
+            student.tokenizer.backend_tokenizer.enable_truncation(5)
+        elif change == "words":
+            student.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+        names.add(MTEBEncoder(student)._name)
+    assert len(names) == 2
 
 
 def test_a_dim_or_precision_that_cannot_be_is_refused(model):
