@@ -238,7 +238,7 @@ class Ablator:
             },
         )
         for left in [folder / "checkpoints", *folder.glob("step-*"), *folder.glob("theta-*")]:
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
 
     def student(self, run: Run, spec: Trained, seed: int) -> SentenceTransformer:
         """The model that a run starts from."""
