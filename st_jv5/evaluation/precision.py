@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from sentence_transformers.util import quantize_embeddings
 
 from st_jv5.tasks import unknown_name
@@ -44,7 +45,8 @@ def bytes_per_vector(dim: int, precision: str) -> int:
 
 def unit(vectors: Array) -> Array:
     """Rows of unit length; a zero row stays."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    return vectors / np.maximum(lengths, 1e-12)[:, None]
 
 
 def ranges_of(vectors: Array) -> Array:
@@ -83,15 +85,17 @@ def stored(vectors: Array, precision: str, ranges: Array | None = None) -> Array
     """
     check_precision(precision)
     if precision == "float32":
-        return vectors.astype(np.float32)
+        return vectors.astype(np.float32, copy=False)
     if precision == "float16":
-        return unit(vectors.astype(np.float16).astype(np.float32))
+        return unit(torch.from_numpy(vectors).half().float().numpy())
     if precision == "int8":
         if ranges is None or ranges.shape != (2, vectors.shape[1]):
             shape = None if ranges is None else ranges.shape
             raise ValueError(f"int8 needs ranges of shape (2, {vectors.shape[1]}), not {shape}")
-        codes = quantize_embeddings(vectors, "int8", ranges=ranges).astype(np.float32)
+        codes = quantize_embeddings(vectors, "int8", ranges=ranges)
         low, high = ranges
-        return unit(low + (codes + 128.5) * (high - low) / 255)
-    signs = np.where(vectors > 0, np.float32(1), np.float32(-1))
-    return signs / np.float32(np.sqrt(vectors.shape[1]))
+        step = (high - low) / 255
+        return unit(codes * step + (low + 128.5 * step))
+    each = np.float32(1 / np.sqrt(vectors.shape[1]))
+    signs: Array = np.multiply(vectors > 0, 2 * each, dtype=np.float32)
+    return signs - each
