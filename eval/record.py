@@ -107,7 +107,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no results.json in {folder}; run eval/run_mteb.py first")
     tree = read_json(path)
-    if not isinstance(tree, dict) or not isinstance(tree.get("results"), list):
+    if not isinstance(tree.get("results"), list):
         raise ValueError(f"{path} is not a record of eval/run_mteb.py: it has no list `results`")
     return tree
 
