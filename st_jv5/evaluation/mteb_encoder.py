@@ -226,7 +226,7 @@ class MTEBEncoder(AbsEncoder):
             sides = [(list(texts[::2]), PromptType.query), (list(texts[1::2]), PromptType.document)]
         with self._timed():
             return ranges_of(
-                np.concatenate([self._cut(self._rows(t, task_type, side)) for t, side in sides])
+                np.concatenate([self._rows(t, task_type, side) for t, side in sides])
             )
 
     def encode(
@@ -243,7 +243,7 @@ class MTEBEncoder(AbsEncoder):
         texts = [text for batch in inputs for text in batch["text"]]
         adapter_for(task_metadata.type, task_metadata.modalities)
         with self._timed():
-            rows = self._cut(self._rows(texts, task_metadata.type, prompt_type, **kwargs))
+            rows = self._rows(texts, task_metadata.type, prompt_type, **kwargs)
             if self.precision == "binary-rescored" and prompt_type == PromptType.query:
                 return rows
             return stored(rows, self.precision, self.ranges)
@@ -271,13 +271,10 @@ class MTEBEncoder(AbsEncoder):
         nearest = coarse.topk(min(RESCORED, coarse.shape[1]), dim=1).indices
         return (coarse - 4).scatter(1, nearest, fine.gather(1, nearest))
 
-    def _cut(self, rows: Array) -> Array:
-        return unit(rows if self.dim is None else rows[:, : self.dim])
-
     def _rows(
         self, texts: Sequence[str], task_type: str, prompt_type: PromptType | None, **kwargs: Any
     ) -> Array:
-        """Vectors at full width, each text encoded once."""
+        """Unit rows of this encoder's dim, each text encoded once."""
         task, prompt = self.route(task_type, prompt_type)
         key = (task or "", prompt, self.dtype(), self.model.max_seq_length)
         known = _Vectors() if self._memory is None else self._memory.setdefault(key, _Vectors())
@@ -288,7 +285,7 @@ class MTEBEncoder(AbsEncoder):
             else:
                 vectors = encode(self.model, new, task=task, prompt=prompt)
             known.add(new, np.asarray(vectors, dtype=np.float32))
-        return known.vectors[[known.index[text] for text in texts]]
+        return known.rows(texts, self.dim)
 
 
 class _Vectors:
@@ -297,9 +294,17 @@ class _Vectors:
     def __init__(self) -> None:
         self.index: dict[str, int] = {}
         self.vectors: Array = np.zeros((0, 0), dtype=np.float32)
+        self._cut: tuple[int | None, Array] | None = None
 
     def add(self, texts: Sequence[str], vectors: Array) -> None:
         self.index.update(
             zip(texts, range(len(self.index), len(self.index) + len(texts)), strict=True)
         )
         self.vectors = np.concatenate([self.vectors, vectors]) if len(self.vectors) else vectors
+        self._cut = None
+
+    def rows(self, texts: Sequence[str], dim: int | None) -> Array:
+        """Cut to ``dim``, unit; the last dim's cut is kept, since all precisions ask for it."""
+        if self._cut is None or self._cut[0] != dim:
+            self._cut = dim, unit(self.vectors[:, :dim])
+        return self._cut[1].take([self.index[text] for text in texts], axis=0)
