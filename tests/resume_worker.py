@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Steps(TrainerCallback):
 
 def run(backbone: str, texts: list[str], task: str, folder: str, step: Any) -> None:
     """Train to the end, from the last checkpoint if there is one; leave the weights."""
+    gc.freeze()  # a trainer ends with a full collection
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = st_jv5.new_student(backbone, matryoshka_dims=(8, 16, 48))

@@ -10,6 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,18 @@ def read_rows(name: str, spec: DataSet, seed: int) -> Rows:
                 f"data_sets.{name}: {spec.path} has no column {column!r}; it has "
                 f"{', '.join(table.column_names)}"
             )
+    columns = wanted if spec.kind != "synset_pairs" else table.column_names
+    values = {column: table[column][:] for column in columns}
+    keep = [True] * len(table)
+    for column, pattern in spec.where.items():
+        # Each distinct value is matched once: a column that is filtered on has few.
+        fits = {value: matches(value, pattern) for value in set(map(str, values[column]))}
+        keep = [kept and fits[str(v)] for kept, v in zip(keep, values[column], strict=True)]
+    roles = spec.columns if spec.kind != "synset_pairs" else {name: name for name in columns}
+    kept = compress(zip(*(values[column] for column in roles.values()), strict=True), keep)
     if spec.kind != "synset_pairs":
-        table = table.select_columns(wanted)
-    found = [
-        row
-        for row in table.to_list()
-        if all(matches(str(row[column]), pattern) for column, pattern in spec.where.items())
-    ]
-    if spec.kind != "synset_pairs":
-        found = [{role: row[column] for role, column in spec.columns.items()} for row in found]
-        found = [row for row in found if all(row.values())]
-        found = list({tuple(map(str, row.values())): row for row in found}.values())
+        kept = (row for row in {tuple(map(str, row)): row for row in kept if all(row)}.values())
+    found = [dict(zip(roles, row, strict=True)) for row in kept]
     if not found:
         raise RecipeError(f"data_sets.{name}: no row of {spec.path} passes `where`")
     # Sets of one file share their first rows, so that the teacher embeds fewer texts.

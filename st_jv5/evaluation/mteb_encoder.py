@@ -225,9 +225,7 @@ class MTEBEncoder(AbsEncoder):
         if task_type in RETRIEVAL_TYPES:
             sides = [(list(texts[::2]), PromptType.query), (list(texts[1::2]), PromptType.document)]
         with self._timed():
-            return ranges_of(
-                np.concatenate([self._rows(t, task_type, side) for t, side in sides])
-            )
+            return ranges_of(np.concatenate([self._rows(t, task_type, side) for t, side in sides]))
 
     def encode(
         self,

@@ -1,10 +1,11 @@
 """One optimizer step of the retrieval loss, in one process or as one of several.
 
-python -m tests.losses.gradients BACKBONE FOLDER PORT RANK PROCESSES
+python -m tests.losses.gradients BACKBONE FOLDER PORT RANK matryoshka|plain
 """
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 from dataclasses import asdict, dataclass
@@ -42,19 +43,21 @@ class Case:
         return "-".join(str(value) for value in asdict(self).values()).replace(" ", "")
 
 
-def cases(processes: int) -> list[Case]:
-    """All of them; the backbone's own, which differ from an adapter's in nothing but the
-    parameters, in one process."""
+DIMS = {"plain": None, "matryoshka": (8, 16, 48)}
+
+
+def cases() -> list[Case]:
+    """Those of one process."""
     return [
         Case(*settings)
-        for settings in itertools.product(
-            ("retrieval",) if processes > 1 else ("base", "retrieval"),
-            LAYOUTS,
-            (1, 4),
-            (None, (8, 16, 48)),
-            (False, True) if processes > 1 else (False,),
-        )
+        for settings in itertools.product(("base", "retrieval"), LAYOUTS, (1, 4), DIMS.values())
     ]
+
+
+def gathered_cases(kind: str) -> list[Case]:
+    """Those of two; the backbone's own differ in nothing but the parameters, and are left out."""
+    settings = itertools.product(LAYOUTS, (1, 4), (False, True))
+    return [Case("retrieval", layout, n, DIMS[kind], gather) for layout, n, gather in settings]
 
 
 def student_and_loss(
@@ -160,20 +163,21 @@ def step(backbone: str, case: Case, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Every case for several processes; each process leaves its own file."""
+    """The cases of one kind, in one of two processes; each leaves its own file."""
     import os
 
-    backbone, folder, port, rank, processes = sys.argv[1:]
+    backbone, folder, port, rank, kind = sys.argv[1:]
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=port,
         RANK=rank,
         LOCAL_RANK=rank,
-        WORLD_SIZE=processes,
-        LOCAL_WORLD_SIZE=processes,
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
     )
     torch.set_num_threads(1)
-    for case in cases(int(processes)):
+    gc.freeze()  # every trainer ends with a full collection
+    for case in gathered_cases(kind):
         found = step(backbone, case, Path(folder) / "trainer")
         torch.save(found, Path(folder) / f"{case.name}.{rank}.pt")
     torch.distributed.destroy_process_group()

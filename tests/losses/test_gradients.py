@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from st_jv5 import batching, functional
-from tests.losses.gradients import Case, cases, data, step, student_and_loss
+from tests.losses.gradients import Case, cases, data, gathered_cases, step, student_and_loss
 
 ROWS = data()
 
@@ -100,7 +100,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert (gradient - wanted).abs().max().item() <= 1e-10, name
 
 
-@pytest.mark.parametrize("case", cases(processes=1), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_the_gradients_of_a_step_are_the_sum_of_each_terms_own(case, backbones, tmp_path):
     found = step(backbones["bert"], case, tmp_path)
     batches = tuple(map(tuple, found["rows"]))
@@ -109,7 +109,8 @@ def test_the_gradients_of_a_step_are_the_sum_of_each_terms_own(case, backbones, 
     assert_equal(found["gradients"], expected)
 
 
-def test_two_processes_have_the_gradients_of_all_their_batches(backbones, tmp_path):
+@pytest.mark.parametrize("kind", ["matryoshka", pytest.param("plain", marks=pytest.mark.full)])
+def test_two_processes_have_the_gradients_of_all_their_batches(backbones, tmp_path, kind):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -117,13 +118,13 @@ def test_two_processes_have_the_gradients_of_all_their_batches(backbones, tmp_pa
     logs = [Path(tmp_path) / f"{rank}.log" for rank in range(2)]
     workers = [
         subprocess.Popen(
-            [*command, str(port), str(rank), "2"], stdout=log.open("w"), stderr=subprocess.STDOUT
+            [*command, str(port), str(rank), kind], stdout=log.open("w"), stderr=subprocess.STDOUT
         )
         for rank, log in enumerate(logs)
     ]
     codes = [worker.wait(timeout=240) for worker in workers]
     assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
-    for case in cases(processes=2):
+    for case in gathered_cases(kind):
         found = [torch.load(Path(tmp_path) / f"{case.name}.{rank}.pt") for rank in range(2)]
         first, second = ([tuple(rows) for rows in one["rows"]] for one in found)
         assert len(first) == case.accumulation
