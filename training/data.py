@@ -50,9 +50,9 @@ def read_rows(name: str, spec: DataSet, seed: int) -> Rows:
         fits = {value: matches(value, pattern) for value in set(map(str, values[column]))}
         keep = [kept and fits[str(v)] for kept, v in zip(keep, values[column], strict=True)]
     roles = spec.columns if spec.kind != "synset_pairs" else {name: name for name in columns}
-    kept = compress(zip(*(values[column] for column in roles.values()), strict=True), keep)
+    kept = list(compress(zip(*(values[column] for column in roles.values()), strict=True), keep))
     if spec.kind != "synset_pairs":
-        kept = (row for row in {tuple(map(str, row)): row for row in kept if all(row)}.values())
+        kept = list({tuple(map(str, row)): row for row in kept if all(row)}.values())
     found = [dict(zip(roles, row, strict=True)) for row in kept]
     if not found:
         raise RecipeError(f"data_sets.{name}: no row of {spec.path} passes `where`")
