@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig
 from safetensors import safe_open
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from st_jv5.files import read_json, write_json, write_tensors
 from st_jv5.tasks import Task
+from st_jv5.trust import TASK_NAME, check_adapter_config
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -81,18 +83,50 @@ class Adapter:
         tensors, metadata = read_tensors(weights_path)
         if "st_jv5" not in metadata:
             raise ValueError(f"{weights_path} does not say which task and base it belongs to")
-        told = json.loads(metadata["st_jv5"])
+        told = _told(metadata["st_jv5"], weights_path)
+        config = read_config(config_path)
+        check_rank(config_path, config, tensors)
         return cls(
             task=Task(told["task"], told["prompts"], tuple(told["aliases"])),
-            config=read_config(config_path),
+            config=config,
             tensors=tensors,
             base_sha256=told["base_sha256"],
         )
 
 
+def _told(metadata: str, path: str | Path) -> dict[str, Any]:
+    """What our header says, of the right types."""
+    try:
+        told = json.loads(metadata)
+        texts = [told["task"], told["base_sha256"], told["prompts"]["document"]]
+        texts += [*told["prompts"].values(), *told["aliases"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} has a header of ours that cannot be read: {error!r}") from error
+    if not all(isinstance(text, str) for text in texts) or not TASK_NAME.fullmatch(told["task"]):
+        raise ValueError(f"{path} has a header of ours that is none: {metadata[:80]}")
+    found: dict[str, Any] = told
+    return found
+
+
+def base_of(metadata: Mapping[str, str], path: str | Path) -> str | None:
+    """The hash of the base that a file's header names; None where it is not of ours."""
+    return str(_told(metadata["st_jv5"], path)["base_sha256"]) if "st_jv5" in metadata else None
+
+
+def check_rank(path: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
+    """The rank of the config is the rank of the tensors, before layers of that size are made."""
+    for key, tensor in tensors.items():
+        rank = tensor.shape[0] if ".lora_A." in key else tensor.shape[-1]
+        if tensor.ndim != 2 or rank != config.r:
+            raise ValueError(
+                f"{path} has r {config.r}, but {key} beside it is {tuple(tensor.shape)}"
+            )
+
+
 def read_config(path: str | Path) -> LoraConfig:
     """Read an ``adapter_config.json``; only plain LoRA is taken."""
     stored = read_json(path)
+    check_adapter_config(path, stored)
     for feature in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
         if stored.get(feature):
             raise ValueError(f"{path}: {feature} is not supported, only plain LoRA is")

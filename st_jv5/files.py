@@ -39,15 +39,36 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+MAX_JSON_BYTES = 64 << 20
+"""The largest JSON file that is read: several times a big tokenizer's."""
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object; an error names the file."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    value = _read(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def read_json_list(path: str | Path) -> list[Any]:
+    """Read a JSON list; an error names the file."""
+    value = _read(path)
+    if not isinstance(value, list):
+        raise ValueError(f"{path} must hold a JSON list, not {type(value).__name__}")
+    return value
+
+
+def _read(path: str | Path) -> Any:
+    path = Path(path)
+    try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise ValueError(f"{size} bytes are more than {MAX_JSON_BYTES}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read as JSON: it is nested too deep") from error
 
 
 def write_tensors(

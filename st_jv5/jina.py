@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -12,18 +13,29 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
-from st_jv5.adapter_file import CONFIG_FILE, WEIGHTS_FILE, read_config, read_tensors
+from st_jv5.adapter_file import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_rank,
+    read_config,
+    read_tensors,
+)
 from st_jv5.files import read_json, write_json
+from st_jv5.licenses import JINA_LICENSE, Licenses, show_licenses
 from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+from st_jv5.modules.pooling import is_last_token
 from st_jv5.student import MATRYOSHKA_DIMS
 from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS, TASKS, Task, unknown_name
+from st_jv5.trust import TASK_NAME, check_link, check_prompts, check_safetensors
 
 MODEL_TYPE = "jina_embeddings_v5"
-WANTED = ["*.json", "*.txt", "model*.safetensors", "adapters/*"]
+STOCK_TYPES = ("qwen3", "eurobert")
+WANTED = ["*.json", "model*.safetensors", "adapters/*/*.json", "adapters/*/*.safetensors"]
+"""What is fetched from the Hub: no code, no pickle, no other engine's weights."""
 
 
 def is_jina_v5(path_or_id: str | Path) -> bool:
-    """Whether a folder or Hub id is a published jina-embeddings-v5-text model."""
+    """Whether a folder or Hub id is a published jina-embeddings-v5-text model with adapters."""
     config = Path(path_or_id) / "config.json"
     if not Path(path_or_id).is_dir():
         try:
@@ -38,6 +50,7 @@ def load_jina_v5(
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     default_task: str | None = None,
+    **kwargs: Any,
 ) -> SentenceTransformer:
     """Load a published jina-embeddings-v5-text model (small or nano) as a model of ours.
 
@@ -45,11 +58,19 @@ def load_jina_v5(
     folder's remote code is neither imported nor asked about. The tokenizer is taken as published:
     small's pooled token is the last content token, nano's its EOS.
 
+    A merged sibling, which holds one task in its weights (``...-retrieval``), becomes a model
+    without adapters: its base is the task, and ``encode(texts)`` needs no ``task``.
+
+    The weights are CC BY-NC 4.0, which is logged once and kept by every copy
+    (:class:`~st_jv5.licenses.Licenses`).
+
     Args:
         path_or_id: Folder or Hub id.
         revision: Of the Hub repository; backbone, tokenizer and adapters come from it alike.
         dtype: Of the weights; None as the config says.
         default_task: Task of calls that name none.
+        kwargs: ``token``, ``cache_folder`` and ``local_files_only`` for the Hub; all else goes to
+            ``SentenceTransformer``: ``device``, ``truncate_dim``, ``prompts``, ...
 
     Returns:
         A model with the adapters of the folder.
@@ -62,49 +83,103 @@ def load_jina_v5(
         >>> tasks(model)
         ['retrieval', 'text-matching', 'clustering', 'classification']
     """
+    hub = {key: kwargs.pop(key, None) for key in ("token", "cache_folder", "local_files_only")}
     source = Path(path_or_id)
     if not source.is_dir():
-        source = Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=WANTED))
-    config = read_json(source / "config.json")
-    if config.get("model_type") != MODEL_TYPE:
-        raise ValueError(
-            f"{source}/config.json has model_type {config.get('model_type')!r}, not {MODEL_TYPE!r}"
+        source = Path(
+            snapshot_download(
+                str(path_or_id),
+                revision=revision,
+                allow_patterns=WANTED,
+                token=hub["token"],
+                cache_dir=hub["cache_folder"],
+                local_files_only=bool(hub["local_files_only"]),
+            )
         )
-    weights = sorted(source.glob("model*.safetensors"))
-    if not weights:
-        raise ValueError(f"{source} has no model.safetensors")
+    config, weights, adapters = _read(source)
     with tempfile.TemporaryDirectory() as folder:
-        stock = Path(folder)
-        for name in ("auto_map", "task_names", "architectures"):
-            config.pop(name, None)
-        write_json(stock / "config.json", {**config, "model_type": _stock_type(weights)})
-        for path in [*weights, *source.glob("*.index.json"), source / "tokenizer.json"]:
-            (stock / path.name).symlink_to(path.resolve())
-        tokenizer_config = read_json(source / "tokenizer_config.json")
-        tokenizer_config.pop("auto_map", None)
-        write_json(stock / "tokenizer_config.json", tokenizer_config)
-        for path in source.glob("special_tokens_map.json"):
-            shutil.copy(path, stock)
+        _stage(source, Path(folder), config, weights)
         router = AdapterRouter(folder, model_kwargs={} if dtype is None else {"dtype": dtype})
     width = router.get_embedding_dimension()
     router.matryoshka_dims = tuple(dim for dim in MATRYOSHKA_DIMS if dim <= width)
-    found = sorted(path.parent.name for path in source.glob(f"adapters/*/{CONFIG_FILE}"))
-    if not found:
-        raise ValueError(f"{source} has no adapters/<task>/{CONFIG_FILE}")
-    for name in sorted(found, key=lambda name: list(TASKS).index(name) if name in TASKS else 9):
-        adapter = source / "adapters" / name
+    for name, adapter in adapters.items():
         tensors, _ = read_tensors(adapter / WEIGHTS_FILE)
         lora = read_config(adapter / CONFIG_FILE)
+        check_rank(adapter / CONFIG_FILE, lora, tensors)
         router.add_adapter(TASKS.get(name, Task(name)), lora, tensors, adapter)
-    if default_task is not None and default_task not in [*found, "base"]:
-        raise ValueError(unknown_name("task", default_task, found, str(source)))
+    if default_task is not None and default_task not in [*adapters, "base"]:
+        raise ValueError(unknown_name("task", default_task, [*adapters, "base"], str(source)))
     router.default_task = default_task
-    return SentenceTransformer(
-        modules=[router, LastTokenPooling(width), MatryoshkaTruncate()],
-        prompts=dict(PROMPTS),
-        default_prompt_name=DEFAULT_PROMPT_NAME,
-        similarity_fn_name="cosine",
+    router.licenses = Licenses(base={str(path_or_id).rstrip("/").split("/")[-1]: JINA_LICENSE})
+    show_licenses(router.licenses, path_or_id)
+    settings = {
+        "prompts": _prompts(source),
+        "default_prompt_name": DEFAULT_PROMPT_NAME,
+        "similarity_fn_name": "cosine",
+        **kwargs,
+    }
+    model = SentenceTransformer(
+        modules=[router, LastTokenPooling(width), MatryoshkaTruncate()], **settings
     )
+    model.model_card_data.license = JINA_LICENSE
+    return model
+
+
+def _read(source: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
+    """Config, weights and adapters of a folder; an error says what is missing or not to be read."""
+    config = read_json(source / "config.json")
+    kind = config.get("model_type")
+    if kind not in (MODEL_TYPE, *STOCK_TYPES):
+        raise ValueError(f"{source}/config.json has model_type {kind!r}, not {MODEL_TYPE!r}")
+    if kind != MODEL_TYPE and not is_last_token(source / "1_Pooling" / "config.json"):
+        raise ValueError(
+            f"{source}/config.json has model_type {kind!r}, and 1_Pooling/config.json does not "
+            f"pool the last token: this is neither a {MODEL_TYPE} model nor one merged from it"
+        )
+    for path in source.rglob("*"):
+        if path.is_symlink():
+            check_link(path, source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (source / name).is_file():
+            raise ValueError(f"{source} has no {name}")
+    weights = sorted(source.glob("model*.safetensors"))
+    if not weights:
+        raise ValueError(f"{source} has no model.safetensors")
+    for path in weights:
+        check_safetensors(path)
+    found = sorted(path.parent.name for path in source.glob(f"adapters/*/{CONFIG_FILE}"))
+    if not found and kind == MODEL_TYPE:
+        raise ValueError(f"{source} has no adapters/<task>/{CONFIG_FILE}")
+    for name in found:
+        if not TASK_NAME.fullmatch(name):
+            raise ValueError(f"{source}/adapters has {name!r}, which can be no task's name")
+        if not (source / "adapters" / name / WEIGHTS_FILE).is_file():
+            raise ValueError(f"{source}/adapters/{name} has no {WEIGHTS_FILE}")
+    found.sort(key=lambda name: list(TASKS).index(name) if name in TASKS else len(TASKS))
+    return config, weights, {name: source / "adapters" / name for name in found}
+
+
+def _stage(source: Path, stock: Path, config: dict[str, Any], weights: list[Path]) -> None:
+    """A folder of the stock class: links to the weights, configs that name no code."""
+    for name in ("auto_map", "task_names", "architectures"):
+        config.pop(name, None)
+    if config["model_type"] == MODEL_TYPE:
+        config["model_type"] = _stock_type(weights)
+    write_json(stock / "config.json", config)
+    for path in [*weights, *source.glob("*.safetensors.index.json"), source / "tokenizer.json"]:
+        (stock / path.name).symlink_to(path.resolve())
+    tokenizer_config = read_json(source / "tokenizer_config.json")
+    tokenizer_config.pop("auto_map", None)
+    write_json(stock / "tokenizer_config.json", tokenizer_config)
+    for path in source.glob("special_tokens_map.json"):
+        shutil.copy(path, stock)
+
+
+def _prompts(source: Path) -> dict[str, str]:
+    """A sibling's own prompts, where it has both."""
+    path = source / "config_sentence_transformers.json"
+    found = check_prompts(path, read_json(path)) if path.is_file() else {}
+    return found if set(PROMPTS) <= set(found) else dict(PROMPTS)
 
 
 def _stock_type(weights: list[Path]) -> str:

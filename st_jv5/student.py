@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -55,6 +56,8 @@ def new_student(
             _save_stock(base, folder)
             student = new_student(folder, layers, append_eos, matryoshka_dims, dtype)
         student.max_seq_length = min(student.max_seq_length, base.max_seq_length)
+        if isinstance(base[0], AdapterRouter):
+            student[0].licenses = deepcopy(base[0].licenses)
         return student
     config = AutoConfig.from_pretrained(base)
     router = AdapterRouter(

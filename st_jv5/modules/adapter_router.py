@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +19,14 @@ from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
 from st_jv5 import rope
-from st_jv5.adapter_file import Adapter, read_config, read_tensors
+from st_jv5.adapter_file import Adapter, base_of, check_rank, read_config, read_tensors
 from st_jv5.eos import append_eos as make_tokenizer_append_eos
 from st_jv5.files import read_json, write_json
+from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.routed_linear import RoutedLinear, active_adapter, routed
 from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
 from st_jv5.tasks import BASE, BASE_TASK, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
+from st_jv5.trust import TASK_NAME, check_folder, check_modules, check_settings, is_within
 
 SETTINGS_FILE = "st_jv5.json"
 FORMAT = 1
@@ -60,6 +62,7 @@ class AdapterRouter(Transformer):
         training_task: The task of the trainer's batches, set by :func:`st_jv5.train_task`.
         merged_task: The task that :func:`st_jv5.merged` has folded into the weights, or None.
         projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
+        licenses: The :class:`~st_jv5.licenses.Licenses` of what the model was made of.
 
     Example:
         >>> isinstance(model[0], AdapterRouter)
@@ -90,6 +93,7 @@ class AdapterRouter(Transformer):
         self.tasks: dict[str, Task] = {}
         self.training_task: str | None = None
         self.projection: Projection | None = None
+        self.licenses = Licenses()
         self.theta_train = self.theta_serve = rope.theta_of(self.config)
         self.merged_task: str | None = None
         self._base_sha256: str | None = None
@@ -272,7 +276,7 @@ class AdapterRouter(Transformer):
             self.fill_adapter(task.name, tensors, source)
 
     def _check_name(self, task: Task) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", task.name):
+        if not TASK_NAME.fullmatch(task.name):
             raise ValueError(
                 f"a task's name is letters, digits, '-' and '_' (it is a folder), not {task.name!r}"
             )
@@ -377,6 +381,7 @@ class AdapterRouter(Transformer):
                 "theta_train": self.theta_train,
                 "theta_serve": self.theta_serve,
                 "base_sha256": base_sha256,
+                "licenses": asdict(self.licenses),
             },
         )
         # The host reads `requirements` (a reader without st_jv5 is told what to install) and never
@@ -424,14 +429,22 @@ class AdapterRouter(Transformer):
                 raise FileNotFoundError(f"{model_name_or_path} has no {filename}")
             return path or ""
 
+        if not is_within(str(hub.get("subfolder") or "")):
+            raise ValueError(f"modules.json has a module outside the folder: {hub['subfolder']!r}")
+        if Path(model_name_or_path).is_dir():
+            check_folder(model_name_or_path, checkpoint=True)
         settings_path = find(SETTINGS_FILE)
         settings = read_json(settings_path)
         if settings.get("format") != FORMAT:
             raise ValueError(
                 f"{settings_path} has format {settings.get('format')!r}; this st_jv5 reads {FORMAT}"
             )
+        check_settings(settings_path)
+        if modules_path := find("modules.json", required=False):
+            check_modules(modules_path)
         rope.check_both_keys(find("config.json"))
         default_task = model_kwargs.pop("default_task", settings["default_task"])
+        model_kwargs["use_safetensors"] = True  # a pickle is never the fallback
         router = super().load(model_name_or_path, *args, model_kwargs=model_kwargs, **kwargs)
         router.append_eos = settings["append_eos"]
         if router.append_eos:
@@ -442,18 +455,23 @@ class AdapterRouter(Transformer):
             task = Task(name, prompts=stored["prompts"], aliases=tuple(stored["aliases"]))
             config_path = find(f"adapters/{name}/adapter_config.json")
             weights_path = find(f"adapters/{name}/adapter_model.safetensors")
-            router.add_adapter(
-                task,
-                read_config(config_path),
-                read_tensors(weights_path)[0],
-                source=weights_path,
-            )
+            tensors, metadata = read_tensors(weights_path)
+            if (base := base_of(metadata, weights_path)) not in (None, settings["base_sha256"]):
+                raise ValueError(
+                    f"{weights_path} was trained on another base: {str(base)[:12]}, this folder's "
+                    f"is {settings['base_sha256'][:12]}"
+                )
+            lora = read_config(config_path)
+            check_rank(config_path, lora, tensors)
+            router.add_adapter(task, lora, tensors, source=weights_path)
         if router.tasks:
             router._base_sha256 = settings["base_sha256"]
         if weights_path := find(WEIGHTS_FILE, required=False):
             projection = Projection.from_files(weights_path, find(INFO_FILE))
             # It learns where a distillation loss says so; elsewhere no checkpoint needs it.
             router.projection = projection.to(router.model.dtype).requires_grad_(False)
+        router.licenses = Licenses.read(settings.get("licenses", {}), settings_path)
+        show_licenses(router.licenses, model_name_or_path)
         router.default_task = default_task
         if default_task is not None:
             router.resolve(default_task)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sentence_transformers.sentence_transformer.modules import Pooling
+
+from st_jv5.files import read_json
 
 OLD_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -14,6 +17,12 @@ OLD_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+
+
+def is_last_token(path: str | Path) -> bool:
+    """Whether a pooling config says so, in the new or the old keys."""
+    config = read_json(path) if Path(path).is_file() else {}
+    return bool(config.get("pooling_mode") == "lasttoken" or config.get("pooling_mode_lasttoken"))
 
 
 class LastTokenPooling(Pooling):

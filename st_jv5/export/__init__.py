@@ -1,0 +1,124 @@
+"""One task for other engines: merged weights, ONNX, OpenVINO and GGUF, each checked as written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from st_jv5.adapters import router_of
+from st_jv5.export import gguf, graph
+from st_jv5.export.merged import write_merged
+from st_jv5.export.parity import (
+    BOUNDS,
+    Array,
+    Parity,
+    compare,
+    parity_texts,
+    source_vectors,
+)
+from st_jv5.tasks import BASE, unknown_name
+
+KINDS = ("merged", "onnx", "openvino", "gguf")
+
+__all__ = ["BOUNDS", "KINDS", "Parity", "export", "parity_texts", "write_merged"]
+
+
+def export(
+    model: SentenceTransformer,
+    task: str,
+    kind: str,
+    folder: str | Path,
+    int8: bool = False,
+    llama_cpp: str | Path | None = None,
+    texts: Sequence[str] | None = None,
+) -> list[Parity]:
+    """Write one task for another engine, and compare what was written with the model.
+
+    ========  ===================================================================================
+    merged    stock modules with the adapter in the weights, under class names that
+              sentence-transformers 3 and 6, vLLM, TEI and infinity know; no st_jv5 needed
+    onnx      ``model.onnx``: input_ids, attention_mask -> unit sentence_embedding
+    openvino  ``openvino_model.xml``: the same graph
+    gguf      ``model-f16.gguf``, by llama.cpp's own converter from the merged folder
+    ========  ===================================================================================
+
+    The folder appears when all is written and compared, or not at all.
+
+    Args:
+        model: A model of ours.
+        task: An adapter, or ``"base"``.
+        kind: One of :data:`KINDS`.
+        folder: Must be absent or empty.
+        int8: For onnx and openvino, also a graph with int8 weights, whose loss is measured and
+            bound by nothing.
+        llama_cpp: For gguf, a checkout of llama.cpp; None takes the environment's ``LLAMA_CPP``.
+        texts: To compare on; None takes 200 texts of eight languages that come along.
+
+    Returns:
+        A comparison for each file.
+
+    Raises:
+        ValueError: Bad arguments, or the export differs from the model by more than its bound; the
+            folder is then not written.
+
+    Example:
+        >>> (parity,) = export(model, "retrieval", "merged", export_folder, texts=["a cat"])
+        >>> parity.least >= 0.99999
+        True
+    """
+    router = router_of(model)
+    if kind not in KINDS:
+        raise ValueError(unknown_name("kind of export", kind, KINDS, "st_jv5"))
+    if task != BASE and task not in router.tasks:
+        raise ValueError(unknown_name("task", task, [*router.tasks, BASE], "this model"))
+    if int8 and kind not in ("onnx", "openvino"):
+        raise ValueError(f"int8 is for onnx and openvino, not for {kind}")
+    texts = parity_texts() if texts is None else list(texts)
+    if not texts:
+        raise ValueError("no texts to compare on")
+    if kind == "gguf":
+        checkout = gguf.find_llama_cpp(llama_cpp)
+    else:
+        graph.check_installed(kind, int8)
+    with whole_folder(folder) as partial:
+        merged = write_merged(model, task, partial)
+        if kind == "merged":
+            named, vectors = source_vectors(model, task, texts)
+            return [compare(kind, partial, vectors, merged_vectors(partial, named))]
+        if kind == "gguf":
+            return gguf.write(model, task, partial, checkout, texts)
+        return graph.write(model, task, merged, partial, kind, int8, texts)
+
+
+def merged_vectors(folder: Path, named: Sequence[tuple[str, str]]) -> list[Array]:
+    """By the stock modules, prompts by name from the folder's own config."""
+    stock = SentenceTransformer(str(folder), device="cpu")
+    rows: dict[int, Array] = {}
+    for name in dict.fromkeys(name for name, _ in named):
+        chosen = [index for index, (own, _) in enumerate(named) if own == name]
+        encoded = stock.encode([named[index][1] for index in chosen], prompt_name=name)
+        rows |= dict(zip(chosen, encoded, strict=True))
+    return [rows[index] for index in range(len(named))]
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a folder beside the target; it becomes the target when the block ends well."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already and not empty; choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

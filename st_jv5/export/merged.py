@@ -1,0 +1,115 @@
+"""A folder of stock modules that old and new readers load alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from string import Template
+
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedModel
+
+from st_jv5 import rope
+from st_jv5.adapters import merge_task, router_of
+from st_jv5.files import read_json, write_json, write_text
+from st_jv5.modules.pooling import LastTokenPooling
+from st_jv5.tasks import DEFAULT_PROMPT_NAME
+
+MODULES = (
+    ("", "sentence_transformers.models.Transformer"),
+    ("1_Pooling", "sentence_transformers.models.Pooling"),
+    ("2_Normalize", "sentence_transformers.models.Normalize"),
+)
+"""Class names that sentence-transformers 2 to 6 know, and vLLM, TEI and llama.cpp look for."""
+
+CARD = Template((Path(__file__).parent / "card.md").read_text(encoding="utf-8"))
+
+OF_THIS_RUN = (
+    "is_local", "local_files_only", "max_length", "pad_to_multiple_of", "pad_token_type_id",
+    "stride", "truncation_strategy", "backend", "auto_map",
+)  # fmt: skip
+"""Keys of tokenizer_config.json that tell how it was loaded and last called."""
+
+
+def write_merged(model: SentenceTransformer, task: str, folder: Path) -> PreTrainedModel:
+    """Write one task as stock modules.
+
+    What the host's own ``save_pretrained`` would write, sentence-transformers 3 and transformers 4
+    cannot read: other class names, other keys of pooling, ``dtype`` and theta, a tokenizer class
+    that is new. Here every place carries both dialects.
+
+    Returns:
+        The merged backbone, in the dtype of the model.
+    """
+    router = router_of(model)
+    stock = merge_task(model, task)
+    backbone = stock.transformers_model
+    assert backbone is not None
+    backbone.save_pretrained(folder)
+    rope.write_both_keys(folder / "config.json")
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)
+    write_json(folder / "config.json", {**config, "torch_dtype": config.get("dtype", "float32")})
+    _write_tokenizer(stock, folder)
+    width = router.get_embedding_dimension()
+    pooling = LastTokenPooling(width).get_config_dict()
+    pooling.pop("embedding_dimension")  # the old class takes no argument of that name
+    for place, settings in (("1_Pooling", pooling), ("2_Normalize", {})):
+        write_json(folder / place / "config.json", settings)
+    told = [
+        {"idx": index, "name": str(index), "path": path, "type": kind}
+        for index, (path, kind) in enumerate(MODULES)
+    ]
+    write_text(folder / "modules.json", json.dumps(told, indent=2) + "\n")
+    write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": model.max_seq_length, "do_lower_case": False},
+    )
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": {n: router.prompt_for(task, p) or "" for n, p in model.prompts.items()},
+            "default_prompt_name": model.default_prompt_name or DEFAULT_PROMPT_NAME,
+            "similarity_fn_name": "cosine",
+        },
+    )
+    write_text(folder / "README.md", card(model, task))
+    return backbone
+
+
+def _write_tokenizer(stock: SentenceTransformer, folder: Path) -> None:
+    stock.tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    words = read_json(folder / "tokenizer.json")
+    ends = words.get("post_processor") is not None and stock.tokenizer("a")["input_ids"][-1]
+    write_json(folder / "tokenizer.json", {**words, "truncation": None, "padding": None})
+    config = read_json(folder / "tokenizer_config.json")
+    config = {key: value for key, value in config.items() if key not in OF_THIS_RUN}
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            **config,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": stock.max_seq_length,
+            "model_input_names": ["input_ids", "attention_mask"],
+            # Said by the post-processor already; llama.cpp's converter looks here, too.
+            "add_eos_token": bool(ends == stock.tokenizer.eos_token_id),
+        },
+    )
+
+
+def card(model: SentenceTransformer, task: str) -> str:
+    """The licence, and how other engines run the task."""
+    router = router_of(model)
+    license_ = router.licenses.binding() or model.model_card_data.license
+    bound = f"The weights are {license_}: not for commercial use."
+    prompts = router.tasks[task].prompts if task in router.tasks else model.prompts
+    return CARD.substitute(
+        license=f"license: {license_}\n" if license_ else "",
+        task=task,
+        width=model.get_embedding_dimension(),
+        tokens=model.max_seq_length,
+        bound=f"\n{bound}\n" if router.licenses.binding() else "",
+        prompts="\n".join(f"- {name}: `{prompt}`" for name, prompt in prompts.items()),
+        prompt=prompts["document"],
+    )

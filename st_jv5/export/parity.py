@@ -1,0 +1,85 @@
+"""How far an export is from its source, on real text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from st_jv5.adapters import router_of
+from st_jv5.encoding import encode
+from st_jv5.files import read_json
+
+Array = np.ndarray[Any, Any]
+
+BOUNDS = {"merged": 0.99999, "onnx": 0.9999, "openvino": 0.9999, "gguf": 0.999}
+"""Least cosine of an export's vector with its source's."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Cosines of the same texts' vectors, before and after."""
+
+    what: str
+    """The file that was run."""
+    texts: int
+    least: float
+    mean: float
+    bound: float | None
+    """What ``least`` may not fall below; None only measures."""
+
+    def __str__(self) -> str:
+        bound = "no bound" if self.bound is None else f"bound {self.bound}"
+        told = f"least cosine {self.least:.7f}, mean {self.mean:.7f} ({bound})"
+        return f"{self.what}: {self.texts} texts, {told}"
+
+
+def parity_texts() -> list[str]:
+    """200 real texts of 3 to 2,040 characters in eight languages; ``about`` names their licences.
+
+    Example:
+        >>> len(parity_texts())
+        200
+    """
+    stored = read_json(Path(__file__).parent / "texts.json")
+    return [text for source, found in stored.items() if source != "about" for text in found]
+
+
+def source_vectors(
+    model: SentenceTransformer, task: str, texts: Sequence[str]
+) -> tuple[list[tuple[str, str]], Array]:
+    """The texts, each with the name of one of the task's prompts in turn, and their vectors."""
+    names = list(router_of(model).tasks[task].prompts) if task in router_of(model).tasks else []
+    names = [name for name in names if name in model.prompts] or list(model.prompts)
+    named = [(names[index % len(names)], text) for index, text in enumerate(texts)]
+    vectors = np.zeros((len(named), model.get_embedding_dimension()), dtype=np.float32)
+    for name in names:
+        rows = [index for index, (own, _) in enumerate(named) if own == name]
+        if rows:
+            vectors[rows] = encode(
+                model, [named[index][1] for index in rows], task=task, prompt_name=name
+            )
+    return named, vectors
+
+
+def compare(kind: str, what: str | Path, source: Any, found: Any, bound: bool = True) -> Parity:
+    """Cosines row by row; an error if the least lies below the kind's bound or is no number."""
+    source, found = (np.asarray(rows, dtype=np.float64) for rows in (source, found))
+    if source.shape != found.shape:
+        raise ValueError(f"{what} gave {found.shape} vectors, its source {source.shape}")
+    lengths = np.linalg.norm(source, axis=1) * np.linalg.norm(found, axis=1)
+    cosines = (source * found).sum(axis=1) / lengths
+    limit = BOUNDS[kind] if bound else None
+    name = kind if kind == "merged" else Path(what).name
+    parity = Parity(name, len(cosines), float(cosines.min()), float(cosines.mean()), limit)
+    if limit is not None and not parity.least >= limit:
+        worst = int(np.argmin(np.nan_to_num(cosines, nan=-2.0)))
+        raise ValueError(
+            f"{parity.what} differs from its source: text {worst} of {len(cosines)} has cosine "
+            f"{cosines[worst]:.7f}, below {limit}; nothing was written"
+        )
+    return parity
