@@ -1,5 +1,7 @@
 """``st-jv5``: what the library does with folders, from the shell.
 
+st-jv5 export model --task retrieval --to onnx exported
+st-jv5 publish model organisation/name --siblings --dry-run
 st-jv5 average checkpoint-30 checkpoint-40 --weights 1 3 --out averaged
 st-jv5 teacher ls out/teacher
 """
@@ -9,9 +11,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from sentence_transformers import SentenceTransformer
+
+from st_jv5 import hub
 from st_jv5.adapter_file import CONFIG_FILE
 from st_jv5.adapters import average_adapters
+from st_jv5.export import KINDS, export
+from st_jv5.jina import is_jina_v5, load_jina_v5
+from st_jv5.self_test import self_test
 from st_jv5.teacher.commands import add_commands
 
 
@@ -40,12 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     average.add_argument("--out", required=True, help="folder for the average")
     average.set_defaults(run=run_average)
+    add_export(commands)
+    add_publish(commands)
     add_commands(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on") from None
 
 
 def run_average(args: argparse.Namespace) -> None:
@@ -59,6 +72,59 @@ def run_average(args: argparse.Namespace) -> None:
     if args.method == "factors":
         how = "of their factors A and B"
     print(f"{adapter.task.name}: the mean of {len(args.folders)} adapters, {how}")
+
+
+def add_export(commands: Any) -> None:
+    """``st-jv5 export``."""
+    export = commands.add_parser(
+        "export", help="write one task for another engine, compared with the model on real text"
+    )
+    export.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
+    export.add_argument("folder", help="to be written; absent or empty")
+    export.add_argument("--task", required=True, help="an adapter, or base")
+    export.add_argument("--to", required=True, choices=KINDS, help="what to write")
+    export.add_argument("--revision", help="of a Hub model")
+    export.add_argument(
+        "--int8", action="store_true", help="onnx, openvino: also int8 weights; tells the loss"
+    )
+    export.add_argument("--llama-cpp", help="gguf: a checkout; default: $LLAMA_CPP")
+    export.set_defaults(run=run_export)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Load in float32, write, and tell how close it is."""
+    if is_jina_v5(args.model, args.revision):
+        model = load_jina_v5(args.model, revision=args.revision, dtype="float32")
+    else:
+        model = SentenceTransformer(
+            args.model, revision=args.revision, model_kwargs={"dtype": "float32"}
+        )
+    found = export(model, args.task, args.to, args.folder, args.int8, args.llama_cpp)
+    for parity in found:
+        print(parity)
+    if not found:
+        print("not compared: no llama-embedding in the checkout's build/bin or on the PATH")
+    print(f"{args.task} as {args.to}: {args.folder}")
+
+
+def add_publish(commands: Any) -> None:
+    """``st-jv5 check`` and ``st-jv5 publish``."""
+    check = commands.add_parser("check", help="try a folder as its users will")
+    check.add_argument("folder", help="a saved model, with its card")
+    check.set_defaults(run=lambda args: print("\n".join(self_test(args.folder))))
+    publish = commands.add_parser("publish", help="check a model and send it to the Hub")
+    publish.add_argument("folder", help="a saved model, with its card")
+    publish.add_argument("repository", help="organisation/name")
+    publish.add_argument("--siblings", action="store_true", help="each task merged, as NAME-TASK")
+    publish.add_argument("--private", action="store_true", help="if it is new")
+    publish.add_argument("--dry-run", action="store_true", help="send nothing")
+    publish.set_defaults(run=run_publish)
+
+
+def run_publish(args: argparse.Namespace) -> None:
+    """Test, send, and tell what was sent where."""
+    lines = hub.publish(args.folder, args.repository, args.siblings, args.private, args.dry_run)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""The end-of-sequence token that last-token pooling reads."""
+"""The end-of-sequence token that last-token pooling reads, and how a tokenizer is written."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tokenizers.processors import Sequence, TemplateProcessing
 from transformers import PreTrainedTokenizerBase
+
+from st_jv5.files import read_json, write_json
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -33,3 +37,11 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     backend.post_processor = Sequence([before, ending]) if before else ending
     if tokenizer("a")["input_ids"][-1] != ends[0]:
         raise ValueError(f"{type(tokenizer).__name__} cannot be made to append {token!r}")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a tokenizer without the truncation and padding of its last call."""
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer.json"
+    if path.exists():
+        write_json(path, {**read_json(path), "truncation": None, "padding": None})

@@ -74,7 +74,11 @@ def _read(path: str | Path) -> Any:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors."""
+    """Write tensors as safetensors.
+
+    One key of metadata: of several, the library shuffles the order, and equal weights would have
+    other bytes.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
-        save_file(whole, temporary, metadata={"format": "pt", **(metadata or {})})
+        save_file(whole, temporary, metadata=dict(metadata or {"format": "pt"}))

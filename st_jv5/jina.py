@@ -34,12 +34,12 @@ WANTED = ["*.json", "model*.safetensors", "adapters/*/*.json", "adapters/*/*.saf
 """What is fetched from the Hub: no code, no pickle, no other engine's weights."""
 
 
-def is_jina_v5(path_or_id: str | Path) -> bool:
+def is_jina_v5(path_or_id: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or Hub id is a published jina-embeddings-v5-text model with adapters."""
     config = Path(path_or_id) / "config.json"
     if not Path(path_or_id).is_dir():
         try:
-            config = Path(hf_hub_download(str(path_or_id), "config.json"))
+            config = Path(hf_hub_download(str(path_or_id), "config.json", revision=revision))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
             return False
     return config.is_file() and read_json(config).get("model_type") == MODEL_TYPE

@@ -30,7 +30,7 @@ from st_jv5.teacher import (
 )
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.teacher.views import Rows, Vectors
-from training.config import Phase, Recipe, RecipeError, Teacher
+from training.config import DataSet, Phase, Recipe, RecipeError, Teacher
 from training.data import read_rows
 
 RANK, WORLD_SIZE, LOCAL_RANK = (
@@ -77,12 +77,15 @@ class Run:
     @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """Data set -> its rows, for those that a phase trains on."""
-        used = {name for phase in self.recipe.phases for name in phase.data}
         return {
-            name: read_rows(name, spec, self.recipe.seed)
-            for name, spec in self.recipe.data_sets.items()
-            if name in used
+            name: read_rows(name, spec, self.recipe.seed) for name, spec in self.used_sets.items()
         }
+
+    @property
+    def used_sets(self) -> dict[str, DataSet]:
+        """The data sets that a phase trains on."""
+        used = {name for phase in self.recipe.phases for name in phase.data}
+        return {name: spec for name, spec in self.recipe.data_sets.items() if name in used}
 
     @property
     def teachers(self) -> tuple[Teacher, ...]:
@@ -170,6 +173,10 @@ class Run:
             matryoshka_dims=spec.matryoshka_dims or None,
         )
         student.max_seq_length = min(spec.max_tokens, student.max_seq_length)
+        licenses = student[0].licenses
+        licenses.base[spec.source or spec.base] = spec.license
+        licenses.teacher = {each.source or each.model: each.license for each in self.teachers}
+        licenses.data = {name: each.license for name, each in self.used_sets.items()}
         return student
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from eval.page import Cell, Page, Plot, Table, lines
 from eval.record import Row, read_record
-from eval.report import run_page
+from eval.report import curve_table, run_page
 from eval.samples import Samples, paired_bootstrap
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.files import read_json, write_json, write_text
@@ -134,6 +134,14 @@ def loss_plots(run: Run) -> list[Plot]:
 # ------------------------------------------------------------------------------------------ card
 
 
+def license_table(licenses: dict[str, dict[str, str]]) -> str:
+    """What the model was made of, and under which licences."""
+    cells: list[list[Cell]] = [
+        [kind, name, licence] for kind, named in licenses.items() for name, licence in named.items()
+    ]
+    return Table(["", "name", "licence"], cells).markdown()
+
+
 def card_facts(run: Run, scores: str) -> dict[str, str]:
     """The card's placeholders, from the run's own records."""
     recipe = run.recipe
@@ -141,12 +149,13 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     settings = read_json(run.folder / "model" / "st_jv5.json")
     config = read_json(run.folder / "model" / "config.json")
     dims = settings["matryoshka_dims"]
+    rows = read_record(run.folder / "evaluation" / MODEL)["results"]
     bytes_ = sum(path.stat().st_size for path in (run.folder / "model").rglob("*model.safetensors"))
     data = ["| data set | source | license | rows |", "|---|---|---|---|"]
     for name, spec in recipe.data_sets.items():
         if name in run.rows:
-            rows = spec.limit if spec.kind == "synset_pairs" else len(run.rows[name])
-            data.append(f"| {name} | {spec.path} | {spec.license} | {rows} |")
+            count = spec.limit if spec.kind == "synset_pairs" else len(run.rows[name])
+            data.append(f"| {name} | {spec.path} | {spec.license} | {count} |")
     phases = ["| phase | steps | batch | learning rate | seconds |", "|---|---|---|---|---|"]
     for title, phase, log in [
         ("stage 1", recipe.stage1, run.folder / "stage1" / "log.json"),
@@ -178,6 +187,8 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         "data": "\n".join(data),
         "phases": "\n".join(phases),
         "scores": scores,
+        "curves": curves.markdown() if (curves := curve_table(rows)) else "",
+        "licenses": license_table(settings["licenses"]),
         "command": f"python -m training.run training/recipes/{recipe.name}.yaml",
         "commit": (told["commit"] or "unknown")[:12],
         "limits": (

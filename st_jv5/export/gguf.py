@@ -19,6 +19,10 @@ from st_jv5.files import read_json
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP"
 SEPARATOR = "<|next text|>"
+SPECIAL = 2
+"""Tokens that a tokenizer puts around a text."""
+SEQUENCES = 256
+"""Texts that llama.cpp may hold at once; a smaller batch than that stops it."""
 FILE = "model-f16.gguf"
 KEPT = ("README.md", "config_sentence_transformers.json", "tokenizer_config.json")
 
@@ -76,9 +80,7 @@ def fitting(model: SentenceTransformer, task: str, texts: Sequence[str]) -> list
     longest = max(model.prompts.values(), key=len, default="")
     kept = []
     for text in texts:
-        while text and len(model.tokenizer(longest + text, truncation=False)["input_ids"]) > (
-            model.max_seq_length
-        ):
+        while len(model.tokenizer.tokenize(longest + text)) + SPECIAL > model.max_seq_length:
             text = text[: len(text) * 3 // 4].rstrip()
         kept.append(text)
     return kept
@@ -89,7 +91,7 @@ def llama_vectors(embedder: str, path: Path, texts: Sequence[str], tokens: int) 
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "texts"
         prompts.write_text(SEPARATOR.join(texts), encoding="utf-8")
-        size = str(max(tokens, 64))
+        size = str(max(tokens, SEQUENCES))
         done = subprocess.run(
             [
                 embedder, "-m", str(path), "-f", str(prompts), "--embd-separator", SEPARATOR,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from st_jv5 import rope
 from st_jv5.adapters import merge_task, router_of
+from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json, write_text
 from st_jv5.modules.pooling import LastTokenPooling
 from st_jv5.tasks import DEFAULT_PROMPT_NAME
@@ -78,11 +79,9 @@ def write_merged(model: SentenceTransformer, task: str, folder: Path) -> PreTrai
 
 
 def _write_tokenizer(stock: SentenceTransformer, folder: Path) -> None:
-    stock.tokenizer.save_pretrained(folder)
+    save_tokenizer(stock.tokenizer, folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-    words = read_json(folder / "tokenizer.json")
-    ends = words.get("post_processor") is not None and stock.tokenizer("a")["input_ids"][-1]
-    write_json(folder / "tokenizer.json", {**words, "truncation": None, "padding": None})
+    ending = stock.tokenizer("a")["input_ids"][-1]
     config = read_json(folder / "tokenizer_config.json")
     config = {key: value for key, value in config.items() if key not in OF_THIS_RUN}
     write_json(
@@ -93,7 +92,7 @@ def _write_tokenizer(stock: SentenceTransformer, folder: Path) -> None:
             "model_max_length": stock.max_seq_length,
             "model_input_names": ["input_ids", "attention_mask"],
             # Said by the post-processor already; llama.cpp's converter looks here, too.
-            "add_eos_token": bool(ends == stock.tokenizer.eos_token_id),
+            "add_eos_token": ending == stock.tokenizer.eos_token_id,
         },
     )
 

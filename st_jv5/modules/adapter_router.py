@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from st_jv5 import rope
 from st_jv5.adapter_file import Adapter, base_of, check_rank, read_config, read_tensors
 from st_jv5.eos import append_eos as make_tokenizer_append_eos
+from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json
 from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.routed_linear import RoutedLinear, active_adapter, routed
@@ -358,7 +359,7 @@ class AdapterRouter(Transformer):
         base_sha256 = self.base_sha256()
         self.model.save_pretrained(output_path, state_dict=self.base_state_dict())
         rope.write_both_keys(folder / "config.json")
-        self.processor.save_pretrained(output_path)
+        save_tokenizer(self.processor, output_path)
         self.save_config(output_path)
         for stale in (folder / "adapters").glob("*"):
             if stale.name not in self.tasks:

@@ -1,0 +1,224 @@
+"""From a folder to the Hub and back, through the real client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+import st_jv5
+from st_jv5.files import read_json, write_json
+from st_jv5.hub import publish
+from st_jv5.self_test import self_test
+from st_jv5.tasks import TASKS
+from tests.hub_server import Hub, serve
+
+ROOT = Path(__file__).parent.parent
+LICENSES = {"base": {"b": "mit"}, "teacher": {"t": "apache-2.0"}, "data": {"d": "cc0-1.0"}}
+CARD = '---\nlicense: mit\n---\n# A model\n\n    SentenceTransformer("out/model")\n'
+
+
+@pytest.fixture
+def ready(model, tmp_path) -> str:
+    """A folder that passes."""
+    for kind, named in LICENSES.items():
+        setattr(model[0].licenses, kind, dict(named))
+    folder = tmp_path / "ready"
+    model.save_pretrained(str(folder))
+    (folder / "README.md").write_text(CARD)
+    return str(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub of this test's own, which the client is allowed to ask."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the Hub's other store of files
+    with serve() as hub:
+        yield hub
+
+
+def send(hub: Hub, folder: str, **settings) -> list[str]:
+    return publish(folder, "team/mini", endpoint=hub.url, token="hf_test", **settings)
+
+
+def test_a_model_and_its_siblings_are_one_commit_each_and_load_by_id_and_revision(
+    hub, ready, texts, tmp_path
+):
+    lines = send(hub, ready, siblings=True, private=True)
+    repos = ["team/mini", *(f"team/mini-{task}" for task in TASKS)]
+    assert {repo: len(commits) for repo, commits in hub.commits.items()} == dict.fromkeys(repos, 2)
+    assert all(hub.private.values())
+    assert sum("/commit/" in line for line in lines) == 5
+    first = hub.commit_id("team/mini", 1)
+    card = hub.commits["team/mini"][1]["README.md"].decode()
+    assert 'SentenceTransformer("team/mini")' in card
+    sibling = hub.commits["team/mini-clustering"][1]["README.md"].decode()
+    assert 'SentenceTransformer("team/mini-clustering")' in sibling
+    assert "vllm serve team/mini-clustering" in sibling
+    # Another version; the first one stays under its commit.
+    model = SentenceTransformer(ready)
+    before = model.encode(texts[:4], task="clustering")
+    for tensor in model[0].adapter_tensors("clustering").values():
+        tensor.data.mul_(1.5)
+    model.save_pretrained(ready)
+    (Path(ready) / "README.md").write_text(CARD)
+    after = model.encode(texts[:4], task="clustering")
+    (sent,) = [line for line in send(hub, ready) if "/commit/" in line]
+    assert sent.startswith("team/mini: 1 files"), sent  # equal weights have equal bytes
+    code = f"""
+import json, sys, numpy as np, st_jv5
+from sentence_transformers import SentenceTransformer
+texts = json.loads(sys.stdin.read())
+now = SentenceTransformer("team/mini")
+then = SentenceTransformer("team/mini", revision="{first}")
+merged = SentenceTransformer("team/mini-clustering")
+found = [now.encode(texts, task="clustering"), then.encode(texts, task="clustering")]
+np.save(sys.argv[1], np.stack([*found, merged.encode(texts)]))
+"""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_test",
+        "NO_PROXY": "*",
+    }
+    command = [sys.executable, "-c", code, str(tmp_path / "found.npy")]
+    done = subprocess.run(
+        command,
+        input=json.dumps(texts[:4]),
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    now, then, merged = np.load(tmp_path / "found.npy")
+    assert np.array_equal(now, after)
+    assert np.array_equal(then, before)
+    assert not np.allclose(now, then, atol=1e-3)
+    np.testing.assert_allclose(merged, before, atol=1e-5)
+
+
+def test_after_a_cut_only_what_is_missing_is_sent(hub, ready, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # its retries
+    weights = sorted(Path(ready).rglob("*.safetensors"))
+    assert len(weights) == 5
+    hub.cut_after = 2
+    with pytest.raises(ConnectionError, match=r"team/mini: .*the same call goes on"):
+        send(hub, ready)
+    assert len(hub.commits["team/mini"]) == 1  # nothing half done is seen
+    assert len(hub.received) == 2
+    hub.cut_after = None
+    send(hub, ready)
+    assert len(hub.commits["team/mini"]) == 2
+    assert len(hub.received) == len(set(hub.received))  # none was sent twice
+    files = hub.commits["team/mini"][1]
+    for path in weights:
+        assert files[path.relative_to(ready).as_posix()] == path.read_bytes()
+    assert send(hub, ready)[-1] == "team/mini: as it is on the Hub already"
+    (Path(ready) / "notes.txt").write_text("new")
+    send(hub, ready)
+    (Path(ready) / "notes.txt").unlink()
+    send(hub, ready)
+    assert ["notes.txt" in files for files in hub.commits["team/mini"]] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_dry_run_tells_and_sends_nothing(hub, ready):
+    lines = send(hub, ready, dry_run=True, siblings=True)
+    assert hub.commits == {}
+    assert "adapters/retrieval/adapter_model.safetensors" in lines[-5]
+    assert lines[-1].startswith("team/mini-classification: ")
+
+
+def test_a_hub_that_refuses_is_named(hub, ready, monkeypatch):
+    monkeypatch.setattr(hub, "commits", None)
+    with pytest.raises(ConnectionError, match="team/mini: "):
+        send(hub, ready)
+
+
+@pytest.mark.parametrize("name", ["", "mini", "a/b/c", "team/", "../up", "team/mi ni"])
+def test_a_name_that_is_none_is_refused(ready, name):
+    with pytest.raises(ValueError, match="must be organisation/name"):
+        publish(ready, name)
+
+
+def broken(folder: Path, key: str, value: object) -> None:
+    write_json(folder / "st_jv5.json", {**read_json(folder / "st_jv5.json"), key: value})
+
+
+def other_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 1}, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "README.md").unlink(), r"README.md names no license"),
+        (lambda f: (f / "README.md").write_text("# no"), r"README.md names no license"),
+        (
+            lambda f: broken(f, "licenses", {**LICENSES, "teacher": {}}),
+            r"st_jv5.json: the licence of the teacher is not stated",
+        ),
+        (
+            lambda f: broken(f, "licenses", {**LICENSES, "data": {"web": "unknown"}}),
+            r"st_jv5.json: the licence of the data of 'web' is unknown",
+        ),
+        (
+            lambda f: broken(f, "licenses", {**LICENSES, "base": {"jina": "cc-by-nc-4.0"}}),
+            r"weights of jina are cc-by-nc-4.0 and stay so; the card says 'mit'",
+        ),
+        (other_weights, r"names the base [0-9a-f]{12}, the weights differ"),
+        (
+            lambda f: (f / "README.md").write_text(CARD + "see /home/me/model"),
+            r"README.md has a path of this machine: '/home/me/model'",
+        ),
+        (lambda f: (f / "optimizer.pt").write_bytes(b"x"), r"optimizer.pt can hold a pickle"),
+    ],
+)
+def test_a_folder_that_does_not_pass_never_leaves(hub, ready, change, message):
+    change(Path(ready))
+    with pytest.raises(ValueError, match=message):
+        send(hub, ready)
+    assert hub.commits == {}
+
+
+def test_the_self_test_tries_every_task(ready):
+    lines = self_test(ready)
+    for task in (*TASKS, "base"):
+        (line,) = [line for line in lines if line.startswith(f"{task}: ")]
+        for what in ("unit vectors", "batch of 1", "padding left and right", "EOS", "at 8, 16, 48"):
+            assert what in line
+
+
+def test_the_self_test_finds_what_each_check_is_for(ready, monkeypatch):
+    monkeypatch.setattr(
+        st_jv5.MatryoshkaTruncate, "forward", lambda self, features, dim=None, **_: features
+    )
+    with pytest.raises(ValueError, match=r"retrieval: lengths .*not 1"):
+        self_test(ready)
+    monkeypatch.undo()
+    settings = read_json(Path(ready) / "tokenizer.json")
+    settings["post_processor"] = None  # no EOS
+    write_json(Path(ready) / "tokenizer.json", settings)
+    broken(Path(ready), "append_eos", True)
+    monkeypatch.setattr("st_jv5.modules.adapter_router.make_tokenizer_append_eos", lambda _: None)
+    with pytest.raises(ValueError, match=r"long text becomes 64 tokens that end with"):
+        self_test(ready)
