@@ -45,7 +45,7 @@ MAX_JSON_BYTES = 64 << 20
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object; an error names the file."""
-    value = _read(path)
+    value = read_any_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}")
     return value
@@ -53,13 +53,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def read_json_list(path: str | Path) -> list[Any]:
     """Read a JSON list; an error names the file."""
-    value = _read(path)
+    value = read_any_json(path)
     if not isinstance(value, list):
         raise ValueError(f"{path} must hold a JSON list, not {type(value).__name__}")
     return value
 
 
-def _read(path: str | Path) -> Any:
+def read_any_json(path: str | Path) -> Any:
+    """Read JSON of any kind; an error names the file, also one too large or nested too deep."""
     path = Path(path)
     try:
         if (size := path.stat().st_size) > MAX_JSON_BYTES:

@@ -13,7 +13,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from st_jv5.files import read_json, read_json_list
+from st_jv5.files import read_any_json, read_json, read_json_list
+
+CONFIGS = ("config.json", "tokenizer_config.json", "config_sentence_transformers.json")
+"""Files that can name code of their own, or prompts."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5")
 """Names that readers unpickle, or may: weights are safetensors only."""
@@ -77,8 +80,10 @@ def check_folder(folder: str | Path, checkpoint: bool = False) -> None:
             check_settings(path)
         elif path.name.endswith(".safetensors.index.json"):
             _check_index(path)
-        else:
+        elif path.name in CONFIGS:
             check_config(path)
+        else:
+            read_any_json(path)
 
 
 def check_link(path: Path, folder: Path) -> None:
@@ -110,7 +115,7 @@ def is_within(path: str) -> bool:
 
 
 def check_config(path: str | Path) -> None:
-    """No JSON may name code of its own: with ``trust_remote_code`` it would be run."""
+    """No config may name code of its own: with ``trust_remote_code`` it would be run."""
     config = read_json(path)
     if config.get("auto_map"):
         raise ValueError(

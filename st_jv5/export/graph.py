@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from st_jv5.adapters import router_of
 from st_jv5.export.parity import Array, Parity, compare, source_vectors
 from st_jv5.files import read_json
 
@@ -37,15 +38,20 @@ class TokensToVectors(nn.Module):
 
     Args:
         backbone: Merged weights.
+        absolute: Its positions are learned and absolute, so that padding in front would shift them.
     """
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel, absolute: bool) -> None:
         super().__init__()
         self.backbone = backbone
+        self.absolute = absolute
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Unit rows ``(n, D)`` of tokens and mask ``(n, tokens)``."""
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask)[0]
+        told = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.absolute:
+            told["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        states = self.backbone(**told)[0]
         places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
         last = (attention_mask * places).argmax(dim=1)
         rows = torch.arange(states.shape[0], device=states.device)
@@ -70,7 +76,8 @@ def write(
     texts: Sequence[str],
 ) -> list[Parity]:
     """Turn a merged folder into a graph's: tokenizer and prompts stay, the weights go."""
-    graph = TokensToVectors(backbone.cpu().float().eval())
+    absolute = router_of(model).counts_from_the_left()
+    graph = TokensToVectors(backbone.cpu().float().eval(), absolute)
     if kind == "onnx":
         files = [(write_onnx(graph, folder / "model.onnx"), True)]
         if int8:

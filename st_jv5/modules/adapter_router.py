@@ -27,7 +27,15 @@ from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.routed_linear import RoutedLinear, active_adapter, routed
 from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
 from st_jv5.tasks import BASE, BASE_TASK, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
-from st_jv5.trust import TASK_NAME, check_folder, check_modules, check_settings, is_within
+from st_jv5.trust import (
+    CONFIGS,
+    TASK_NAME,
+    check_config,
+    check_folder,
+    check_modules,
+    check_settings,
+    is_within,
+)
 
 SETTINGS_FILE = "st_jv5.json"
 FORMAT = 1
@@ -184,7 +192,7 @@ class AdapterRouter(Transformer):
         """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter."""
         adapter = self.resolve(task or features.get("task"))
         mask = features.get("attention_mask")
-        if mask is not None and "position_ids" not in features and self._counts_from_the_left():
+        if mask is not None and "position_ids" not in features and self.counts_from_the_left():
             # Left padding would otherwise shift every text's absolute positions.
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         if self.training and self.tasks and getattr(self.model, "is_gradient_checkpointing", False):
@@ -226,9 +234,11 @@ class AdapterRouter(Transformer):
                 return name
         raise ValueError(unknown_name("task", task, [*self.tasks, BASE], "this model"))
 
-    def _counts_from_the_left(self) -> bool:
-        # Learned absolute positions without a padding offset: BERT. RoBERTa's kin derive theirs
-        # from the padding token, and rotary positions are relative.
+    def counts_from_the_left(self) -> bool:
+        """Whether padding in front would shift a text's positions: learned ones, as BERT's.
+
+        RoBERTa's kin derive theirs from the padding token, and rotary positions are relative.
+        """
         embeddings = getattr(self.model, "embeddings", None)
         table = getattr(embeddings, "position_embeddings", None)
         return isinstance(table, nn.Embedding) and table.padding_idx is None
@@ -434,6 +444,10 @@ class AdapterRouter(Transformer):
             raise ValueError(f"modules.json has a module outside the folder: {hub['subfolder']!r}")
         if Path(model_name_or_path).is_dir():
             check_folder(model_name_or_path, checkpoint=True)
+        else:
+            for name in CONFIGS:
+                if path := find(name, required=False):
+                    check_config(path)
         settings_path = find(SETTINGS_FILE)
         settings = read_json(settings_path)
         if settings.get("format") != FORMAT:

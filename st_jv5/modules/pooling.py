@@ -55,8 +55,9 @@ class LastTokenPooling(Pooling):
 
     def get_config_dict(self) -> dict[str, Any]:
         old = {key: mode == "lasttoken" for key, mode in OLD_MODES.items()}
+        # vLLM takes the first key that is true for the mode, so include_prompt comes after.
         return {
-            **super().get_config_dict(),
             "word_embedding_dimension": self.embedding_dimension,
             **old,
+            **super().get_config_dict(),
         }

@@ -1,0 +1,210 @@
+"""What is written for another engine gives the model's vectors, or is not written."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from transformers import AutoModel
+
+import st_jv5
+from st_jv5.cli import main
+from st_jv5.export import export, parity_texts
+from st_jv5.export.parity import compare
+from st_jv5.files import read_any_json, read_json
+from tests.conftest import with_adapters
+
+ROOT = Path(__file__).parents[2]
+
+
+def adapted(backbone: str) -> SentenceTransformer:
+    """Four adapters on a small backbone."""
+    torch.manual_seed(0)
+    return with_adapters(st_jv5.new_student(backbone, matryoshka_dims=(8, 16, 48)))
+
+
+def test_the_texts_are_200_real_ones_of_six_languages():
+    texts = parity_texts()
+    assert len(texts) == len(set(texts)) == 200
+    assert max(map(len, texts)) > 2000
+    words = {word for text in texts for word in text.split()}
+    assert {"the", "les", "los", "die", "для"} <= words
+    assert any("の" in text for text in texts)
+    told = read_json(ROOT / "st_jv5" / "export" / "texts.json")["about"]
+    for licence in ("WordNet licence", "CC BY-SA 4.0", "MPL-2.0"):
+        assert licence in told
+
+
+def test_a_merged_folder_has_the_models_vectors_in_the_host_and_in_auto_model(
+    architecture, backbones, tmp_path
+):
+    model = adapted(backbones[architecture])
+    folder = tmp_path / "merged"
+    (parity,) = export(model, "retrieval", "merged", folder)
+    assert parity.texts == 200
+    assert parity.least >= 0.99999
+    stock = SentenceTransformer(str(folder))
+    assert [type(module).__name__ for module in stock] == ["Transformer", "Pooling", "Normalize"]
+    assert stock.max_seq_length == model.max_seq_length == 64
+    texts = parity_texts()[::40]
+    expected = model.encode(texts, task="retrieval", prompt_name="query")
+    found = stock.encode(texts, prompt_name="query")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    backbone = AutoModel.from_pretrained(folder)
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))  # ends with EOS by itself
+    for text, vector in zip(texts, expected, strict=True):
+        ids = words.encode(f"Query: {text}").ids
+        ids = ids if len(ids) <= 64 else [*ids[:63], ids[-1]]
+        with torch.no_grad():
+            state = backbone(torch.tensor([ids])).last_hidden_state[0, -1]
+        np.testing.assert_allclose(state / state.norm(), vector, atol=1e-5)
+
+
+def test_other_engines_find_pooling_prompts_length_and_theta_where_they_look(backbones, tmp_path):
+    export(adapted(backbones["qwen3"]), "clustering", "merged", tmp_path / "m", texts=["a"])
+    # vLLM: two class names, and the first key of pooling that is true.
+    kinds = [module["type"] for module in read_any_json(tmp_path / "m" / "modules.json")]
+    assert kinds[1:] == [
+        f"sentence_transformers.models.{name}" for name in ("Pooling", "Normalize")
+    ]
+    pooling = read_json(tmp_path / "m" / "1_Pooling" / "config.json")
+    assert next(key for key, value in pooling.items() if value is True) == "pooling_mode_lasttoken"
+    assert pooling["word_embedding_dimension"] == 48
+    # vLLM, TEI, infinity: the length.
+    settings = read_json(tmp_path / "m" / "sentence_bert_config.json")
+    assert settings == {"max_seq_length": 64, "do_lower_case": False}
+    told = read_json(tmp_path / "m" / "config_sentence_transformers.json")
+    assert told["prompts"] == {"query": "Query: ", "document": "Document: "}
+    assert told["default_prompt_name"] == "document"
+    # transformers 4: names that 5 has changed.
+    config = read_json(tmp_path / "m" / "config.json")
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    words = read_json(tmp_path / "m" / "tokenizer_config.json")
+    assert words["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert words["model_max_length"] == 64
+    assert words["add_eos_token"] is True
+    # The host would turn texts into chats.
+    assert not (tmp_path / "m" / "chat_template.jinja").exists()
+    assert read_json(tmp_path / "m" / "tokenizer.json")["truncation"] is None
+
+
+GRAPHS = [
+    pytest.param(kind, name, marks=() if light else pytest.mark.full)
+    for kind in ("onnx", "openvino")
+    for name, light in (("bert", True), ("mpnet", False), ("qwen3", False), ("eurobert", False))
+]
+
+
+@pytest.mark.parametrize(("kind", "backbone"), GRAPHS)
+def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(backbones, tmp_path, kind, backbone):
+    model = adapted(backbones[backbone])
+    folder = tmp_path / kind
+    plain, small = export(model, "retrieval", kind, folder, int8=True)
+    assert plain.least >= 0.9999
+    assert 0.85 < small.least < 1
+    assert small.bound is None
+    assert not list(folder.glob("*.safetensors"))
+    if kind == "openvino":
+        return
+    # Any number of texts and tokens, padding on either side.
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = words.encode("Query: a text of its own").ids
+    expected = model.encode(["a text of its own"], task="query")[0]
+    for before, after in ((0, 0), (0, 9), (9, 0)):
+        row = [0] * before + ids + [0] * after
+        mask = [0] * before + [1] * len(ids) + [0] * after
+        inputs = {"input_ids": np.array([row] * 3), "attention_mask": np.array([mask] * 3)}
+        (found,) = session.run(["sentence_embedding"], inputs)
+        np.testing.assert_allclose(found, [expected] * 3, atol=1e-5)
+
+
+def test_the_command_prints_how_close_it_is(saved, tmp_path, capsys):
+    main(["export", saved, str(tmp_path / "m"), "--task", "text-matching", "--to", "merged"])
+    printed = capsys.readouterr().out
+    assert "merged: 200 texts, least cosine 1.0000000" in printed
+    assert "(bound 0.99999)" in printed
+    with pytest.raises(SystemExit, match="m is there already and not empty"):
+        main(["export", saved, str(tmp_path / "m"), "--task", "clustering", "--to", "merged"])
+
+
+def test_a_published_folder_is_exported_with_its_licence(published, tmp_path):
+    main(["export", published[1], str(tmp_path / "m"), "--task", "retrieval", "--to", "merged"])
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc-by-nc-4.0\n")
+    assert "not for commercial use" in card
+    # The export is such a sibling as the publisher has; it is read as one.
+    model = st_jv5.load_jina_v5(tmp_path / "m")
+    source = st_jv5.load_jina_v5(published[1])
+    texts = parity_texts()[::40]
+    for name in ("query", "document"):
+        np.testing.assert_allclose(
+            model.encode(texts, prompt_name=name),
+            source.encode(texts, task="retrieval", prompt_name=name),
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("retreival", "merged"), r"unknown task 'retreival'.*did you mean 'retrieval'"),
+        (("retrieval", "onyx"), r"unknown kind of export 'onyx'.*did you mean 'onnx'"),
+        (("retrieval", "merged", True), r"int8 is for onnx and openvino, not for merged"),
+        (("retrieval", "merged", False, None, []), r"no texts to compare on"),
+        (("retrieval", "gguf"), r"git clone .*--llama-cpp or the environment's LLAMA_CPP"),
+        (("retrieval", "gguf", False, "/absent"), r"/absent has no convert_hf_to_gguf.py"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_is_written(
+    model, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    task, kind, *rest = arguments
+    named = dict(zip(("int8", "llama_cpp", "texts"), rest, strict=False))
+    with pytest.raises(ValueError, match=message):
+        export(model, task, kind, tmp_path / "m", **named)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "int8", "package", "told"),
+    [
+        ("onnx", False, "onnxscript", r"pip install 'st-jv5\[onnx\]'"),
+        ("openvino", False, "openvino", r"pip install 'st-jv5\[openvino\]'"),
+        ("openvino", True, "nncf", "pip install nncf"),
+    ],
+)
+def test_a_missing_package_is_named(model, tmp_path, monkeypatch, kind, int8, package, told):
+    monkeypatch.setattr(
+        "st_jv5.export.graph.find_spec", lambda name: None if name == package else find_spec(name)
+    )
+    with pytest.raises(ValueError, match=f"needs the package {package}: {told}"):
+        export(model, "retrieval", kind, tmp_path / "m", int8=int8)
+
+
+def test_an_export_that_differs_is_not_written(model, tmp_path, monkeypatch):
+    merge = st_jv5.merge_task
+    monkeypatch.setattr(
+        "st_jv5.export.merged.merge_task", lambda model, task: merge(model, "clustering")
+    )
+    with pytest.raises(ValueError, match=r"merged differs from its source: text \d+ of 200"):
+        export(model, "retrieval", "merged", tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vector_that_is_no_number_is_not_within_any_bound():
+    one = np.eye(3)
+    broken = np.eye(3)
+    broken[1, 1] = np.nan
+    with pytest.raises(ValueError, match="text 1 of 3 has cosine nan"):
+        compare("merged", "merged", one, broken)
+    with pytest.raises(ValueError, match=r"gave \(2, 3\) vectors, its source \(3, 3\)"):
+        compare("merged", "merged", one, one[:2])
