@@ -53,7 +53,7 @@ def write(
     done = subprocess.run(
         [
             sys.executable, str(checkout / CONVERTER), str(folder),
-            "--outfile", str(folder / FILE), "--outtype", "f16",
+            "--outfile", str(folder / FILE), "--outtype", "f16", "--model-name", task,
         ],
         capture_output=True,
         text=True,

@@ -118,8 +118,9 @@ def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(backbones, tmp_pa
     words = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = words.encode("Query: a text of its own").ids
     expected = model.encode(["a text of its own"], task="query")[0]
+    pad = model.tokenizer.pad_token_id
     for before, after in ((0, 0), (0, 9), (9, 0)):
-        row = [0] * before + ids + [0] * after
+        row = [pad] * before + ids + [pad] * after
         mask = [0] * before + [1] * len(ids) + [0] * after
         inputs = {"input_ids": np.array([row] * 3), "attention_mask": np.array([mask] * 3)}
         (found,) = session.run(["sentence_embedding"], inputs)

