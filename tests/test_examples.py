@@ -18,7 +18,19 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
 import st_jv5
-from st_jv5 import cli, evaluation, functional, hub, losses, teacher, trainer
+from st_jv5 import (
+    cli,
+    evaluation,
+    export,
+    functional,
+    hub,
+    licenses,
+    losses,
+    self_test,
+    teacher,
+    trainer,
+    trust,
+)
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.tasks import TASKS, column_prompts
 from st_jv5.texts import read_texts
@@ -30,6 +42,12 @@ EXTRA = [
     functional.cosent,
     functional.relational_distance,
     hub.model_card,
+    hub.publish,
+    licenses.Licenses,
+    self_test.self_test,
+    trust.check_folder,
+    export.export,
+    export.parity_texts,
     cli.main,
     MTEBEncoder,
     *(getattr(evaluation, name) for name in ("bytes_per_vector", "ranges_of", "stored")),
@@ -103,6 +121,7 @@ def world(tmp_path, backbones):
         "task_folder": "task",
         "averaged_folder": "averaged",
         "out_folder": "out",
+        "export_folder": "export",
     }
 
     def build(doc: str) -> dict[str, object]:

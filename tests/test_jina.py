@@ -9,17 +9,28 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import constants
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 import st_jv5
+from st_jv5 import licenses
+from st_jv5.files import read_json, write_json
+from st_jv5.hub import publish
 from st_jv5.tasks import TASKS
 from tests.conftest import arguments
+from tests.hub_server import serve
 
 
-def test_vectors_equal_auto_model_and_peft(published, texts, tmp_path):
+def refuse(*_: object) -> str:
+    raise AssertionError("it asked whether to trust remote code")
+
+
+def test_vectors_equal_auto_model_and_peft(published, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", refuse)
     stock, folder = published
     model = st_jv5.load_jina_v5(folder)
     assert st_jv5.tasks(model) == list(TASKS)
@@ -71,6 +82,76 @@ def test_fine_tuning_one_adapter_leaves_the_bits_of_all_else(published, texts, t
     assert np.array_equal(found, model.encode(texts, task=task))
 
 
+def test_settings_of_the_host_reach_the_model(published, texts):
+    model = st_jv5.load_jina_v5(
+        published[1], dtype="bfloat16", default_task="clustering", device="cpu", truncate_dim=32
+    )
+    assert model.dtype == torch.bfloat16
+    found = model.encode(texts[:4])
+    assert found.shape == (4, 32)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-2)  # bfloat16's rounding
+
+
+def test_the_licence_is_told_once_and_goes_along(published, texts, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(licenses, "_shown", set())
+    model = st_jv5.load_jina_v5(published[1])
+    st_jv5.load_jina_v5(published[1])
+    assert caplog.text.count("the weights of jina are cc-by-nc-4.0, not for commercial use") == 1
+    model.save_pretrained(str(tmp_path / "ours"))
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card
+    again = SentenceTransformer(str(tmp_path / "ours"))
+    student = st_jv5.new_student(again, layers=2)
+    for one in (again, student):
+        assert one[0].licenses.binding() == "cc-by-nc-4.0"
+    student[0].licenses.teacher = {"t": "mit"}
+    student[0].licenses.data = {"d": "mit"}
+    student.save_pretrained(str(tmp_path / "student"))
+    (tmp_path / "student" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    with pytest.raises(ValueError, match=r"jina are cc-by-nc-4.0 and stay so.*'apache-2.0'"):
+        publish(tmp_path / "student", "team/mine", dry_run=True)
+
+
+def test_a_revision_is_honoured_for_backbone_tokenizer_and_adapters(
+    published, texts, tmp_path, monkeypatch
+):
+    def commit() -> None:
+        files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+        hub.commits.setdefault("jinaai/v5", []).append(
+            {n: p.read_bytes() for n, p in files.items()}
+        )
+
+    folder = Path(published[1])
+    with serve() as hub:
+        address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (
+            ("HF_HUB_OFFLINE", False),
+            ("ENDPOINT", hub.url),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", address),
+        ):
+            monkeypatch.setattr(constants, name, value)
+        hub.private["jinaai/v5"] = False
+        commit()
+        first = hub.commit_id("jinaai/v5", 0)
+        expected = st_jv5.load_jina_v5(folder).encode(texts[:4], task="clustering")
+        # Then everything changes: backbone, tokens and adapters.
+        for path in folder.rglob("*model.safetensors"):
+            tensors = load_file(path)
+            save_file({n: 1.3 * t for n, t in tensors.items()}, path, {"format": "pt"})
+        words = read_json(folder / "tokenizer.json")
+        words["normalizer"] = {"type": "Lowercase"}
+        write_json(folder / "tokenizer.json", words)
+        commit()
+        for settings in ({"revision": first}, {}):
+            model = st_jv5.load_jina_v5("jinaai/v5", cache_folder=str(tmp_path / "c"), **settings)
+            found = model.encode(texts[:4], task="clustering")
+            assert np.array_equal(found, expected) == bool(settings)
+            assert (model.tokenizer("A") == model.tokenizer("a")) == (not settings)
+    fetched = {path.name for path in (tmp_path / "c").rglob("*")}
+    assert "adapter_model.safetensors" in fetched
+    assert not [name for name in fetched if name.endswith(".py")]  # no code was even fetched
+
+
 def test_what_cannot_be_read_is_named(published):
     _, folder = published
     with pytest.raises(ValueError, match=r"unknown task 'retreival'.*did you mean 'retrieval'"):
@@ -86,3 +167,5 @@ def test_what_cannot_be_read_is_named(published):
 def test_other_folders_are_refused(backbones):
     with pytest.raises(ValueError, match="model_type 'bert', not 'jina_embeddings_v5'"):
         st_jv5.load_jina_v5(backbones["bert"])
+    with pytest.raises(ValueError, match=r"1_Pooling/config.json does not pool the last token"):
+        st_jv5.load_jina_v5(backbones["qwen3"])
