@@ -106,7 +106,8 @@ def publish(
     with tempfile.TemporaryDirectory() as merged:
         uploads = [Upload(repo_id, _files(Path(folder), repo_id))]
         if siblings:
-            model = SentenceTransformer(str(folder))
+            # Merged in float32: a half precision would round the sum once more than the source.
+            model = SentenceTransformer(str(folder), model_kwargs={"dtype": "float32"})
             for task in tqdm(tasks(model), desc="siblings", unit="task"):
                 (parity,) = export(model, task, "merged", Path(merged) / task)
                 lines.append(f"{repo_id}-{task}: {parity}")
@@ -129,13 +130,15 @@ def publish(
 
 def _files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     """A folder's files; the card names the repository where it loads the model."""
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
     found: dict[str, Path | bytes] = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.parts[-2:])
+        name.as_posix(): path
+        for name, path in paths.items()
+        if path.is_file() and not any(part.startswith(".") for part in name.parts)
     }
     card = (folder / "README.md").read_text(encoding="utf-8").replace("REPOSITORY", repo_id)
     card = re.sub(r'(SentenceTransformer\()"[^"]*"', rf'\g<1>"{repo_id}"', card)
+    card = re.sub(r"(st-jv5 export )\S+", rf"\g<1>{repo_id}", card)
     found["README.md"] = card.encode()
     return found
 

@@ -12,7 +12,10 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from st_jv5.files import read_json
+from st_jv5.licenses import Licenses
 from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+from st_jv5.modules.adapter_router import SETTINGS_FILE
 from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS
 
 MATRYOSHKA_DIMS = (32, 64, 128, 256, 512, 768, 1024)
@@ -34,7 +37,8 @@ def new_student(
     without any): a target that is met exactly is not met through noise.
 
     Args:
-        base: Hub id, folder, or a SentenceTransformer whose backbone and tokenizer are copied.
+        base: Hub id, folder, or a SentenceTransformer whose backbone and tokenizer are copied. The
+            licences that a model of ours names go along.
         layers: Indices of the blocks to keep, in order, or how many: evenly spaced, the first and
             the last among them. None keeps all.
         append_eos: End every input with EOS or SEP, whose state is the embedding. An error if the
@@ -66,6 +70,8 @@ def new_student(
         model_kwargs={} if dtype is None else {"dtype": dtype},
         config_kwargs={name: 0.0 for name in DROPOUTS if hasattr(config, name)},
     )
+    if (settings := Path(base) / SETTINGS_FILE).is_file():  # a model of ours
+        router.licenses = Licenses.read(read_json(settings).get("licenses", {}), settings)
     if layers is not None:
         _keep_layers(router.model, layers)
     width = router.get_embedding_dimension()

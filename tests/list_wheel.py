@@ -6,6 +6,7 @@ import zipfile
 names = zipfile.ZipFile(sys.argv[1]).namelist()
 print("\n".join(names))
 strangers = [n for n in names if not n.startswith(("st_jv5/", "st_jv5-", "st_jv5."))]
-missing = {"st_jv5/py.typed", "st_jv5/model_card.md", "st_jv5/__init__.py"} - set(names)
+wanted = ("py.typed", "model_card.md", "__init__.py", "export/texts.json", "export/cards/onnx.md")
+missing = {f"st_jv5/{name}" for name in wanted} - set(names)
 if strangers or missing:
     sys.exit(f"the wheel ships {strangers} and lacks {sorted(missing)}")

@@ -23,7 +23,12 @@ from tests.hub_server import Hub, serve
 
 ROOT = Path(__file__).parent.parent
 LICENSES = {"base": {"b": "mit"}, "teacher": {"t": "apache-2.0"}, "data": {"d": "cc0-1.0"}}
-CARD = '---\nlicense: mit\n---\n# A model\n\n    SentenceTransformer("out/model")\n'
+CARD = """---
+license: mit
+---
+    SentenceTransformer("out/model")
+    st-jv5 export out/model out/merged --task retrieval --to merged
+"""
 
 
 @pytest.fixture
@@ -61,9 +66,11 @@ def test_a_model_and_its_siblings_are_one_commit_each_and_load_by_id_and_revisio
     first = hub.commit_id("team/mini", 1)
     card = hub.commits["team/mini"][1]["README.md"].decode()
     assert 'SentenceTransformer("team/mini")' in card
+    assert "st-jv5 export team/mini out/merged" in card
     sibling = hub.commits["team/mini-clustering"][1]["README.md"].decode()
     assert 'SentenceTransformer("team/mini-clustering")' in sibling
     assert "vllm serve team/mini-clustering" in sibling
+    assert sibling.startswith("---\nlicense: mit\n")
     # Another version; the first one stays under its commit.
     model = SentenceTransformer(ready)
     before = model.encode(texts[:4], task="clustering")

@@ -102,7 +102,8 @@ def test_the_licence_is_told_once_and_goes_along(published, texts, tmp_path, cap
     assert "license: cc-by-nc-4.0" in card
     again = SentenceTransformer(str(tmp_path / "ours"))
     student = st_jv5.new_student(again, layers=2)
-    for one in (again, student):
+    from_folder = st_jv5.new_student(str(tmp_path / "ours"), layers=2)
+    for one in (again, student, from_folder):
         assert one[0].licenses.binding() == "cc-by-nc-4.0"
     student[0].licenses.teacher = {"t": "mit"}
     student[0].licenses.data = {"d": "mit"}

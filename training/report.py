@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 
 from eval.page import Cell, Page, Plot, Table, lines
 from eval.record import Row, read_record
@@ -12,6 +13,7 @@ from eval.samples import Samples, paired_bootstrap
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.files import read_json, write_json, write_text
 from st_jv5.hub import model_card
+from st_jv5.licenses import Licenses
 from st_jv5.tasks import BASE
 from training.context import Run
 from training.measure import BEFORE, CHANCE, MODEL, TEACHER, records_of
@@ -134,10 +136,12 @@ def loss_plots(run: Run) -> list[Plot]:
 # ------------------------------------------------------------------------------------------ card
 
 
-def license_table(licenses: dict[str, dict[str, str]]) -> str:
+def license_table(licenses: Licenses) -> str:
     """What the model was made of, and under which licences."""
     cells: list[list[Cell]] = [
-        [kind, name, licence] for kind, named in licenses.items() for name, licence in named.items()
+        [kind, name, license_]
+        for kind, named in asdict(licenses).items()
+        for name, license_ in named.items()
     ]
     return Table(["", "name", "licence"], cells).markdown()
 
@@ -147,9 +151,10 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     recipe = run.recipe
     told = read_json(run.folder / "run.json")
     settings = read_json(run.folder / "model" / "st_jv5.json")
+    curves = curve_table(read_record(run.folder / "evaluation" / MODEL)["results"])
+    licenses = Licenses.read(settings["licenses"], "st_jv5.json")
     config = read_json(run.folder / "model" / "config.json")
     dims = settings["matryoshka_dims"]
-    rows = read_record(run.folder / "evaluation" / MODEL)["results"]
     bytes_ = sum(path.stat().st_size for path in (run.folder / "model").rglob("*model.safetensors"))
     data = ["| data set | source | license | rows |", "|---|---|---|---|"]
     for name, spec in recipe.data_sets.items():
@@ -169,7 +174,7 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         phases.append("| " + " | ".join(map(str, cells)) + " |")
     return {
         "name": f"st_jv5 {recipe.name}",
-        "license": recipe.student.license,
+        "license": licenses.binding() or recipe.student.license,
         "base": recipe.student.source or recipe.student.base,
         "teacher": ", ".join(spec.source or spec.model for spec in run.teachers),
         "parameters": f"{bytes_ / 4e6:.1f}M",
@@ -187,8 +192,8 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         "data": "\n".join(data),
         "phases": "\n".join(phases),
         "scores": scores,
-        "curves": curves.markdown() if (curves := curve_table(rows)) else "",
-        "licenses": license_table(settings["licenses"]),
+        "curves": f"### Cut, and stored smaller\n\n{curves.markdown()}" if curves else "",
+        "licenses": license_table(licenses),
         "command": f"python -m training.run training/recipes/{recipe.name}.yaml",
         "commit": (told["commit"] or "unknown")[:12],
         "limits": (

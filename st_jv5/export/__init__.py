@@ -56,7 +56,7 @@ def export(
         int8: For onnx and openvino, also a graph with int8 weights, whose loss is measured and
             bound by nothing.
         llama_cpp: For gguf, a checkout of llama.cpp; None takes the environment's ``LLAMA_CPP``.
-        texts: To compare on; None takes 200 texts of eight languages that come along.
+        texts: To compare on; None takes 200 texts of six languages that come along.
 
     Returns:
         A comparison for each file.
@@ -85,7 +85,7 @@ def export(
     else:
         graph.check_installed(kind, int8)
     with whole_folder(folder) as partial:
-        merged = write_merged(model, task, partial)
+        merged = write_merged(model, task, partial, kind)
         if kind == "merged":
             named, vectors = source_vectors(model, task, texts)
             return [compare(kind, partial, vectors, merged_vectors(partial, named))]

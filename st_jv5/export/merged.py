@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from string import Template
 
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
@@ -23,7 +24,13 @@ MODULES = (
 )
 """Class names that sentence-transformers 2 to 6 know, and vLLM, TEI and llama.cpp look for."""
 
-CARD = Template((Path(__file__).parent / "card.md").read_text(encoding="utf-8"))
+CARDS = Path(__file__).parent / "cards"
+FORMS = {
+    "merged": "merged into stock weights",
+    "onnx": "as one ONNX graph",
+    "openvino": "as one OpenVINO graph",
+    "gguf": "as GGUF for llama.cpp",
+}
 
 OF_THIS_RUN = (
     "is_local", "local_files_only", "max_length", "pad_to_multiple_of", "pad_token_type_id",
@@ -32,8 +39,10 @@ OF_THIS_RUN = (
 """Keys of tokenizer_config.json that tell how it was loaded and last called."""
 
 
-def write_merged(model: SentenceTransformer, task: str, folder: Path) -> PreTrainedModel:
-    """Write one task as stock modules.
+def write_merged(
+    model: SentenceTransformer, task: str, folder: Path, kind: str = "merged"
+) -> PreTrainedModel:
+    """Write one task as stock modules, with the card of the kind that they are to become.
 
     What the host's own ``save_pretrained`` would write, sentence-transformers 3 and transformers 4
     cannot read: other class names, other keys of pooling, ``dtype`` and theta, a tokenizer class
@@ -74,7 +83,7 @@ def write_merged(model: SentenceTransformer, task: str, folder: Path) -> PreTrai
             "similarity_fn_name": "cosine",
         },
     )
-    write_text(folder / "README.md", card(model, task))
+    write_text(folder / "README.md", card(model, task, kind))
     return backbone
 
 
@@ -97,18 +106,33 @@ def _write_tokenizer(stock: SentenceTransformer, folder: Path) -> None:
     )
 
 
-def card(model: SentenceTransformer, task: str) -> str:
-    """The licence, and how other engines run the task."""
+def card(model: SentenceTransformer, task: str, kind: str) -> str:
+    """The licence, and how the task is run."""
     router = router_of(model)
-    license_ = router.licenses.binding() or model.model_card_data.license
-    bound = f"The weights are {license_}: not for commercial use."
     prompts = router.tasks[task].prompts if task in router.tasks else model.prompts
-    return CARD.substitute(
-        license=f"license: {license_}\n" if license_ else "",
-        task=task,
-        width=model.get_embedding_dimension(),
-        tokens=model.max_seq_length,
-        bound=f"\n{bound}\n" if router.licenses.binding() else "",
-        prompts="\n".join(f"- {name}: `{prompt}`" for name, prompt in prompts.items()),
-        prompt=prompts["document"],
-    )
+    license_ = license_of(model)
+    bound = f"\nThe weights are {license_}: not for commercial use.\n"
+    pad = model.tokenizer.pad_token
+    facts = {
+        "license": f"license: {license_}\n" if license_ else "",
+        "task": task,
+        "form": FORMS[kind],
+        "width": model.get_embedding_dimension(),
+        "tokens": model.max_seq_length,
+        "bound": bound if router.licenses.binding() else "",
+        "prompts": "\n".join(f"- {name}: `{prompt}`" for name, prompt in prompts.items()),
+        "prompt": prompts["document"],
+        "pad": pad,
+        "pad_id": model.tokenizer.convert_tokens_to_ids(pad),
+    }
+    usage = Template((CARDS / f"{kind}.md").read_text(encoding="utf-8")).substitute(facts)
+    whole = Template((CARDS / "card.md").read_text(encoding="utf-8"))
+    return whole.substitute(facts, usage=usage)
+
+
+def license_of(model: SentenceTransformer) -> str | None:
+    """What binds the weights; else what the model's card says."""
+    text = getattr(model, "_model_card_text", None) or ""
+    of_card = ModelCard(text, ignore_metadata_errors=True).data.get("license") if text else None
+    found = router_of(model).licenses.binding() or of_card or model.model_card_data.license
+    return str(found) if found else None

@@ -39,7 +39,7 @@ class Parity:
 
 
 def parity_texts() -> list[str]:
-    """200 real texts of 3 to 2,040 characters in eight languages; ``about`` names their licences.
+    """200 real texts of 3 to 2,040 characters in six languages; ``about`` names their licences.
 
     Example:
         >>> len(parity_texts())

@@ -103,7 +103,9 @@ GRAPHS = [
 
 
 @pytest.mark.parametrize(("kind", "backbone"), GRAPHS)
-def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(backbones, tmp_path, kind, backbone):
+def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(
+    backbones, tmp_path, monkeypatch, kind, backbone
+):
     model = adapted(backbones[backbone])
     folder = tmp_path / kind
     plain, small = export(model, "retrieval", kind, folder, int8=True)
@@ -111,6 +113,13 @@ def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(backbones, tmp_pa
     assert 0.85 < small.least < 1
     assert small.bound is None
     assert not list(folder.glob("*.safetensors"))
+    # The card's own lines, as its reader runs them.
+    card = (folder / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    space: dict[str, object] = {}
+    exec(card[card.index("```python\n") + 10 : card.rindex("```")], space)
+    expected = model.encode(["a text", "another"], task="retrieval", prompt_name="document")
+    np.testing.assert_allclose(space["vectors"], expected, atol=1e-5)
     if kind == "openvino":
         return
     # Any number of texts and tokens, padding on either side.
