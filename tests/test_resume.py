@@ -49,8 +49,14 @@ def run_killed(processes, arguments: tuple, kills: int, draw: random.Random) -> 
         killed.append(step.value)
 
 
-@pytest.mark.parametrize("task", ["base", "retrieval"])
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("kills", "task"),
+    [
+        (2, "retrieval"),
+        pytest.param(10, "retrieval", marks=pytest.mark.full),
+        pytest.param(10, "base", marks=pytest.mark.full),
+    ],
+)
 def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
     processes, backbones, tmp_path, task, kills
 ):

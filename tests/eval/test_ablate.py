@@ -23,9 +23,9 @@ SHIPPED = ROOT / "eval" / "ablations.yaml"
 
 
 @pytest.fixture
-def plan(tmp_path) -> Path:
+def plan(smaller, tmp_path) -> Path:
     """Two steps of one layer on a few rows, and a theta run of two small layers."""
-    tree = yaml.safe_load(DEMO.read_text())
+    tree = smaller(yaml.safe_load(DEMO.read_text()))
     tree["student"] |= {"layers": [0], "max_tokens": 12, "matryoshka_dims": [32, 384]}
     tree["teacher"]["max_tokens"] = 12
     for spec in tree["data_sets"].values():
@@ -34,7 +34,7 @@ def plan(tmp_path) -> Path:
     tree["stage1"] |= small
     tree["adapters"] = {"retrieval": tree["adapters"]["retrieval"] | small | {"average": []}}
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(tree))
-    theta = yaml.safe_load((ROOT / "eval" / "theta.yaml").read_text())
+    theta = smaller(yaml.safe_load((ROOT / "eval" / "theta.yaml").read_text()))
     theta["stage1"] |= small | {"batch_sizes": {}, "max_tokens": {}}
     theta["student"] |= {"max_tokens": 32, "matryoshka_dims": [16]}
     theta["teacher"]["max_tokens"] = 12

@@ -1,6 +1,6 @@
 """One optimizer step of the retrieval loss, in one process or as one of several.
 
-python -m tests.losses.gradients BACKBONE FOLDER PORT RANK matryoshka|plain
+python -m tests.losses.gradients BACKBONE FOLDER PORT RANK few|all
 """
 
 from __future__ import annotations
@@ -43,21 +43,22 @@ class Case:
         return "-".join(str(value) for value in asdict(self).values()).replace(" ", "")
 
 
-DIMS = {"plain": None, "matryoshka": (8, 16, 48)}
+DIMS = (None, (8, 16, 48))
 
 
 def cases() -> list[Case]:
     """Those of one process."""
     return [
         Case(*settings)
-        for settings in itertools.product(("base", "retrieval"), LAYOUTS, (1, 4), DIMS.values())
+        for settings in itertools.product(("base", "retrieval"), LAYOUTS, (1, 4), DIMS)
     ]
 
 
-def gathered_cases(kind: str) -> list[Case]:
-    """Those of two; the backbone's own differ in nothing but the parameters, and are left out."""
-    settings = itertools.product(LAYOUTS, (1, 4), (False, True))
-    return [Case("retrieval", layout, n, DIMS[kind], gather) for layout, n, gather in settings]
+def gathered_cases(which: str) -> list[Case]:
+    """Those of two, all or few; the backbone's own differ in the parameters alone: left out."""
+    few = which == "few"
+    settings = itertools.product(LAYOUTS, (4,) if few else (1, 4), DIMS[few:], (False, True))
+    return [Case("retrieval", *each) for each in settings]
 
 
 def student_and_loss(
@@ -163,10 +164,10 @@ def step(backbone: str, case: Case, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The cases of one kind, in one of two processes; each leaves its own file."""
+    """Few or all cases, in one of two processes; each leaves its own file."""
     import os
 
-    backbone, folder, port, rank, kind = sys.argv[1:]
+    backbone, folder, port, rank, which = sys.argv[1:]
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=port,
@@ -177,7 +178,7 @@ def main() -> None:
     )
     torch.set_num_threads(1)
     gc.freeze()  # every trainer ends with a full collection
-    for case in gathered_cases(kind):
+    for case in gathered_cases(which):
         found = step(backbone, case, Path(folder) / "trainer")
         torch.save(found, Path(folder) / f"{case.name}.{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -109,8 +109,8 @@ def test_the_gradients_of_a_step_are_the_sum_of_each_terms_own(case, backbones, 
     assert_equal(found["gradients"], expected)
 
 
-@pytest.mark.parametrize("kind", ["matryoshka", pytest.param("plain", marks=pytest.mark.full)])
-def test_two_processes_have_the_gradients_of_all_their_batches(backbones, tmp_path, kind):
+@pytest.mark.parametrize("which", ["few", pytest.param("all", marks=pytest.mark.full)])
+def test_two_processes_have_the_gradients_of_all_their_batches(backbones, tmp_path, which):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -118,13 +118,13 @@ def test_two_processes_have_the_gradients_of_all_their_batches(backbones, tmp_pa
     logs = [Path(tmp_path) / f"{rank}.log" for rank in range(2)]
     workers = [
         subprocess.Popen(
-            [*command, str(port), str(rank), kind], stdout=log.open("w"), stderr=subprocess.STDOUT
+            [*command, str(port), str(rank), which], stdout=log.open("w"), stderr=subprocess.STDOUT
         )
         for rank, log in enumerate(logs)
     ]
     codes = [worker.wait(timeout=240) for worker in workers]
     assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
-    for case in gathered_cases(kind):
+    for case in gathered_cases(which):
         found = [torch.load(Path(tmp_path) / f"{case.name}.{rank}.pt") for rank in range(2)]
         first, second = ([tuple(rows) for rows in one["rows"]] for one in found)
         assert len(first) == case.accumulation

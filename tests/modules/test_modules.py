@@ -339,6 +339,7 @@ def test_trap_21_copies_pickles_and_processes_keep_their_vectors(saved, texts, t
     assert model.truncate_dim == truncate_dim
 
 
+@pytest.mark.full
 def test_trap_21_a_pool_of_processes_encodes_alike(saved, texts):
     model = SentenceTransformer(saved, truncate_dim=8)
     expected = model.encode(texts, task="clustering")

@@ -19,9 +19,9 @@ STEPS = {"steps": 2, "batch_size": 4, "checkpoint_steps": 1, "warmup_steps": 0}
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> str:
+def recipe(smaller, tmp_path_factory) -> str:
     """The demo's recipe at two steps a phase and two layers."""
-    tree = yaml.safe_load(DEMO.read_text())
+    tree = smaller(yaml.safe_load(DEMO.read_text()))
     folder = tmp_path_factory.mktemp("run")
     tree |= {"name": "tiny", "output": str(folder / "out")}
     tree["student"] |= {"layers": [0, 5], "max_tokens": 16, "matryoshka_dims": [32, 384]}

@@ -37,9 +37,9 @@ SMALL = (
 
 
 @pytest.fixture
-def recipe(tmp_path) -> str:
+def recipe(smaller, tmp_path) -> str:
     """Two teachers with three prompts each, three adapters, two steps a phase."""
-    tree = yaml.safe_load(DEMO.read_text())
+    tree = smaller(yaml.safe_load(DEMO.read_text()))
     tree |= {"name": "tiny", "output": str(tmp_path / "out"), "precision": "float32"}
     tree["student"] |= {"layers": [0, 5], "max_tokens": 16, "matryoshka_dims": [32, 384]}
     tree["teacher"] |= {"max_tokens": 16, "prompts": {"query": QUERY, "topic": TOPIC}}
