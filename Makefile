@@ -7,6 +7,9 @@ INSTALLED := $(VENV)/.installed
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 # Models and data are local: never wait for a network.
 export HF_HUB_OFFLINE = 1
+# Bytecode is written by the first import, of the modules that are used, and not for all at install.
+unexport PYTHONDONTWRITEBYTECODE
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo check test test-full clean
 
@@ -31,8 +34,8 @@ test-full: $(INSTALLED)  ## the long ones too
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(PIP_INSTALL) "$(TORCH)"
+	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
 clean:  ## results, builds and caches; the .venv stays

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -14,9 +16,9 @@ from st_jv5.files import read_json, write_json
 from st_jv5.hub import publish
 from st_jv5.self_test import self_test
 from st_jv5.tasks import TASKS
+from tests.conftest import with_adapters
 from tests.hub_server import Hub
 
-ROOT = Path(__file__).parent.parent
 LICENSES = {"base": {"b": "mit"}, "teacher": {"t": "apache-2.0"}, "data": {"d": "cc0-1.0"}}
 CARD = """---
 license: mit
@@ -26,15 +28,23 @@ license: mit
 """
 
 
-@pytest.fixture
-def ready(model, tmp_path) -> str:
+@pytest.fixture(scope="module")
+def whole(backbones, tmp_path_factory) -> Path:
     """A folder that passes."""
+    torch.manual_seed(0)
+    model = with_adapters(st_jv5.new_student(backbones["eurobert"], matryoshka_dims=(8, 16, 48)))
     for kind, named in LICENSES.items():
         setattr(model[0].licenses, kind, dict(named))
-    folder = tmp_path / "ready"
+    folder = tmp_path_factory.mktemp("whole")
     model.save_pretrained(str(folder))
     (folder / "README.md").write_text(CARD)
-    return str(folder)
+    return folder
+
+
+@pytest.fixture
+def ready(whole, tmp_path) -> str:
+    """A copy of it."""
+    return shutil.copytree(whole, str(tmp_path / "ready"))
 
 
 def send(hub: Hub, folder: str, **settings) -> list[str]:
