@@ -9,6 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from st_jv5.files import read_json, write_json
 
+OF_THIS_RUN = (
+    "is_local", "local_files_only", "max_length", "pad_to_multiple_of", "pad_token_type_id",
+    "stride", "truncation_strategy", "backend", "auto_map",
+)  # fmt: skip
+"""Keys of tokenizer_config.json that tell how it was loaded and last called."""
+
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     """Make a fast tokenizer end every input with EOS or SEP; truncation then keeps it.
@@ -40,8 +46,11 @@ def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a tokenizer without the truncation and padding of its last call."""
+    """Write a tokenizer without what its last call and its loading have left in it."""
     tokenizer.save_pretrained(folder)
-    path = Path(folder) / "tokenizer.json"
-    if path.exists():
-        write_json(path, {**read_json(path), "truncation": None, "padding": None})
+    words, settings = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
+    if words.exists():
+        write_json(words, {**read_json(words), "truncation": None, "padding": None})
+    if settings.exists():
+        kept = {k: v for k, v in read_json(settings).items() if k not in OF_THIS_RUN}
+        write_json(settings, kept)

@@ -32,12 +32,6 @@ FORMS = {
     "gguf": "as GGUF for llama.cpp",
 }
 
-OF_THIS_RUN = (
-    "is_local", "local_files_only", "max_length", "pad_to_multiple_of", "pad_token_type_id",
-    "stride", "truncation_strategy", "backend", "auto_map",
-)  # fmt: skip
-"""Keys of tokenizer_config.json that tell how it was loaded and last called."""
-
 
 def write_merged(
     model: SentenceTransformer, task: str, folder: Path, kind: str = "merged"
@@ -92,7 +86,6 @@ def _write_tokenizer(stock: SentenceTransformer, folder: Path) -> None:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     ending = stock.tokenizer("a")["input_ids"][-1]
     config = read_json(folder / "tokenizer_config.json")
-    config = {key: value for key, value in config.items() if key not in OF_THIS_RUN}
     write_json(
         folder / "tokenizer_config.json",
         {
