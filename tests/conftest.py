@@ -197,6 +197,9 @@ def published(request, backbones, tmp_path) -> tuple[str, str]:
         "auto_map": {"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"},
     }
     path.write_text(json.dumps(config))
+    words = folder / "tokenizer_config.json"
+    told = json.loads(words.read_text())
+    words.write_text(json.dumps(told | {"auto_map": {"AutoTokenizer": ["modeling.T", None]}}))
     (folder / "modeling.py").write_text("raise RuntimeError('remote code was run')")
     return stock, str(folder)
 

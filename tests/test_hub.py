@@ -118,6 +118,18 @@ def test_after_a_cut_only_what_is_missing_is_sent(hub, ready, monkeypatch):
     ]
 
 
+def test_a_pickle_on_the_hub_is_no_fallback_for_missing_weights(hub, ready, tmp_path):
+    send(hub, ready)
+    files = dict(hub.commits["team/mini"][1])
+    torch.save({"weights": torch.ones(3)}, tmp_path / "w.bin")
+    files["pytorch_model.bin"] = (tmp_path / "w.bin").read_bytes()
+    del files["model.safetensors"]
+    hub.commits["team/mini"].append(files)
+    with pytest.raises(OSError, match=r"Not Found|safetensors"):  # it looks for a conversion
+        SentenceTransformer("team/mini", cache_folder=str(tmp_path / "cache"), token="hf_test")
+    assert not [*(tmp_path / "cache").rglob("*.bin")]  # not even fetched
+
+
 def test_a_dry_run_tells_and_sends_nothing(hub, ready):
     lines = send(hub, ready, dry_run=True, siblings=True)
     assert hub.commits == {}

@@ -95,6 +95,17 @@ def test_other_engines_find_pooling_prompts_length_and_theta_where_they_look(bac
     assert read_json(tmp_path / "m" / "tokenizer.json")["truncation"] is None
 
 
+def test_a_tasks_own_prompts_go_along_and_come_back(backbones, tmp_path):
+    torch.manual_seed(0)
+    model = st_jv5.new_student(backbones["qwen3"], matryoshka_dims=(8, 48))
+    st_jv5.add_task(model, "legal", prompts={"query": "Which law? ", "document": "Law: "})
+    export(model, "legal", "merged", tmp_path / "m", texts=parity_texts()[:4])
+    told = read_json(tmp_path / "m" / "config_sentence_transformers.json")["prompts"]
+    assert told == {"query": "Which law? ", "document": "Law: "}
+    assert st_jv5.load_jina_v5(tmp_path / "m").prompts == told  # a sibling's own, too
+    assert "`Which law? `" in (tmp_path / "m" / "README.md").read_text()
+
+
 GRAPHS = [
     pytest.param(kind, name, marks=() if light else pytest.mark.full)
     for kind in ("onnx", "openvino")
