@@ -150,7 +150,7 @@ def _told(upload: Upload) -> str:
 
 
 def _send(api: HfApi, upload: Upload, private: bool) -> str:
-    """One commit of what differs; weights go first, each is on the Hub when its bar is full."""
+    """One commit of what differs; a file's content is on the Hub when the bar has passed it."""
     api.create_repo(upload.repo_id, private=private, exist_ok=True)
     there = {
         each.path: each

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
+from st_jv5.cli import main
 from st_jv5.files import read_json, write_json
 from st_jv5.hub import publish
 from st_jv5.self_test import self_test
@@ -135,6 +136,21 @@ def test_a_dry_run_tells_and_sends_nothing(hub, ready):
     assert hub.commits == {}
     assert "adapters/retrieval/adapter_model.safetensors" in lines[-5]
     assert lines[-1].startswith("team/mini-classification: ")
+
+
+def test_the_commands_print_what_was_tested_and_sent(hub, ready, capsys):
+    main(["check", ready])
+    tested = capsys.readouterr().out
+    assert "licences: base, teacher and data stated; the card says mit" in tested
+    main(["publish", ready, "team/mini", "--dry-run"])
+    assert "model.safetensors" in capsys.readouterr().out
+    assert hub.commits == {}
+    main(["publish", ready, "team/mini", "--private"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(tested)
+    assert f"{hub.url}/team/mini/commit/{hub.commit_id('team/mini', 1)}" in printed
+    with pytest.raises(SystemExit, match=r"error: .*must be organisation/name"):
+        main(["publish", ready, "mini"])
 
 
 def test_a_hub_that_refuses_is_named(hub, ready, monkeypatch):
