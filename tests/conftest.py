@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -241,6 +241,7 @@ def hub(monkeypatch: pytest.MonkeyPatch):
             ("HUGGINGFACE_CO_URL_TEMPLATE", address),
         ):
             monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # bound when it was imported
         yield hub
 
 
