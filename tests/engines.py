@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ENVIRONMENTS = Path(__file__).parent.parent / "out" / "venvs"
@@ -33,3 +35,28 @@ def node(name: str, *packages: str) -> Path:
         subprocess.run(command, cwd=folder, check=True)
         (folder / "done").touch()
     return folder
+
+
+def llama_cpp() -> Path:
+    """A checkout: the environment's, or the one that llama-cpp-python's source package holds."""
+    if given := os.environ.get("LLAMA_CPP"):
+        return Path(given)
+    folder = ENVIRONMENTS / "llama-cpp"
+    if not (folder / "done").exists():
+        name = "llama-cpp-python"
+        command = [
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            name,
+            "-d",
+            folder,
+            name,
+        ]
+        subprocess.run([sys.executable, "-m", *command], check=True)
+        with tarfile.open(next(folder.glob("*.tar.gz"))) as package:
+            package.extractall(folder, filter="data")
+        (folder / "done").touch()
+    return next(folder.glob("*/vendor/llama.cpp"))

@@ -172,15 +172,11 @@ def qwen3(tmp_path_factory) -> SentenceTransformer:
     return with_adapters(st_jv5.new_student(str(folder), matryoshka_dims=(16, 64)))
 
 
-@pytest.mark.skipif(
-    "LLAMA_CPP" not in os.environ,
-    reason="set LLAMA_CPP to a checkout of llama.cpp",
-)
 @pytest.mark.parametrize("backbone", ["qwen3", "minilm"])
 def test_llama_cpp_runs_a_gguf(request, tmp_path, backbone):
     model = request.getfixturevalue(backbone)
-    found = export(model, "retrieval", "gguf", tmp_path / "g")
-    checkout = gguf.find_llama_cpp(None)
+    checkout = engines.llama_cpp()
+    found = export(model, "retrieval", "gguf", tmp_path / "g", llama_cpp=checkout)
     assert bool(found) == bool(gguf.find_embedder(checkout))
     print(*found)
     assert sorted(path.name for path in (tmp_path / "g").iterdir()) == sorted(
