@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 ENVIRONMENTS = Path(__file__).parent.parent / "out" / "venvs"
 TORCH = "torch==2.13.0"
+QUIET = {**os.environ, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
 
 
 def venv(name: str, *requirements: str) -> Path:
@@ -24,6 +31,44 @@ def venv(name: str, *requirements: str) -> Path:
             subprocess.run(install, check=True)
         done.write_text(wanted)
     return folder / "bin"
+
+
+@contextmanager
+def infinity(model: str | Path) -> Iterator[str]:
+    """infinity serves a folder, as ``m``; yields the address."""
+    commands = venv(
+        "infinity",
+        "infinity-emb[server,torch]",
+        "sentence-transformers<4",
+        "transformers<4.58",
+        "click<8.2",
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    running = subprocess.Popen(
+        [
+            commands / "infinity_emb", "v2", "--model-id", model, "--served-model-name", "m",
+            "--host", "127.0.0.1", "--port", port, "--engine", "torch", "--device", "cpu",
+            "--dtype", "float32", "--no-bettertransformer", "--url-prefix", "/v1",
+        ],
+        env=QUIET,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}/v1"
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                with urlopen(f"{address}/models"):
+                    break
+            except URLError:
+                assert running.poll() is None, "infinity ended"
+                assert time.monotonic() < deadline, "infinity did not start"
+                time.sleep(1)
+        yield address
+    finally:
+        running.terminate()
+        running.wait()
 
 
 def node(name: str, *packages: str) -> Path:

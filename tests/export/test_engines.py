@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from openai import APIConnectionError, OpenAI
+from openai import OpenAI
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 import st_jv5
 from st_jv5.export import export, gguf, parity_texts
-from st_jv5.export.parity import compare, source_vectors
+from st_jv5.export.parity import compare, prompted, source_vectors
 from tests import engines
-from tests.conftest import MINILM, with_adapters
+from tests.conftest import MINILM, adapted, with_adapters
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
-QUIET = {**os.environ, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +53,11 @@ def test_sentence_transformers_3_and_transformers_4_read_a_merged_folder(
     backbones, minilm, tmp_path, backbone
 ):
     old = engines.venv("old", "sentence-transformers==3.4.*", "transformers==4.57.*")
-    model = minilm
-    if backbone != "minilm":
-        torch.manual_seed(0)
-        model = with_adapters(st_jv5.new_student(backbones[backbone], matryoshka_dims=(8, 48)))
+    model = minilm if backbone == "minilm" else adapted(backbones[backbone])
     export(model, "retrieval", "merged", tmp_path / "m")
     (tmp_path / "texts.json").write_text(json.dumps(parity_texts()))
     command = [old / "python", "-c", OLD, tmp_path / "m", tmp_path / "texts.json", tmp_path / "o"]
-    subprocess.run(command, check=True, env=QUIET, cwd=tmp_path)
+    subprocess.run(command, check=True, env=engines.QUIET, cwd=tmp_path)
     query, document, last = np.load(tmp_path / "o.npy")
     for name, found in (("query", query), ("document", document), ("document", last)):
         source = model.encode(parity_texts(), task="retrieval", prompt_name=name)
@@ -73,52 +66,19 @@ def test_sentence_transformers_3_and_transformers_4_read_a_merged_folder(
 
 @pytest.mark.parametrize("backbone", ["minilm", "qwen3"])
 def test_infinity_serves_a_merged_folder(backbones, minilm, tmp_path, backbone):
-    command = engines.venv(
-        "infinity",
-        "infinity-emb[server,torch]",
-        "sentence-transformers<4",
-        "transformers<4.58",
-        "click<8.2",
-    )
-    model = minilm
-    if backbone != "minilm":
-        torch.manual_seed(0)
-        model = with_adapters(st_jv5.new_student(backbones[backbone], matryoshka_dims=(8, 48)))
+    model = minilm if backbone == "minilm" else adapted(backbones[backbone])
     export(model, "retrieval", "merged", tmp_path / "m")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    running = subprocess.Popen(
-        [
-            command / "infinity_emb", "v2", "--model-id", tmp_path / "m", "--served-model-name",
-            "m", "--host", "127.0.0.1", "--port", port, "--engine", "torch", "--device", "cpu",
-            "--dtype", "float32", "--no-bettertransformer", "--url-prefix", "/v1",
-        ],
-        env=QUIET,
-    )  # fmt: skip
     named, source = source_vectors(model, "retrieval", parity_texts())
-    prompted = [model.prompts[name] + text for name, text in named]
-    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                client.models.list()
-                break
-            except APIConnectionError:
-                assert running.poll() is None, "infinity ended"
-                assert time.monotonic() < deadline, "infinity did not start"
-                time.sleep(1)
+    texts = prompted(tmp_path / "m", named)
+    with engines.infinity(tmp_path / "m") as address:
+        client = OpenAI(base_url=address, api_key="none", max_retries=0)
         found = [
             each.embedding
             for begin in range(0, 200, 20)
             for each in client.embeddings.create(
-                model="m", input=prompted[begin : begin + 20], encoding_format="float"
+                model="m", input=texts[begin : begin + 20], encoding_format="float"
             ).data
         ]
-    finally:
-        running.terminate()
-        running.wait()
     print(compare("merged", "infinity", source, found))
 
 
@@ -187,8 +147,7 @@ def test_llama_cpp_runs_a_gguf(request, tmp_path, backbone):
     folder = engines.node("llama", "node-llama-cpp", "@node-llama-cpp/linux-x64")
     texts = gguf.fitting(model, "retrieval", parity_texts())
     named, source = source_vectors(model, "retrieval", texts)
-    prompted = [model.prompts[name] + text for name, text in named]
-    (tmp_path / "texts.json").write_text(json.dumps(prompted))
+    (tmp_path / "texts.json").write_text(json.dumps(prompted(tmp_path / "g", named)))
     script = folder / "embed.mjs"
     script.write_text(NODE)
     file, out = tmp_path / "g" / gguf.FILE, tmp_path / "rows.json"

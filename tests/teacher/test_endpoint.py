@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import socket
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.teacher import EndpointTeacher, TeacherStore, fill
+from tests import engines
 from tests.conftest import MINILM
 from tests.teacher.embedding_server import Server, send, serve
 
@@ -172,41 +169,10 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 @pytest.mark.full
-@pytest.mark.skipif(
-    "INFINITY_EMB" not in os.environ,
-    reason="set INFINITY_EMB to the command of a venv with infinity-emb[server,torch]",
-)
+@pytest.mark.timeout(1200)
 def test_infinity_gives_the_vectors_of_the_local_model(teacher, texts, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [os.environ["INFINITY_EMB"], "v2", "--model-id", MINILM, "--served-model-name", "m"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--url-prefix", "/v1"]
-    command += [
-        "--engine",
-        "torch",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--no-bettertransformer",
-    ]
-    quiet = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
-    running = subprocess.Popen(command, env={**os.environ, **quiet})
-    try:
-        endpoint = EndpointTeacher(f"http://127.0.0.1:{port}/v1", "m", batch_size=8, retries=0)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                endpoint.dim()
-                break
-            except ValueError:
-                assert time.monotonic() < deadline, "infinity did not start"
-                assert running.poll() is None, "infinity ended"
-                time.sleep(1)
-        over_http, local = (space(tmp_path / name, prompt="say: ") for name in ("http", "local"))
+    over_http, local = (space(tmp_path / name, prompt="say: ") for name in ("http", "local"))
+    with engines.infinity(MINILM) as address:
+        endpoint = EndpointTeacher(address, "m", batch_size=8, retries=0)
         assert fill(over_http, endpoint, texts) == len(texts) == fill(local, teacher, texts)
-    finally:
-        running.terminate()
-        running.wait()
     np.testing.assert_allclose(vectors(over_http, texts), vectors(local, texts), atol=2e-4)
