@@ -76,19 +76,19 @@ def run_average(args: argparse.Namespace) -> None:
 
 def add_export(commands: Any) -> None:
     """``st-jv5 export``."""
-    export = commands.add_parser(
+    parser = commands.add_parser(
         "export", help="write one task for another engine, compared with the model on real text"
     )
-    export.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
-    export.add_argument("folder", help="to be written; absent or empty")
-    export.add_argument("--task", required=True, help="an adapter, or base")
-    export.add_argument("--to", required=True, choices=KINDS, help="what to write")
-    export.add_argument("--revision", help="of a Hub model")
-    export.add_argument(
+    parser.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
+    parser.add_argument("folder", help="to be written; absent or empty")
+    parser.add_argument("--task", required=True, help="an adapter, or base")
+    parser.add_argument("--to", required=True, choices=KINDS, help="what to write")
+    parser.add_argument("--revision", help="of a Hub model")
+    parser.add_argument(
         "--int8", action="store_true", help="onnx, openvino: also int8 weights; tells the loss"
     )
-    export.add_argument("--llama-cpp", help="gguf: a checkout; default: $LLAMA_CPP")
-    export.set_defaults(run=run_export)
+    parser.add_argument("--llama-cpp", help="gguf: a checkout; default: $LLAMA_CPP")
+    parser.set_defaults(run=run_export)
 
 
 def run_export(args: argparse.Namespace) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 
@@ -46,22 +45,8 @@ def model_card(facts: Mapping[str, str]) -> str:
 # ---------------------------------------------------------------------------------------- publish
 
 
-@dataclass
-class Upload:
-    """One repository: what it has to hold, and what is to be sent for that."""
-
-    repo_id: str
-    files: dict[str, Path | bytes]
-    """Path in the repository -> the file, or its content."""
-    changed: list[str] = field(default_factory=list)
-    """Files that the repository lacks or has otherwise."""
-    stale: list[str] = field(default_factory=list)
-    """Files of the repository that the folder does not have."""
-
-    def size(self, name: str) -> int:
-        """Bytes."""
-        file = self.files[name]
-        return len(file) if isinstance(file, bytes) else file.stat().st_size
+Files = dict[str, Path | bytes]
+"""Path in a repository -> the file, or its content."""
 
 
 def publish(
@@ -104,34 +89,34 @@ def publish(
         raise ValueError(f"{repo_id!r} is no repository's name; it must be organisation/name")
     lines = self_test(folder)
     with tempfile.TemporaryDirectory() as merged:
-        uploads = [Upload(repo_id, _files(Path(folder), repo_id))]
+        repositories = {repo_id: _files(Path(folder), repo_id)}
         if siblings:
             # Merged in float32: a half precision would round the sum once more than the source.
             model = SentenceTransformer(str(folder), model_kwargs={"dtype": "float32"})
             for task in tqdm(tasks(model), desc="siblings", unit="task"):
                 (parity,) = export(model, task, "merged", Path(merged) / task)
-                lines.append(f"{repo_id}-{task}: {parity}")
                 name = f"{repo_id}-{task}"
-                uploads.append(Upload(name, _files(Path(merged) / task, name)))
+                lines.append(f"{name}: {parity}")
+                repositories[name] = _files(Path(merged) / task, name)
         api = HfApi(endpoint=endpoint, token=token)
-        for upload in uploads:
+        for name, files in repositories.items():
             if dry_run:
-                upload.changed = list(upload.files)
-                lines.append(_told(upload))
-            else:
-                try:
-                    lines.append(_send(api, upload, private))
-                except Exception as error:  # the client's kinds are many, and change
-                    raise ConnectionError(
-                        f"{upload.repo_id}: {error}; the same call goes on from what has arrived"
-                    ) from error
+                lines.append(f"{name}: {len(files)} files, {_size(files.values()):,} bytes")
+                lines += [f"  {_size([file]):>13,}  {path}" for path, file in files.items()]
+                continue
+            try:
+                lines.append(_send(api, name, files, private))
+            except Exception as error:  # the client's kinds are many, and change
+                raise ConnectionError(
+                    f"{name}: {error}; the same call goes on from what has arrived"
+                ) from error
     return lines
 
 
-def _files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
+def _files(folder: Path, repo_id: str) -> Files:
     """A folder's files; the card names the repository where it loads the model."""
     paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
-    found: dict[str, Path | bytes] = {
+    found: Files = {
         name.as_posix(): path
         for name, path in paths.items()
         if path.is_file() and not any(part.startswith(".") for part in name.parts)
@@ -143,39 +128,38 @@ def _files(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     return found
 
 
-def _told(upload: Upload) -> str:
-    size = sum(map(upload.size, upload.changed))
-    files = "\n".join(f"  {upload.size(name):>13,}  {name}" for name in upload.changed)
-    return f"{upload.repo_id}: {len(upload.changed)} files, {size:,} bytes\n{files}"
+def _size(files: Iterable[Path | bytes]) -> int:
+    """Bytes."""
+    return sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files)
 
 
-def _send(api: HfApi, upload: Upload, private: bool) -> str:
+def _send(api: HfApi, repo_id: str, files: Files, private: bool) -> str:
     """One commit of what differs; a file's content is on the Hub when the bar has passed it."""
-    api.create_repo(upload.repo_id, private=private, exist_ok=True)
+    api.create_repo(repo_id, private=private, exist_ok=True)
     there = {
         each.path: each
-        for each in api.list_repo_tree(upload.repo_id, recursive=True)
+        for each in api.list_repo_tree(repo_id, recursive=True)
         if isinstance(each, RepoFile)
     }
-    upload.changed = [
-        name
-        for name, file in upload.files.items()
+    changed = {
+        name: file
+        for name, file in files.items()
         if name not in there or not _is_same(there[name], file)
-    ]
-    upload.stale = [n for n in there if n not in upload.files and n != ".gitattributes"]
-    if not upload.changed and not upload.stale:
-        return f"{upload.repo_id}: as it is on the Hub already"
-    additions = [CommitOperationAdd(name, upload.files[name]) for name in upload.changed]
-    size = sum(map(upload.size, upload.changed))
-    with tqdm(total=size, desc=upload.repo_id, unit="B", unit_scale=True) as bar:
+    }
+    stale = [name for name in there if name not in files and name != ".gitattributes"]
+    if not changed and not stale:
+        return f"{repo_id}: as it is on the Hub already"
+    additions = [CommitOperationAdd(name, file) for name, file in changed.items()]
+    size = _size(changed.values())
+    with tqdm(total=size, desc=repo_id, unit="B", unit_scale=True) as bar:
         for addition in additions:
-            api.preupload_lfs_files(upload.repo_id, [addition])
-            bar.update(upload.size(addition.path_in_repo))
-    deletions = [CommitOperationDelete(name) for name in upload.stale]
+            api.preupload_lfs_files(repo_id, [addition])
+            bar.update(_size([changed[addition.path_in_repo]]))
+    deletions = [CommitOperationDelete(name) for name in stale]
     commit = api.create_commit(
-        upload.repo_id, [*additions, *deletions], commit_message="Publish with st_jv5"
+        repo_id, [*additions, *deletions], commit_message="Publish with st_jv5"
     )
-    return f"{upload.repo_id}: {len(additions)} files, {size:,} bytes, {commit.commit_url}"
+    return f"{repo_id}: {len(additions)} files, {size:,} bytes, {commit.commit_url}"
 
 
 def _is_same(there: RepoFile, here: Path | bytes) -> bool:

@@ -33,6 +33,9 @@ PATTERN_LENGTH = 200
 MAX_RANK = 4096
 """A rank beyond is a claim on memory, not an adapter."""
 
+FORMAT = 1
+"""Of ``st_jv5.json``."""
+
 SETTINGS: Mapping[str, tuple[type, ...]] = {
     "tasks": (dict,),
     "default_task": (str, type(None)),
@@ -134,8 +137,12 @@ def check_prompts(path: str | Path, config: Mapping[str, Any]) -> dict[str, str]
 
 
 def check_settings(path: str | Path) -> dict[str, Any]:
-    """``st_jv5.json``: every key there and of its type, every task's name a plain folder name."""
+    """Read ``st_jv5.json``: every key there and of its type, every task named as a folder."""
     settings = read_json(path)
+    if settings.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {settings.get('format')!r}; this st_jv5 reads {FORMAT}"
+        )
     for key, types in SETTINGS.items():
         if key not in settings:
             raise ValueError(f"{path} lacks {key!r}")

@@ -157,6 +157,12 @@ def with_adapters(student: SentenceTransformer) -> SentenceTransformer:
     return student
 
 
+def adapted(backbone: str) -> SentenceTransformer:
+    """A student with four adapters that differ; always the same one."""
+    torch.manual_seed(0)
+    return with_adapters(st_jv5.new_student(backbone, matryoshka_dims=(8, 16, 48)))
+
+
 @pytest.fixture
 def model(student: SentenceTransformer) -> SentenceTransformer:
     """The student with four adapters that differ."""
@@ -168,11 +174,18 @@ def texts() -> list[str]:
     return real_texts()
 
 
+@pytest.fixture(scope="session")
+def saved_once(backbones: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``model`` saves."""
+    folder = tmp_path_factory.mktemp("saved")
+    adapted(backbones["eurobert"]).save_pretrained(str(folder))
+    return folder
+
+
 @pytest.fixture
-def saved(model: SentenceTransformer, tmp_path: Path) -> str:
-    """Folder of a saved model with four adapters."""
-    model.save_pretrained(str(tmp_path / "saved"))
-    return str(tmp_path / "saved")
+def saved(saved_once: Path, tmp_path: Path) -> str:
+    """Folder of a saved model with four adapters; this test's own copy."""
+    return shutil.copytree(saved_once, str(tmp_path / "saved"))
 
 
 LINEARS = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]

@@ -19,7 +19,6 @@ from sentence_transformers import SentenceTransformer
 import st_jv5
 from st_jv5.files import read_json, write_json
 from st_jv5.trust import check_folder, is_within
-from tests.conftest import with_adapters
 
 RETRIEVAL = "adapters/retrieval"
 WEIGHTS = f"{RETRIEVAL}/adapter_model.safetensors"
@@ -185,26 +184,10 @@ def _note(event: str, arguments: tuple[object, ...]) -> None:
 sys.addaudithook(_note)  # for good; it looks only while a folder is watched
 
 
-@pytest.fixture(scope="module")
-def whole(backbones, tmp_path_factory) -> Path:
-    """A saved model with four adapters."""
-    torch.manual_seed(0)
-    model = with_adapters(st_jv5.new_student(backbones["eurobert"], matryoshka_dims=(8, 16, 48)))
-    folder = tmp_path_factory.mktemp("whole")
-    model.save_pretrained(str(folder))
-    return folder
-
-
 @pytest.fixture
-def saved(whole, tmp_path) -> str:
-    """A copy of it, to be made hostile."""
-    return shutil.copytree(whole, str(tmp_path / "saved"))
-
-
-@pytest.fixture
-def outside(whole, tmp_path):
+def outside(saved_once, tmp_path):
     """A whole model beside the hostile one, that a path would reach; nothing may open it."""
-    beside = shutil.copytree(whole, tmp_path / "outside")
+    beside = shutil.copytree(saved_once, tmp_path / "outside")
     opened.clear()
     watched.append(os.path.realpath(beside))
     yield beside

@@ -48,7 +48,7 @@ def read_rows(name: str, spec: DataSet, seed: int) -> Rows:
     for column, pattern in spec.where.items():
         # Each distinct value is matched once: a column that is filtered on has few.
         fits = {value: matches(value, pattern) for value in set(map(str, values[column]))}
-        keep = [kept and fits[str(v)] for kept, v in zip(keep, values[column], strict=True)]
+        keep = [so_far and fits[str(v)] for so_far, v in zip(keep, values[column], strict=True)]
     roles = spec.columns if spec.kind != "synset_pairs" else {name: name for name in columns}
     kept = list(compress(zip(*(values[column] for column in roles.values()), strict=True), keep))
     if spec.kind != "synset_pairs":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
@@ -20,6 +18,7 @@ from st_jv5.export.parity import (
     parity_texts,
     source_vectors,
 )
+from st_jv5.files import whole_folder
 from st_jv5.tasks import BASE, unknown_name
 
 KINDS = ("merged", "onnx", "openvino", "gguf")
@@ -103,22 +102,3 @@ def merged_vectors(folder: Path, named: Sequence[tuple[str, str]]) -> list[Array
         encoded = stock.encode([named[index][1] for index in chosen], prompt_name=name)
         rows |= dict(zip(chosen, encoded, strict=True))
     return [rows[index] for index in range(len(named))]
-
-
-@contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a folder beside the target; it becomes the target when the block ends well."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already and not empty; choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

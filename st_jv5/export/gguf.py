@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from st_jv5.export.parity import Array, Parity, compare, source_vectors
-from st_jv5.files import read_json
+from st_jv5.export.merged import keep_only
+from st_jv5.export.parity import Array, Parity, compare, prompted, source_vectors
 
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP"
@@ -60,18 +60,13 @@ def write(
     )  # fmt: skip
     if done.returncode or not (folder / FILE).is_file():
         raise ValueError(f"{CONVERTER} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
-    prompts = read_json(folder / "config_sentence_transformers.json")["prompts"]
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            path.rmdir()
-        elif path.name not in (FILE, *KEPT):
-            path.unlink()
+    keep_only(folder, (FILE, *KEPT))
     if (embedder := find_embedder(checkout)) is None:
         return []
     texts = fitting(model, task, texts)
     named, vectors = source_vectors(model, task, texts)
-    prompted = [prompts[name] + text for name, text in named]
-    found = llama_vectors(embedder, folder / FILE, prompted, model.max_seq_length)
+    texts = prompted(folder, named)
+    found = llama_vectors(embedder, folder / FILE, texts, model.max_seq_length)
     return [compare("gguf", folder / FILE, vectors, found)]
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from st_jv5.adapters import router_of
-from st_jv5.export.parity import Array, Parity, compare, source_vectors
+from st_jv5.export.merged import keep_only
+from st_jv5.export.parity import Array, Parity, compare, prompted, source_vectors
 from st_jv5.files import read_json
 
 INPUTS = ("input_ids", "attention_mask")
@@ -27,6 +28,11 @@ NEEDED = {
     "openvino": ("openvino",),
     "openvino int8": ("openvino", "nncf"),
 }
+KEPT = (
+    "README.md", "config.json", "config_sentence_transformers.json", "tokenizer.json",
+    "tokenizer_config.json",
+)  # fmt: skip
+"""What stays of the merged folder."""
 PROTOBUF_LIMIT = 1 << 30
 """Bytes of weights that still go into one ONNX file, whose format ends at 2 GiB."""
 
@@ -76,6 +82,7 @@ def write(
     texts: Sequence[str],
 ) -> list[Parity]:
     """Turn a merged folder into a graph's: tokenizer and prompts stay, the weights go."""
+    keep_only(folder, KEPT)
     absolute = router_of(model).counts_from_the_left()
     graph = TokensToVectors(backbone.cpu().float().eval(), absolute)
     if kind == "onnx":
@@ -86,27 +93,13 @@ def write(
         files = [(write_openvino(graph, folder / "openvino_model.xml"), True)]
         if int8:
             files.append((quantize_openvino(files[0][0]), False))
-    for path in folder.glob("model*.safetensors*"):
-        path.unlink()
-    for name in ("modules.json", "sentence_bert_config.json", "1_Pooling", "2_Normalize"):
-        _remove(folder / name)
     start = start_onnx if kind == "onnx" else start_openvino
     named, vectors = source_vectors(model, task, texts)
-    prompts = read_json(folder / "config_sentence_transformers.json")["prompts"]
-    prompted = [prompts[name] + text for name, text in named]
+    texts = prompted(folder, named)
     return [
-        compare(kind, path, vectors, embed(start(path), folder, prompted), bound)
+        compare(kind, path, vectors, embed(start(path), folder, texts), bound)
         for path, bound in files
     ]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        for each in path.iterdir():
-            each.unlink()
-        path.rmdir()
-    else:
-        path.unlink()
 
 
 def embed(run: Run, folder: Path, texts: Sequence[str], batch_size: int = 16) -> Array:

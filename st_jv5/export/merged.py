@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
@@ -81,6 +83,15 @@ def write_merged(
     return backbone
 
 
+def keep_only(folder: Path, names: Sequence[str]) -> None:
+    """Remove from a merged folder all but these files, for what is made of it."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in names:
+            path.unlink()
+
+
 def _write_tokenizer(stock: SentenceTransformer, folder: Path) -> None:
     save_tokenizer(stock.tokenizer, folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
@@ -120,7 +131,7 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
     }
     usage = Template((CARDS / f"{kind}.md").read_text(encoding="utf-8")).substitute(facts)
     whole = Template((CARDS / "card.md").read_text(encoding="utf-8"))
-    return whole.substitute(facts, usage=usage)
+    return whole.substitute(facts, usage=usage.rstrip("\n"))
 
 
 def license_of(model: SentenceTransformer) -> str | None:

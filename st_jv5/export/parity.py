@@ -66,6 +66,12 @@ def source_vectors(
     return named, vectors
 
 
+def prompted(folder: Path, named: Sequence[tuple[str, str]]) -> list[str]:
+    """The texts behind the prompts that an export's own config names."""
+    prompts = read_json(folder / "config_sentence_transformers.json")["prompts"]
+    return [prompts[name] + text for name, text in named]
+
+
 def compare(kind: str, what: str | Path, source: Any, found: Any, bound: bool = True) -> Parity:
     """Cosines row by row; an error if the least lies below the kind's bound or is no number."""
     source, found = (np.asarray(rows, dtype=np.float64) for rows in (source, found))

@@ -29,6 +29,7 @@ from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
 from st_jv5.tasks import BASE, BASE_TASK, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
 from st_jv5.trust import (
     CONFIGS,
+    FORMAT,
     TASK_NAME,
     check_config,
     check_folder,
@@ -38,7 +39,6 @@ from st_jv5.trust import (
 )
 
 SETTINGS_FILE = "st_jv5.json"
-FORMAT = 1
 REQUIREMENT = ">=0.1,<1"
 
 TOKENISED_TOGETHER = 512
@@ -448,15 +448,9 @@ class AdapterRouter(Transformer):
             for name in CONFIGS:
                 if path := find(name, required=False):
                     check_config(path)
+            check_modules(find("modules.json"))
         settings_path = find(SETTINGS_FILE)
-        settings = read_json(settings_path)
-        if settings.get("format") != FORMAT:
-            raise ValueError(
-                f"{settings_path} has format {settings.get('format')!r}; this st_jv5 reads {FORMAT}"
-            )
-        check_settings(settings_path)
-        if modules_path := find("modules.json", required=False):
-            check_modules(modules_path)
+        settings = check_settings(settings_path)
         rope.check_both_keys(find("config.json"))
         default_task = model_kwargs.pop("default_task", settings["default_task"])
         model_kwargs["use_safetensors"] = True  # a pickle is never the fallback

@@ -18,15 +18,9 @@ from st_jv5.cli import main
 from st_jv5.export import export, parity_texts
 from st_jv5.export.parity import compare
 from st_jv5.files import read_any_json, read_json
-from tests.conftest import with_adapters
+from tests.conftest import adapted
 
 ROOT = Path(__file__).parents[2]
-
-
-def adapted(backbone: str) -> SentenceTransformer:
-    """Four adapters on a small backbone."""
-    torch.manual_seed(0)
-    return with_adapters(st_jv5.new_student(backbone, matryoshka_dims=(8, 16, 48)))
 
 
 def test_the_texts_are_200_real_ones_of_six_languages():
