@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from st_jv5.adapter_file import Adapter
 from st_jv5.modules.adapter_router import TEXT_ONLY, AdapterRouter
+from st_jv5.modules.merging import fold
 from st_jv5.student import transformer_blocks
 from st_jv5.tasks import BASE, TASKS, Task, unknown_name
 
@@ -283,10 +284,12 @@ def _mean_product(
 
 @contextmanager
 def merged(model: SentenceTransformer, name: str) -> Iterator[SentenceTransformer]:
-    """Inside the block the model is one task, its adapter folded into the weights.
+    """Inside the block every encoding of this task is merged, from its first batch on.
 
-    The base tensors are set aside and put back, never recomputed, so nothing drifts. Encode from
-    the thread that entered the block only, and only this task: every other one raises.
+    ``encode`` merges a task by itself after a few batches
+    (:class:`~st_jv5.modules.merging.MergedAdapters`); its first batches then differ from the later
+    ones by rounding. Here equal batches give equal bits. Other tasks, threads, training and saving
+    go on as ever: the backbone's own tensors are not touched.
 
     Example:
         >>> with merged(model, "retrieval"):
@@ -294,26 +297,8 @@ def merged(model: SentenceTransformer, name: str) -> Iterator[SentenceTransforme
     """
     router = router_of(model)
     adapter = router.resolve(name)
-    if adapter is None:
+    with nullcontext() if adapter is None else router.merging.pinned(adapter):
         yield model
-        return
-    kept: list[tuple[nn.Parameter, Tensor]] = []
-    try:
-        for _, layer in router.lora_layers():
-            weight = layer.get_base_layer().weight
-            with torch.inference_mode(False), torch.no_grad():
-                # Rounded once: half-precision factors would round their product, too.
-                wide = torch.promote_types(weight.dtype, torch.float32)
-                b, a = (half[adapter].weight.to(wide) for half in (layer.lora_B, layer.lora_A))
-                folded = (weight.data.to(wide) + b @ a * layer.scaling[adapter]).to(weight.dtype)
-            kept.append((weight, weight.data))
-            weight.data = folded
-        router.merged_task = adapter
-        yield model
-    finally:
-        router.merged_task = None
-        for weight, data in kept:
-            weight.data = data
 
 
 def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
@@ -328,8 +313,14 @@ def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
         ['Transformer', 'Pooling', 'Normalize']
     """
     router = router_of(model)
-    with merged(model, name), tempfile.TemporaryDirectory() as folder:
-        router.model.save_pretrained(folder, state_dict=router.base_state_dict())
+    adapter = router.resolve(name)
+    weights = router.base_state_dict()
+    if adapter is not None:
+        for path, layer in router.lora_layers():
+            if adapter in layer.lora_A:
+                weights[f"{path}.weight"] = fold(layer, adapter)
+    with tempfile.TemporaryDirectory() as folder:
+        router.model.save_pretrained(folder, state_dict=weights)
         router.processor.save_pretrained(folder)
         transformer = Transformer(
             folder,

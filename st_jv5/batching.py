@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ def take_rows(columns: Sequence[dict[str, Any]], rows: Tensor) -> dict[str, Any]
     bounds = torch.arange(len(columns) + 1, device=rows.device) * count
     cuts = torch.searchsorted(rows, bounds).tolist()
     parts = [
-        _take(column, rows[begin:end] - number * count)
+        take(column, rows[begin:end] - number * count)
         for number, (column, begin, end) in enumerate(zip(columns, cuts, cuts[1:], strict=False))
         if end > begin
     ]
@@ -81,36 +81,15 @@ def take_rows(columns: Sequence[dict[str, Any]], rows: Tensor) -> dict[str, Any]
     return {key: join(key) for key in parts[0]}
 
 
-def _take(features: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+def take(features: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """Some rows of a tokenised batch, as wide as the longest of them."""
     mask = features["attention_mask"]
     longest = max(1, int(mask[rows].sum(dim=1).max()))
     span = slice(-longest, None) if is_left_padded(features) else slice(0, longest)
 
-    def take(value: Any) -> Any:
+    def rows_of(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value[rows, span] if value.shape[:2] == mask.shape else value[rows]
 
-    return {key: take(value) for key, value in features.items()}
-
-
-def token_batches(
-    features: dict[str, Any], budget: int
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Cut a tokenised batch into smaller ones with less padding.
-
-    Args:
-        features: What ``preprocess`` gives. A batch that was flattened for flash attention has no
-            padding and comes back whole.
-        budget: Most padded tokens of one batch; a row that is longer gets one of its own.
-
-    Yields:
-        Row indices, and the features of these rows; the largest batches first.
-    """
-    mask = features.get("attention_mask")
-    if mask is None or "cu_seq_lens_q" in features:
-        count = len(features["cu_seq_lens_q"]) - 1 if mask is None else len(mask)
-        yield list(range(count)), features
-        return
-    for rows in row_chunks(mask.sum(dim=1), budget):
-        yield rows.tolist(), take_rows([features], rows)
+    return {key: rows_of(value) for key, value in features.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,15 @@ from sentence_transformers.util import batch_to_device
 from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
-from st_jv5.batching import default_budget, token_batches
-from st_jv5.tasks import unknown_name
+from st_jv5.batching import default_budget, row_chunks, take
+from st_jv5.tasks import BASE, unknown_name
+
+Array = np.ndarray[Any, Any]
 
 BLOCK_TEXTS = 1024
 """Texts that are tokenised together; bounds the memory of their padded tokens."""
+SHARED_TOKENS = 512
+"""Tasks with at most so many tokens in a block share its batches; measured in notes/log.md."""
 
 
 def encode(
@@ -28,11 +34,12 @@ def encode(
     batch_tokens: int | None = None,
     show_progress_bar: bool = False,
     prompt: str | None = None,
-) -> np.ndarray[Any, Any]:
+) -> Array:
     """``model.encode`` with batches filled by tokens, so that one long text does not pad thirty.
 
-    Texts are tokenised once, sorted by their number of tokens and batched up to ``batch_tokens``
-    padded tokens.
+    Equal texts are computed once. Texts are tokenised once, sorted by their number of tokens and
+    batched up to ``batch_tokens`` padded tokens. An empty text, or one of spaces, is its prompt and
+    the tokenizer's special tokens; where it has neither, an error names it.
 
     Args:
         model: A model of ours, or any text model (which knows no task and no dim).
@@ -53,38 +60,14 @@ def encode(
     """
     if (task, dim) != (None, None):
         router_of(model)
-    texts = list(texts)
-    if prompt_name is not None and prompt_name not in model.prompts:
-        raise ValueError(unknown_name("prompt", prompt_name, model.prompts, "this model"))
-    if batch_tokens is not None and batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be positive, not {batch_tokens}")
-    if not texts:
-        width = model.get_embedding_dimension()
-        return np.zeros((0, dim or width), dtype=np.float32)
-    if prompt is None:
-        prompt = model.prompts.get(prompt_name or model.default_prompt_name or "")
-    named = {key: value for key, value in (("task", task), ("dim", dim)) if value is not None}
-    budget = batch_tokens or default_budget(model.device.type)
-    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-    vectors: np.ndarray[Any, Any] | None = None
-    model.eval()
-    with (
-        torch.inference_mode(),
-        tqdm(total=len(texts), unit="text", disable=not show_progress_bar) as bar,
-    ):
-        for begin in range(0, len(order), BLOCK_TEXTS):
-            block = order[begin : begin + BLOCK_TEXTS]
-            block_texts = [texts[i] for i in block]
-            features = model.preprocess(block_texts, prompt=prompt, **named)
-            for rows, batch in token_batches(features, budget):
-                output = model(batch_to_device(batch, model.device), **named)
-                part = output["sentence_embedding"].float().cpu().numpy()
-                if vectors is None:
-                    vectors = np.empty((len(texts), part.shape[1]), dtype=np.float32)
-                vectors[[block[row] for row in rows]] = part
-                bar.update(len(rows))
-    assert vectors is not None
-    return vectors
+    texts = checked_texts(texts)
+    prompt = _prompt_of(model, prompt_name) if prompt is None else prompt
+    index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    rows = np.arange(len(index))
+    found = _encode(
+        model, list(index), prompt, [task], rows, rows * 0, dim, batch_tokens, show_progress_bar
+    )
+    return found if len(index) == len(texts) else found[[index[text] for text in texts]]
 
 
 def encode_mixed(
@@ -92,47 +75,208 @@ def encode_mixed(
     texts: Sequence[str],
     tasks: Sequence[str],
     prompt_names: Sequence[str | None] | None = None,
-) -> np.ndarray[Any, Any]:
+    dim: int | None = None,
+    batch_tokens: int | None = None,
+    show_progress_bar: bool = False,
+) -> Array:
     """Encode texts that each have a task of their own; equal ones are computed once.
+
+    All are tokenised together. A task with many tokens gets batches of its own, in which its
+    adapter is merged; tasks with few share batches, a row each with its adapter.
 
     Args:
         model: A model of ours.
         texts: ``n`` texts.
         tasks: ``n`` tasks or aliases.
         prompt_names: ``n`` prompt names, or None for each task's default.
+        dim: Cut to so many dims, unit rows.
+        batch_tokens: Padded tokens per batch; None fits the device.
+        show_progress_bar: In texts, with the time left.
 
     Returns:
-        float32 ``(n, D)``, rows in the order of the texts.
+        float32 ``(n, dim)``, rows in the order of the texts.
 
     Example:
         >>> encode_mixed(student, ["a cat", "a dog"], ["query", "base"]).shape
         (2, 384)
     """
+    router = router_of(model)
+    texts = checked_texts(texts)
     prompt_names = [None] * len(texts) if prompt_names is None else prompt_names
     if not len(texts) == len(tasks) == len(prompt_names):
         raise ValueError(
             f"{len(texts)} texts, {len(tasks)} tasks and {len(prompt_names)} prompt names must be "
             f"as many"
         )
-    groups: dict[tuple[str, str | None], list[int]] = {}
-    for index, group in enumerate(zip(tasks, prompt_names, strict=True)):
-        groups.setdefault(group, []).append(index)
-    vectors = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float32)
-    for (task, prompt_name), rows in groups.items():
-        unique = list(dict.fromkeys(texts[row] for row in rows))
-        place = {text: index for index, text in enumerate(unique)}
-        encoded = encode(model, unique, task=task, prompt_name=prompt_name)
-        vectors[rows] = encoded[[place[texts[row]] for row in rows]]
-    return vectors
+    how = {
+        (task, name): (
+            router.resolve(task) or BASE,
+            router.prompt_for(task, _prompt_of(model, name)) or "",
+        )
+        for task, name in set(zip(tasks, prompt_names, strict=True))
+    }
+    adapters = list(dict.fromkeys(adapter for adapter, _ in how.values()))
+    index: dict[str, int] = {}  # what is tokenised
+    rows: dict[tuple[int, int], int] = {}  # text and adapter
+    places = []
+    for text, task, name in zip(texts, tasks, prompt_names, strict=True):
+        adapter, prompt = how[task, name]
+        number = index.setdefault(prompt + text, len(index))
+        places.append(rows.setdefault((number, adapters.index(adapter)), len(rows)))
+    of_text, of_task = np.array(list(rows), dtype=np.int64).reshape(-1, 2).T
+    found = _encode(
+        model, list(index), None, adapters, of_text, of_task, dim, batch_tokens, show_progress_bar
+    )
+    return found[places]
 
 
 def encode_all_tasks(
-    model: SentenceTransformer, texts: Sequence[str]
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Encode texts with every adapter: task -> float32 ``(n, D)``.
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    dim: int | None = None,
+    batch_tokens: int | None = None,
+    show_progress_bar: bool = False,
+) -> dict[str, Array]:
+    """Encode texts with every adapter and its default prompt: task -> float32 ``(n, dim)``.
 
     Example:
         >>> sorted(encode_all_tasks(model, ["a cat"]))
         ['classification', 'clustering', 'retrieval', 'text-matching']
     """
-    return {name: encode(model, texts, task=name) for name in router_of(model).tasks}
+    names, texts = list(router_of(model).tasks), checked_texts(texts)
+    tasks = [name for name in names for _ in texts]
+    rows = encode_mixed(
+        model, list(texts) * len(names), tasks, None, dim, batch_tokens, show_progress_bar
+    )
+    return dict(zip(names, rows.reshape(len(names), len(texts), rows.shape[1]), strict=True))
+
+
+# -------------------------------------------------------------------------------- the one loop
+
+
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """A list of texts; an error names the first that is none."""
+    if isinstance(texts, str):
+        raise ValueError(f"texts must be a list; put the one text into one: [{texts[:60]!r}]")
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts must be str, but text {index} is {text!r}")
+    return texts
+
+
+def _prompt_of(model: SentenceTransformer, name: str | None) -> str | None:
+    if name is not None and name not in model.prompts:
+        raise ValueError(unknown_name("prompt", name, model.prompts, "this model"))
+    return model.prompts.get(name or model.default_prompt_name or "")
+
+
+def _encode(
+    model: SentenceTransformer,
+    texts: list[str],
+    prompt: str | None,
+    tasks: Sequence[str | None],
+    of_text: Array,
+    of_task: Array,
+    dim: int | None,
+    batch_tokens: int | None,
+    show_progress_bar: bool,
+) -> Array:
+    """Encode ``n`` rows, each a text under a task.
+
+    Args:
+        model: Any text model.
+        texts: What is tokenised, each once.
+        prompt: Goes before every text.
+        tasks: Tasks; None for a model that has none.
+        of_text: ``(n,)``, index of each row's text.
+        of_task: ``(n,)``, index of each row's task.
+        dim: The model's ``dim``.
+        batch_tokens: Padded tokens per batch.
+        show_progress_bar: In rows.
+
+    Returns:
+        float32 ``(n, D)``.
+    """
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be positive, not {batch_tokens}")
+    budget = batch_tokens or default_budget(model.device.type)
+    cut: dict[str, Any] = {} if dim is None else {"dim": dim}
+    # The prompts of several tasks are in the texts already; one task may have its own.
+    own = {"task": tasks[0]} if len(tasks) == 1 and tasks[0] is not None else {}
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    place = np.empty(len(texts), dtype=np.int64)
+    place[order] = np.arange(len(texts))
+    rows = np.argsort(place[of_text], kind="stable")
+    begins = np.searchsorted(
+        place[of_text[rows]], np.arange(0, len(texts) + BLOCK_TEXTS, BLOCK_TEXTS)
+    )
+    found: Array | None = None
+    model.eval()
+    with (
+        torch.inference_mode(),
+        _padded(model),
+        tqdm(total=len(rows), unit="text", disable=not show_progress_bar) as bar,
+    ):
+        for number, (begin, end) in enumerate(pairwise(begins)):
+            first = number * BLOCK_TEXTS
+            block = [texts[i] for i in order[first : first + BLOCK_TEXTS]]
+            features = model.preprocess(block, prompt=prompt, **own, **cut)
+            lengths = _lengths(features, block)
+            chosen = rows[begin:end]
+            places = place[of_text[chosen]] - first
+            for batch in _batches(lengths[places], of_task[chosen], budget):
+                part = take(features, torch.from_numpy(places[batch]))
+                called, counts = np.unique(of_task[chosen[batch]], return_counts=True)
+                named = {"task": tasks[called[0]]} if tasks[called[0]] is not None else {}
+                if len(called) > 1:
+                    part["runs"] = [(tasks[i], n) for i, n in zip(called, counts, strict=True)]
+                output = model(batch_to_device(part, model.device), **named, **cut)
+                vectors = output["sentence_embedding"].float().cpu().numpy()
+                if found is None:
+                    found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+                found[chosen[batch]] = vectors
+                bar.update(len(batch))
+    if found is None:
+        width = dim or model.get_embedding_dimension()
+        return np.zeros((0, width), dtype=np.float32)
+    return found
+
+
+def _lengths(features: Mapping[str, Any], texts: Sequence[str]) -> Array:
+    """Tokens of each text; an error for one that has none."""
+    if "attention_mask" not in features:
+        raise ValueError("this model's tokens have no attention_mask; encode with model.encode")
+    lengths: Array = features["attention_mask"].sum(dim=1).numpy()
+    if not lengths.all():
+        raise ValueError(
+            f"{texts[int(lengths.argmin())]!r} has no token and so no vector: there is no prompt, "
+            f"and the tokenizer adds nothing of its own (append_eos)"
+        )
+    return lengths
+
+
+def _batches(lengths: Array, of_task: Array, budget: int) -> Iterator[Array]:
+    """Rows of each batch: those of one task, or of several small tasks one after the other."""
+    tokens = np.bincount(of_task, weights=lengths)
+    small = (tokens > 0) & (tokens <= SHARED_TOKENS)
+    group = np.where(small[of_task], -1, of_task)
+    for number in np.unique(group):
+        rows = np.flatnonzero(group == number)
+        rows = rows[np.argsort(of_task[rows], kind="stable")]
+        for chunk in row_chunks(torch.from_numpy(lengths[rows]), budget):
+            yield rows[chunk.numpy()]
+
+
+@contextmanager
+def _padded(model: SentenceTransformer) -> Iterator[None]:
+    """Have the host pad: under flash attention it would put all texts of a block into one row."""
+    first: Any = model[0]
+    flattens = getattr(first, "can_flatten_inputs", False)
+    if flattens:
+        first.can_flatten_inputs = False
+    try:
+        yield
+    finally:
+        if flattens:
+            first.can_flatten_inputs = True

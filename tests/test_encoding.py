@@ -17,24 +17,67 @@ def test_batches_by_tokens_give_the_vectors_of_encode(model, texts, side, batch_
     found = st_jv5.encode(
         model, texts, task="retrieval", prompt_name="query", dim=16, batch_tokens=batch_tokens
     )
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_every_row_of_a_mixed_list_gets_its_own_task(model, texts):
+def test_equal_texts_are_computed_once_and_long_ones_do_not_pad_short_ones(model, texts):
+    seen = []
+    model[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]["input_ids"].shape))
+    found = st_jv5.encode(model, [*texts[:9], *texts[:9]], task="clustering", batch_tokens=128)
+    assert sum(rows for rows, _ in seen) == 9
+    assert all(rows == 1 or rows * width <= 128 for rows, width in seen)
+    assert np.array_equal(found[:9], found[9:])
+    for seen_before in (False, True):  # whatever ran before: the same bits
+        again = st_jv5.encode(model, texts[:9], task="clustering", batch_tokens=128)
+        assert np.array_equal(again, found[:9]), seen_before
+
+
+def test_empty_texts_and_spaces_are_defined(model, backbones):
+    for text in ("", "   "):
+        found = st_jv5.encode(model, [text, "a cat"], task="retrieval")
+        np.testing.assert_allclose(found[0], model.encode([text], task="retrieval")[0], atol=1e-6)
+        assert np.linalg.norm(found[0]) == pytest.approx(1, abs=1e-5)
+    silent = st_jv5.new_student(backbones["qwen3"], append_eos=False)  # adds no token of its own
+    assert st_jv5.encode(silent, [""], prompt_name="document").shape == (1, 48)
+    with pytest.raises(ValueError, match=r"'' has no token and so no vector"):
+        st_jv5.encode(silent, ["a", ""], prompt="")
+
+
+def test_inputs_that_the_host_would_flatten_are_padded(model, texts):
+    model[0].can_flatten_inputs = True  # as under flash attention
+    preprocess = type(model[0]).preprocess
+    shapes = []
+
+    def spy(self, *args, **kwargs):
+        features = preprocess(self, *args, **kwargs)
+        shapes.append(features["attention_mask"].shape)
+        return features
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model[0]), "preprocess", spy)
+        st_jv5.encode(model, texts[:5], task="retrieval")
+    assert max(rows for rows, _ in shapes) == 5
+    assert model[0].can_flatten_inputs
+
+
+def test_every_row_of_a_mixed_list_gets_its_own_task(model, texts, monkeypatch):
     tasks = [[*TASKS, "query", "base"][i % 6] for i in range(len(texts))]
     repeated = [*texts[:10], *texts[:10]]
     names = [None] * 10 + ["query"] * 10
     mixed = st_jv5.encode_mixed(model, repeated, ["retrieval"] * 20, names)
     np.testing.assert_allclose(mixed[:10], model.encode(texts[:10], task="retrieval"), atol=1e-6)
     np.testing.assert_allclose(mixed[10:], model.encode(texts[:10], task="query"), atol=1e-6)
-    found = st_jv5.encode_mixed(model, texts, tasks)
-    for text, task, row in zip(texts, tasks, found, strict=True):
-        np.testing.assert_allclose(row, model.encode([text], task=task)[0], atol=1e-6)
+    for shared in (0, 10**6):  # a batch per task; one batch, a row each with its adapter
+        monkeypatch.setattr("st_jv5.encoding.SHARED_TOKENS", shared)
+        found = st_jv5.encode_mixed(model, texts, tasks, batch_tokens=2000)
+        for text, task, row in zip(texts, tasks, found, strict=True):
+            np.testing.assert_allclose(row, model.encode([text], task=task)[0], atol=1e-5)
 
 
 def test_all_tasks_are_each_task(model, texts):
     found = st_jv5.encode_all_tasks(model, texts)
     assert list(found) == list(TASKS)
+    assert st_jv5.encode_all_tasks(model, [])["clustering"].shape == (0, 48)
     for task, vectors in found.items():
         np.testing.assert_allclose(vectors, model.encode(texts, task=task), atol=1e-6)
 
@@ -46,3 +89,9 @@ def test_bad_requests_are_named(model):
         st_jv5.encode(model, ["x"], task="retrieval", batch_tokens=0)
     with pytest.raises(ValueError, match="2 texts, 1 tasks and 2 prompt names"):
         st_jv5.encode_mixed(model, ["x", "y"], ["base"])
+    with pytest.raises(ValueError, match=r"unknown task 'retreival'"):
+        st_jv5.encode_mixed(model, ["x"], ["retreival"])
+    with pytest.raises(ValueError, match=r"texts must be str, but text 1 is None"):
+        st_jv5.encode(model, ["x", None], task="retrieval")
+    with pytest.raises(ValueError, match=r"texts must be a list; put the one text into one"):
+        st_jv5.encode(model, "x", task="retrieval")

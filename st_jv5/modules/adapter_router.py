@@ -24,7 +24,8 @@ from st_jv5.eos import append_eos as make_tokenizer_append_eos
 from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json
 from st_jv5.licenses import Licenses, show_licenses
-from st_jv5.modules.routed_linear import RoutedLinear, active_adapter, routed
+from st_jv5.modules.merging import MergedAdapters
+from st_jv5.modules.routed_linear import Route, RoutedLinear, active_route, routed
 from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
 from st_jv5.tasks import BASE, BASE_TASK, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
 from st_jv5.trust import (
@@ -69,7 +70,8 @@ class AdapterRouter(Transformer):
     Attributes:
         tasks: Name -> :class:`~st_jv5.tasks.Task` of each adapter.
         training_task: The task of the trainer's batches, set by :func:`st_jv5.train_task`.
-        merged_task: The task that :func:`st_jv5.merged` has folded into the weights, or None.
+        merging: Which adapters are folded into copies of the weights, and when: see
+            :class:`~st_jv5.modules.merging.MergedAdapters`.
         projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
         licenses: The :class:`~st_jv5.licenses.Licenses` of what the model was made of.
 
@@ -104,7 +106,7 @@ class AdapterRouter(Transformer):
         self.projection: Projection | None = None
         self.licenses = Licenses()
         self.theta_train = self.theta_serve = rope.theta_of(self.config)
-        self.merged_task: str | None = None
+        self.merging = MergedAdapters()
         self._base_sha256: str | None = None
         self._tokenizer_lock = threading.RLock()
         if append_eos:
@@ -140,8 +142,10 @@ class AdapterRouter(Transformer):
             prompt = self.prompt_for(task, prompt)
         inputs = list(inputs)
         blocks: list[dict[str, Any]] = []
-        for begin in range(0, max(1, len(inputs)), TOKENISED_TOGETHER):
-            block = inputs[begin : begin + TOKENISED_TOGETHER]
+        # Under flash attention the host puts all texts into one row, which cannot be joined.
+        together = len(inputs) if self.can_flatten_inputs else TOKENISED_TOGETHER
+        for begin in range(0, max(1, len(inputs)), max(1, together)):
+            block = inputs[begin : begin + together]
             with self._tokenizer_lock:  # a fast tokenizer keeps its truncation in shared state
                 blocks.append(super().preprocess(block, prompt=prompt, **kwargs))
         features = blocks[0] if len(blocks) == 1 else self._joined(blocks)
@@ -189,24 +193,31 @@ class AdapterRouter(Transformer):
     def forward(
         self, features: dict[str, Any], task: str | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter."""
-        adapter = self.resolve(task or features.get("task"))
+        """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter.
+
+        ``features["runs"]``, a list of task and number of rows, gives each row its own.
+        """
+        runs = features.get("runs")
+        if runs is None:
+            adapter = self.resolve(task or features.get("task"))
+            route = self._route(adapter, features["input_ids"].numel())
+        else:
+            route = Route(runs=tuple((self.resolve(name), count) for name, count in runs))
         mask = features.get("attention_mask")
         if mask is not None and "position_ids" not in features and self.counts_from_the_left():
             # Left padding would otherwise shift every text's absolute positions.
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         if self.training and self.tasks and getattr(self.model, "is_gradient_checkpointing", False):
             self._checkpoint_with_adapter()
-        if self.merged_task is not None:
-            if adapter != self.merged_task:
-                raise ValueError(
-                    f"{self.merged_task!r} is merged into the weights; {adapter or BASE!r} cannot "
-                    f"run before the st_jv5.merged block ends"
-                )
-            adapter = None
-        with routed(adapter):
+        with routed(route):
             output: dict[str, Any] = super().forward(features, **kwargs)
         return output
+
+    def _route(self, adapter: str | None, tokens: int) -> Route:
+        if adapter is None or self.training or not torch.is_inference_mode_enabled():
+            return Route(adapter)  # encode sets inference mode
+        layers = (layer for _, layer in self.lora_layers())
+        return Route(adapter, self.merging.weights(adapter, tokens, lambda: layers))
 
     def resolve(self, task: str | None) -> str | None:
         """The adapter of a task name or alias; None is the base."""
@@ -247,7 +258,7 @@ class AdapterRouter(Transformer):
         # Checkpointing runs a block again during backward, on autograd's own thread on a GPU: the
         # context variable must be set there anew, so the checkpoint function is given contexts.
         def contexts() -> tuple[Any, Any]:
-            return nullcontext(), routed(active_adapter.get())
+            return nullcontext(), routed(active_route.get())
 
         for module in self.model.modules():
             function = getattr(module, "_gradient_checkpointing_func", None)
@@ -281,6 +292,7 @@ class AdapterRouter(Transformer):
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(config, self.model, adapter_name=task.name)
         self.tasks[task.name] = task
+        self.merging.clear()
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         if tensors is not None:
@@ -328,6 +340,7 @@ class AdapterRouter(Transformer):
             f"base_model.model.{path}.{half}.weight": getattr(layer, half)[name].weight
             for path, layer in self.lora_layers()
             for half in ("lora_A", "lora_B")
+            if name in layer.lora_A
         }
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
@@ -363,8 +376,6 @@ class AdapterRouter(Transformer):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write backbone, tokenizer, adapters, projection and ``st_jv5.json``."""
-        if self.merged_task is not None:
-            raise ValueError(f"{self.merged_task!r} is merged; save after the st_jv5.merged block")
         folder = Path(output_path)
         base_sha256 = self.base_sha256()
         self.model.save_pretrained(output_path, state_dict=self.base_state_dict())
@@ -485,6 +496,18 @@ class AdapterRouter(Transformer):
         if default_task is not None:
             router.resolve(default_task)
         return router
+
+    def train(self, mode: bool = True) -> AdapterRouter:
+        """Set training mode, which needs no merged copies: their memory is given back."""
+        if mode:
+            self.merging.clear()
+        super().train(mode)
+        return self
+
+    def _apply(self, *args: Any, **kwargs: Any) -> AdapterRouter:
+        self.merging.clear()  # other tensors may come to lie in the same places
+        super()._apply(*args, **kwargs)
+        return self
 
     # A lock cannot be pickled or copied.
     def __getstate__(self) -> dict[str, Any]:

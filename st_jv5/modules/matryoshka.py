@@ -58,8 +58,12 @@ class MatryoshkaTruncate(Module):
     def forward(
         self, features: dict[str, Tensor | Any], dim: int | None = None, **kwargs: Any
     ) -> dict[str, Tensor | Any]:
-        """Replace ``features["sentence_embedding"]`` ``(n, D)`` by unit rows ``(n, dim or D)``."""
+        """Replace ``features["sentence_embedding"]`` ``(n, D)`` by unit rows ``(n, dim or D)``.
+
+        At least float32: a half-precision backbone's rounding would leave lengths beside 1.
+        """
         embedding: Tensor = features["sentence_embedding"]
+        embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
         asked = [value for value in (dim, self._truncate_dim()) if value is not None]
         if asked:
             embedding = embedding[:, : self._checked(min(asked), embedding.shape[-1])]

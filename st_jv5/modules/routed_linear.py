@@ -1,42 +1,71 @@
-"""A LoRA layer that each thread can run with another adapter."""
+"""A LoRA layer that each thread can run with another adapter, merged ones included."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners import lora
-from torch import Tensor
+from torch import Tensor, nn
 
-active_adapter: ContextVar[str | None] = ContextVar("st_jv5_active_adapter", default=None)
-"""The adapter of the forward that is running in this thread; None is the bare backbone."""
+
+@dataclass(frozen=True)
+class Route:
+    """What one forward sees of the adapters; nothing is the bare backbone."""
+
+    adapter: str | None = None
+    merged: Mapping[nn.Module, Tensor] | None = None
+    """Layer -> its weight with the adapter folded in."""
+    runs: tuple[tuple[str | None, int], ...] = ()
+    """A mixed batch: adapter and number of rows, one after the other."""
+
+
+active_route: ContextVar[Route] = ContextVar("st_jv5_active_route", default=Route())  # noqa: B039
+"""The route of the forward that is running in this thread."""
 
 
 @contextmanager
-def routed(adapter: str | None) -> Iterator[None]:
-    """Run the backbone with ``adapter`` inside the block, in this thread alone."""
-    token = active_adapter.set(adapter)
+def routed(route: Route) -> Iterator[None]:
+    """Run the backbone with these adapters inside the block, in this thread alone."""
+    token = active_route.set(route)
     try:
         yield
     finally:
-        active_adapter.reset(token)
+        active_route.reset(token)
 
 
 class RoutedLinear(lora.Linear):
     """PEFT's LoRA layer, taking its adapter from the running forward.
 
-    The stock layer takes it from an attribute that every thread shares. Outside a router's forward
-    this layer is the bare backbone's.
+    The stock layer takes it from an attribute that every thread shares, and mixes adapters in a
+    batch row by row through hooks. Outside a router's forward this layer is the bare backbone's.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        route = active_route.get()
+        if route.merged is not None and self in route.merged:
+            return nn.functional.linear(x, route.merged[self], self.base_layer.bias)
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        name = active_adapter.get()
-        if name not in self.lora_A:
+        if route.runs:
+            return self._mixed(x, result, route.runs)
+        if route.adapter is None or route.adapter not in self.lora_A:
             return result
+        return result + self._update(x, route.adapter).to(result.dtype)
+
+    def _update(self, x: Tensor, name: str) -> Tensor:
         lora_a, lora_b = self.lora_A[name], self.lora_B[name]
         x = self._cast_input_dtype(x, lora_a.weight.dtype)
-        update = lora_b(lora_a(self.lora_dropout[name](x))) * self.scaling[name]
-        return result + update.to(result.dtype)
+        return lora_b(lora_a(self.lora_dropout[name](x))) * self.scaling[name]
+
+    def _mixed(self, x: Tensor, result: Tensor, runs: tuple[tuple[str | None, int], ...]) -> Tensor:
+        result = result.clone()
+        begin = 0
+        for name, count in runs:
+            if name is not None and name in self.lora_A:
+                rows = slice(begin, begin + count)
+                result[rows] += self._update(x[rows], name).to(result.dtype)
+            begin += count
+        return result

@@ -1,0 +1,158 @@
+"""Adapters folded into copies of the weights that they touch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from st_jv5.modules.routed_linear import RoutedLinear
+
+Weights = Mapping[nn.Module, Tensor]
+
+
+def fold(layer: RoutedLinear, adapter: str) -> Tensor:
+    """The layer's weight with an adapter folded in: a new tensor, ``W + scaling * B @ A``.
+
+    Rounded once: half-precision factors would round their product, too.
+    """
+    weight = layer.get_base_layer().weight
+    # Tensors made in inference mode, inside encode, could not be saved or trained on.
+    with torch.inference_mode(False), torch.no_grad():
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        b, a = (half[adapter].weight.to(wide) for half in (layer.lora_B, layer.lora_A))
+        folded = torch.addmm(weight.to(wide), b, a, alpha=layer.scaling[adapter])
+        return folded.to(weight.dtype)
+
+
+class MergedAdapters:
+    """Which adapters of a router are merged, and their weights.
+
+    A merged adapter costs a forward nothing, but memory: a copy of every weight it touches. The
+    backbone's own tensors are neither changed nor moved, so nothing drifts and other threads may
+    run other adapters. A copy is used only while the tensors that it was made of are the same:
+    after training, loading or moving the model it is made anew.
+
+    A batch is merged by its own size, not by what ran before it, so that equal batches give equal
+    bits in any order and from any thread.
+
+    Attributes:
+        least_tokens: Padded tokens of a batch from which on it is merged; None never merges, but
+            inside :func:`st_jv5.merged`. The default repays the folding within about two batches.
+        most: Merged adapters kept; the one that was used longest ago makes room. None: as many as
+            there are, while each copy takes at most a quarter of the memory that is free.
+    """
+
+    FREE_SHARE = 0.25
+
+    def __init__(self, least_tokens: int | None = 256, most: int | None = None) -> None:
+        self.least_tokens = least_tokens
+        self.most = most
+        self._kept: dict[str, tuple[Weights, Any]] = {}  # the most recently used last
+        self._pinned: dict[str, int] = {}
+        self._lock = threading.RLock()
+
+    # A lock cannot be pickled or copied, and copies of weights are quickly made anew.
+    def __reduce__(self) -> Any:
+        return MergedAdapters, (self.least_tokens, self.most)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, adapter: object) -> bool:
+        return adapter in self._kept
+
+    def clear(self) -> None:
+        """Forget all copies; those of a running ``st_jv5.merged`` are made anew when needed."""
+        with self._lock:
+            self._kept.clear()
+
+    def weights(
+        self, adapter: str, tokens: int, layers: Callable[[], Iterable[RoutedLinear]]
+    ) -> Weights | None:
+        """The merged weights for a forward of so many padded tokens, or None: run it unmerged."""
+        with self._lock:
+            pinned = adapter in self._pinned
+            if not pinned and (self.least_tokens is None or tokens < self.least_tokens):
+                return None
+            weights, made_of = self._kept.get(adapter, (None, None))
+            try:
+                if weights is None or made_of != _made_of(adapter, weights):
+                    self._kept.pop(adapter, None)
+                    chosen = [layer for layer in layers() if _can_fold(layer, adapter)]
+                    if not chosen or not (self._make_room(chosen) or pinned):
+                        return None
+                    weights = {layer: fold(layer, adapter) for layer in chosen}
+                    made_of = _made_of(adapter, weights)
+            except RuntimeError as error:
+                if "version counter" not in str(error):
+                    raise
+                return None  # weights made in inference mode are written to without a trace
+            self._kept.pop(adapter, None)
+            self._kept[adapter] = weights, made_of
+        return weights
+
+    @contextmanager
+    def pinned(self, adapter: str) -> Iterator[None]:
+        """Inside the block every forward of the adapter is merged, the first one too."""
+        with self._lock:
+            was_kept = adapter in self._kept
+            self._pinned[adapter] = self._pinned.get(adapter, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pinned[adapter] -= 1
+                if not self._pinned[adapter]:
+                    del self._pinned[adapter]
+                    if not was_kept:
+                        self._kept.pop(adapter, None)
+
+    def _make_room(self, layers: Sequence[RoutedLinear]) -> bool:
+        """Whether one more copy may be made."""
+        idle = [adapter for adapter in self._kept if adapter not in self._pinned]
+        if self.most is None:
+            needed = sum(layer.get_base_layer().weight.nbytes for layer in layers)
+            device = layers[0].get_base_layer().weight.device
+            if needed <= free_memory(device) * self.FREE_SHARE:
+                return True
+        elif len(self._kept) < self.most:
+            return True
+        if not idle:
+            return False
+        del self._kept[idle[0]]
+        return True
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, or in main memory where it tells nothing."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _can_fold(layer: RoutedLinear, adapter: str) -> bool:
+    return adapter in layer.lora_A and type(layer.get_base_layer()) is nn.Linear
+
+
+def _made_of(adapter: str, layers: Iterable[Any]) -> Any:
+    """What changes when a weight does: its place, and how often it was written to."""
+    return [
+        (
+            layer.scaling[adapter],
+            *(
+                (weight.data_ptr(), weight._version)
+                for weight in (
+                    layer.base_layer.weight,
+                    layer.lora_A[adapter].weight,
+                    layer.lora_B[adapter].weight,
+                )
+            ),
+        )
+        for layer in layers
+    ]
