@@ -27,9 +27,9 @@ from eval.report import run_page
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import ADAPTER_OF_TYPE, MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
-from st_jv5.evaluation.precision import PRECISIONS, check_precision
 from st_jv5.jina import is_jina_v5
 from st_jv5.modules import AdapterRouter
+from st_jv5.precision import PRECISIONS, check_precision
 from st_jv5.tasks import BASE, unknown_name
 from st_jv5.texts import read_texts
 

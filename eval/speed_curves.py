@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from eval.run_mteb import choose_tasks
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
-from st_jv5.evaluation.precision import PRECISIONS
+from st_jv5.precision import PRECISIONS
 from st_jv5.teacher.sources import resolve_model
 
 TASKS = ("WikipediaRetrieval", "WordNetRetrieval", "WikipediaReranking", "WordNetSTS")

@@ -3,6 +3,8 @@
 st-jv5 export model --task retrieval --to onnx exported
 st-jv5 publish model organisation/name --siblings --dry-run
 st-jv5 average checkpoint-30 checkpoint-40 --weights 1 3 --out averaged
+st-jv5 encode model --task retrieval --in documents.parquet --column text --out vectors
+st-jv5 search vectors "a question"
 st-jv5 teacher ls out/teacher
 """
 
@@ -21,7 +23,8 @@ from st_jv5.adapters import average_adapters
 from st_jv5.export import KINDS, export
 from st_jv5.jina import is_jina_v5, load_jina_v5
 from st_jv5.self_test import self_test
-from st_jv5.teacher.commands import add_commands
+from st_jv5.teacher import commands as teacher_commands
+from st_jv5.vectors import commands as vector_commands
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     average.set_defaults(run=run_average)
     add_export(commands)
     add_publish(commands)
-    add_commands(commands)
+    vector_commands.add_commands(commands)
+    teacher_commands.add_commands(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +21,15 @@ Array = np.ndarray[Any, Any]
 
 BLOCK_TEXTS = 1024
 """Texts that are tokenised together; bounds the memory of their padded tokens."""
-SHARED_TOKENS = 512
-"""Tasks with at most so many tokens in a block share its batches; measured in notes/log.md."""
+SHARED_TOKENS = 64
+"""Tasks with so few tokens in a block share a batch; with more, a forward each is faster."""
+
+
+class Progress(Protocol):
+    """A progress bar, such as tqdm's."""
+
+    def update(self, n: int) -> Any:
+        """So many texts more are done."""
 
 
 def encode(
@@ -32,7 +39,7 @@ def encode(
     prompt_name: str | None = None,
     dim: int | None = None,
     batch_tokens: int | None = None,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | Progress = False,
     prompt: str | None = None,
 ) -> Array:
     """``model.encode`` with batches filled by tokens, so that one long text does not pad thirty.
@@ -48,7 +55,7 @@ def encode(
         prompt_name: Prompt's name; None is the task's default.
         dim: Cut to so many dims, unit rows.
         batch_tokens: Padded tokens per batch; None fits the device.
-        show_progress_bar: In texts, with the time left.
+        show_progress_bar: In texts, with the time left; a bar of the caller's is moved on.
         prompt: The prompt's text, instead of its name.
 
     Returns:
@@ -61,7 +68,7 @@ def encode(
     if (task, dim) != (None, None):
         router_of(model)
     texts = checked_texts(texts)
-    prompt = _prompt_of(model, prompt_name) if prompt is None else prompt
+    prompt = prompt_named(model, prompt_name) if prompt is None else prompt
     index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     rows = np.arange(len(index))
     found = _encode(
@@ -77,7 +84,7 @@ def encode_mixed(
     prompt_names: Sequence[str | None] | None = None,
     dim: int | None = None,
     batch_tokens: int | None = None,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | Progress = False,
 ) -> Array:
     """Encode texts that each have a task of their own; equal ones are computed once.
 
@@ -111,7 +118,7 @@ def encode_mixed(
     how = {
         (task, name): (
             router.resolve(task) or BASE,
-            router.prompt_for(task, _prompt_of(model, name)) or "",
+            router.prompt_for(task, prompt_named(model, name)) or "",
         )
         for task, name in set(zip(tasks, prompt_names, strict=True))
     }
@@ -135,7 +142,7 @@ def encode_all_tasks(
     texts: Sequence[str],
     dim: int | None = None,
     batch_tokens: int | None = None,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | Progress = False,
 ) -> dict[str, Array]:
     """Encode texts with every adapter and its default prompt: task -> float32 ``(n, dim)``.
 
@@ -165,7 +172,8 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
     return texts
 
 
-def _prompt_of(model: SentenceTransformer, name: str | None) -> str | None:
+def prompt_named(model: SentenceTransformer, name: str | None) -> str | None:
+    """A prompt's text by its name; None names the model's default."""
     if name is not None and name not in model.prompts:
         raise ValueError(unknown_name("prompt", name, model.prompts, "this model"))
     return model.prompts.get(name or model.default_prompt_name or "")
@@ -180,7 +188,7 @@ def _encode(
     of_task: Array,
     dim: int | None,
     batch_tokens: int | None,
-    show_progress_bar: bool,
+    show_progress_bar: bool | Progress,
 ) -> Array:
     """Encode ``n`` rows, each a text under a task.
 
@@ -216,7 +224,7 @@ def _encode(
     with (
         torch.inference_mode(),
         _padded(model),
-        tqdm(total=len(rows), unit="text", disable=not show_progress_bar) as bar,
+        _bar(len(rows), show_progress_bar) as bar,
     ):
         for number, (begin, end) in enumerate(pairwise(begins)):
             first = number * BLOCK_TEXTS
@@ -241,6 +249,12 @@ def _encode(
         width = dim or model.get_embedding_dimension()
         return np.zeros((0, width), dtype=np.float32)
     return found
+
+
+def _bar(total: int, asked: bool | Progress) -> Any:
+    if isinstance(asked, bool):
+        return tqdm(total=total, unit="text", disable=not asked)
+    return nullcontext(asked)
 
 
 def _lengths(features: Mapping[str, Any], texts: Sequence[str]) -> Array:

@@ -17,7 +17,9 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.encoding import encode
-from st_jv5.evaluation.precision import (
+from st_jv5.fingerprint import fingerprint
+from st_jv5.modules import AdapterRouter
+from st_jv5.precision import (
     Array,
     bytes_per_vector,
     check_precision,
@@ -25,7 +27,6 @@ from st_jv5.evaluation.precision import (
     stored,
     unit,
 )
-from st_jv5.modules import AdapterRouter
 from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME
 
 ADAPTER_OF_TYPE: Mapping[str, str] = {
@@ -77,7 +78,7 @@ class MTEBEncoder(AbsEncoder):
         adapter: Use this adapter (or ``"base"``) for every task instead.
         dim: Cut the vectors to this many dims, unit rows; None is the full width.
         precision: How vectors are stored, queries and documents alike; one of
-            :data:`~st_jv5.evaluation.precision.PRECISIONS`.
+            :data:`~st_jv5.precision.PRECISIONS`.
         ranges: ``(2, dim)``, what int8 needs: :meth:`ranges_of` texts that are not under test.
         remember: Keep every vector at full width in memory and encode no text twice, across tasks,
             dims and precisions, until :meth:`forget`.
@@ -101,7 +102,7 @@ class MTEBEncoder(AbsEncoder):
         self._memory: dict[tuple[str, str, str, int], _Vectors] | None = {} if remember else None
         self.clock = {"encode": 0.0}
         """Seconds spent in :meth:`encode`; shared with the encoders that :meth:`at` gives."""
-        self._name = f"st_jv5/{self.fingerprint()}"
+        self._name = f"st_jv5/{fingerprint(model)}"
         self._set(adapter, dim, precision, ranges)
 
     def _set(
@@ -139,32 +140,6 @@ class MTEBEncoder(AbsEncoder):
     def remember_nothing(self) -> None:
         """From now on encode what is asked for, and keep none of it."""
         self._memory = None
-
-    def fingerprint(self) -> str:
-        """Hash of all weights and of how they are wired: no two checkpoints share mteb's cache."""
-        digest = hashlib.sha256(self._wiring().encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.float().numpy().data)
-        return digest.hexdigest()[:16]
-
-    def _wiring(self) -> str:
-        """Modules and their settings, backbone and tokenizer: pooling, EOS, theta, words."""
-        found: list[Any] = [
-            (type(module).__name__, getattr(module, "get_config_dict", dict)())
-            for module in self.model
-        ]
-        if self.model.transformers_model is not None:
-            config = self.model.transformers_model.config.to_diff_dict()
-            own = ("_name_or_path", "transformers_version", "dtype")
-            found.append({key: value for key, value in config.items() if key not in own})
-        backend = getattr(self.model.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            words = json.loads(backend.to_str())
-            # Set anew for every batch.
-            found.append({k: v for k, v in words.items() if k not in ("truncation", "padding")})
-        return json.dumps(found, sort_keys=True, default=str)
 
     def settings(self) -> str:
         """What else decides the vectors, as mteb's revision."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyarrow as pa
+
+from st_jv5.ray_cluster import cluster, worker_needs
 from st_jv5.teacher.fill import check_width, fill_shard
 from st_jv5.teacher.sources import Teacher
 from st_jv5.teacher.store import TeacherStore
@@ -33,74 +34,53 @@ def fill_shards(
     Raises:
         ValueError: As :func:`~st_jv5.teacher.fill.fill_shard`, from whichever worker.
     """
-    try:
-        import pyarrow as pa
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ValueError('engine="ray" needs: pip install "st-jv5[ray]"') from error
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    cluster = ray.cluster_resources()
-    gpus = int(cluster.get("GPU", 0))
-    count = min(workers or gpus or 2, len(todo))
-    cpus = cluster.get("CPU", 1) / count
-    needs = (
-        {"num_gpus": min(1.0, gpus / count)}
-        if gpus
-        else {"num_cpus": float(math.floor(cpus)) if cpus > 1 else cpus}
-    )
     store = TeacherStore(store.folder.resolve(), store.key)  # a worker's folder is another
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    blocks: Any = [
-        ray.put(
-            pa.table(
-                {
-                    "shard": pa.array([number] * len(texts), pa.int64()),
-                    "text": pa.array(texts, pa.large_string()),
-                }
+    with cluster() as ray:
+        count, needs = worker_needs(ray, workers, len(todo))
+        blocks: Any = [
+            ray.put(
+                pa.table(
+                    {
+                        "shard": pa.array([number] * len(texts), pa.int64()),
+                        "text": pa.array(texts, pa.large_string()),
+                    }
+                )
             )
+            for number, texts in todo
+        ]
+        filled = ray.data.from_arrow_refs(blocks).map_batches(
+            _Filler,
+            fn_constructor_args=(store, source, batch_tokens, chunk_texts),
+            batch_size=None,  # a whole block: one writer per shard
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=count),
+            **needs,
         )
-        for number, texts in todo
-    ]
-    filled = ray.data.from_arrow_refs(blocks).map_batches(
-        _Filler,
-        fn_constructor_args=(store, source, batch_tokens, chunk_texts),
-        batch_size=None,  # a whole block: one writer per shard
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=count),
-        **needs,
-    )
-    how: dict[str, Any] = {}
-    seen, over = len(store), threading.Event()
+        how: dict[str, Any] = {}
+        seen, over = len(store), threading.Event()
 
-    def look() -> None:
-        nonlocal seen
-        now = len(store)
-        told(now - seen)
-        seen = now
+        def look() -> None:
+            nonlocal seen
+            now = len(store)
+            told(now - seen)
+            seen = now
 
-    def watch() -> None:
-        while not over.wait(POLL_SECONDS):
+        def watch() -> None:
+            while not over.wait(POLL_SECONDS):
+                look()
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            for row in filled.iter_rows():
+                if row["error"]:
+                    raise ValueError(row["error"])
+                how = json.loads(row["how"])
+        finally:
+            over.set()
+            watching.join()
             look()
-
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    try:
-        for row in filled.iter_rows():
-            if row["error"]:
-                raise ValueError(row["error"])
-            how = json.loads(row["how"])
-    finally:
-        over.set()
-        watching.join()
-        look()
-        if ours:
-            ray.shutdown()
-    return how
+        return how
 
 
 class _Filler:

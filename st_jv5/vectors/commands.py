@@ -1,0 +1,105 @@
+"""``st-jv5 encode`` and ``st-jv5 search``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, get_args
+
+from st_jv5.precision import BITS, bytes_per_vector
+from st_jv5.vectors.corpus import Corpus
+from st_jv5.vectors.folder import Files, VectorFolder
+from st_jv5.vectors.search import search
+from st_jv5.vectors.write import DTYPES, SHARD_ROWS, Engine, encode_corpus
+
+SHOWN = 100
+"""Characters of a hit's text."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add both to a parser's commands; each sets ``run``."""
+    about = "encode a corpus to disk, in constant memory; the same command goes on after a stop"
+    parser = commands.add_parser("encode", help=about, description=about)
+    parser.add_argument("model", help="folder or Hub id; ours, or any text model")
+    parser.add_argument("--task", help="an adapter, or base")
+    parser.add_argument("--prompt", help="prompt's name; default: the task's, for documents")
+    parser.add_argument(
+        "--in",
+        dest="source",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help=".parquet, .jsonl, .csv or .txt files, or the id of a data set on the Hub",
+    )
+    parser.add_argument("--column", help="of the texts, where there are several columns")
+    parser.add_argument("--id-column", help="default: id, if there is one, else the row's number")
+    parser.add_argument("--split", default="train", help="of a data set on the Hub")
+    parser.add_argument("--config", help="of a data set on the Hub")
+    parser.add_argument("--out", required=True, help="folder; one that was begun is finished")
+    parser.add_argument("--dim", type=int, help="cut to so many dims, unit rows")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=[name for name in BITS if name != "binary-rescored"],
+    )
+    parser.add_argument("--files", default="parquet", choices=get_args(Files))
+    parser.add_argument("--engine", default="local", choices=get_args(Engine))
+    parser.add_argument("--processes", type=int, help="default: one per GPU, else one")
+    parser.add_argument("--batch-tokens", type=int, help="padded tokens; default: by the device")
+    parser.add_argument("--max-tokens", type=int, help="cut texts there; default: the model's")
+    parser.add_argument("--shard-rows", type=int, default=SHARD_ROWS, help=f"default {SHARD_ROWS}")
+    parser.add_argument("--revision", help="of a Hub model")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of the weights; default: as stored")
+    parser.set_defaults(run=run_encode)
+    about = "the nearest vectors of a folder"
+    parser = commands.add_parser("search", help=about, description=about)
+    parser.add_argument("folder", help="what st-jv5 encode wrote")
+    parser.add_argument("query", nargs="+", help="one text each")
+    parser.add_argument("-k", type=int, default=5, help="hits per query; default 5")
+    parser.add_argument("--model", help="where the model is, if not where the folder says")
+    parser.set_defaults(run=run_search)
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    """Encode, and tell what is there."""
+    source = args.source[0] if len(args.source) == 1 else args.source
+    corpus = Corpus(source, args.column, args.id_column, args.split, args.config)
+    folder = encode_corpus(
+        args.model,
+        corpus,
+        args.out,
+        task=args.task,
+        prompt_name=args.prompt,
+        dim=args.dim,
+        precision=args.precision,
+        batch_tokens=args.batch_tokens,
+        shard_rows=args.shard_rows,
+        files=args.files,
+        engine=args.engine,
+        processes=args.processes,
+        revision=args.revision,
+        dtype=args.dtype,
+        max_tokens=args.max_tokens,
+    )
+    size = bytes_per_vector(folder.dim, folder.precision)
+    print(
+        f"{folder.path}: {folder.rows} vectors of {folder.dim} dims as {folder.precision} "
+        f"({size} bytes each), {folder.shards} shards"
+    )
+
+
+def run_search(args: argparse.Namespace) -> None:
+    """Rank, score, id and the beginning of the text."""
+    folder = VectorFolder(args.folder)
+    found = search(folder, args.query, args.k, args.model)
+    texts: dict[int, str] = {}
+    try:
+        corpus = Corpus(**folder.manifest["corpus"])
+        texts = corpus.texts_at([hit.row for hits in found for hit in hits])
+    except ValueError as error:
+        print(f"without texts: {error}")
+    for query, hits in zip(args.query, found, strict=True):
+        print(query)
+        for rank, hit in enumerate(hits, start=1):
+            text = " ".join(texts.get(hit.row, "").split())
+            shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+            print(f"{rank:4d}  {hit.score:.3f}  {hit.id}  {shown}".rstrip())

@@ -1,0 +1,128 @@
+"""The nearest vectors of a folder, shard by shard: exact, in constant memory, without an index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from st_jv5.encoding import encode
+from st_jv5.fingerprint import fingerprint
+from st_jv5.modules.adapter_router import AdapterRouter
+from st_jv5.precision import Array, from_codes
+from st_jv5.tasks import PROMPTS
+from st_jv5.vectors.folder import VectorFolder
+
+RESCORED = 10
+"""Binary vectors: so many times ``k`` are taken by Hamming distance, and ranked anew."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One vector that was found."""
+
+    id: Any
+    row: int
+    """In the corpus."""
+    score: float
+    """Cosine of the query with what is stored."""
+
+
+def search(
+    folder: str | Path | VectorFolder,
+    queries: Sequence[str],
+    k: int = 10,
+    model: str | SentenceTransformer | None = None,
+) -> list[list[Hit]]:
+    """The ``k`` nearest rows of each query, nearest first.
+
+    A retrieval folder's queries get the query prompt, all others the prompt of the folder. int8 and
+    float16 vectors are read back first; of binary ones the nearest by Hamming distance are ranked
+    anew by the cosine of the query's float vector with their signs.
+
+    Args:
+        folder: What :func:`encode_corpus` wrote; shards that are not written yet are left out.
+        queries: Texts.
+        k: Hits per query.
+        model: The model, or where it is, if not where the folder says.
+
+    Raises:
+        ValueError: Another model than the folder's; no shard is written.
+
+    Example:
+        >>> search(vectors_folder, ["a den"], k=1)[0][0].id
+        'n00000001'
+    """
+    if k < 1:
+        raise ValueError(f"k must be positive, not {k}")
+    if not isinstance(folder, VectorFolder):
+        folder = VectorFolder(folder)
+    vectors = query_vectors(folder, queries, model)
+    best: list[list[tuple[float, int, Any]]] = [[] for _ in queries]
+    seen = False
+    for number, ids, kept in folder.loaded():
+        seen = True
+        first = number * folder.shard_rows
+        for query, (rows, scores) in enumerate(_nearest(folder, kept, vectors, k)):
+            found = zip((-scores).tolist(), (first + rows).tolist(), strict=True)
+            best[query] += [(score, row, ids[row - first]) for score, row in found]
+            best[query] = sorted(best[query], key=lambda hit: hit[:2])[:k]
+    if not seen:
+        raise ValueError(f"{folder.path} has no shard yet; run st-jv5 encode to its end")
+    return [[Hit(one, row, -score) for score, row, one in hits] for hits in best]
+
+
+def query_vectors(
+    folder: VectorFolder, queries: Sequence[str], model: str | SentenceTransformer | None
+) -> Array:
+    """float32 ``(n, dim)``, by the model and the task that the folder was made with."""
+    told = folder.manifest
+    loaded = (
+        model
+        if isinstance(model, SentenceTransformer)
+        else SentenceTransformer(model or told["model"], revision=told["revision"])
+    )
+    if (found := fingerprint(loaded)) != told["model_hash"]:
+        raise ValueError(
+            f"{folder.path} was made by {told['model']} ({told['model_hash']}), not by this model "
+            f"({found}); name the right one with --model, or encode again"
+        )
+    task, prompt = told["task"], told["prompt"]
+    router = loaded[0]
+    if isinstance(router, AdapterRouter):
+        known = router.tasks.get(task)
+        if known is not None and "query" in known.aliases:
+            prompt = known.prompts.get("query", PROMPTS["query"])
+    elif "query" in loaded.prompts:
+        prompt = loaded.prompts["query"]
+    dim = folder.dim if isinstance(router, AdapterRouter) else None
+    return encode(loaded, queries, task=task or None, prompt=prompt, dim=dim)
+
+
+def _nearest(
+    folder: VectorFolder, kept: Array, queries: Array, k: int
+) -> list[tuple[Array, Array]]:
+    """Rows and cosines of the nearest of a shard, per query."""
+    try:
+        from usearch.index import MetricKind
+        from usearch.index import search as exact
+    except ImportError as error:
+        raise ValueError('searching needs: pip install "st-jv5[search]"') from error
+    binary = folder.precision == "binary"
+    if binary:
+        signs = np.packbits(queries > 0, axis=1)
+        k = min(k * RESCORED, len(kept))
+        coarse = exact(np.ascontiguousarray(kept), signs, k, MetricKind.Hamming, exact=True)
+        found = []
+        for query, keys in zip(queries, np.atleast_2d(coarse.keys).astype(np.int64), strict=True):
+            found.append((keys, from_codes(kept[keys], "binary", folder.dim) @ query))
+        return found
+    vectors = from_codes(kept, folder.precision, folder.dim, folder.ranges)
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    hits = exact(vectors, queries, min(k, len(vectors)), MetricKind.IP, exact=True)
+    keys, apart = np.atleast_2d(hits.keys), np.atleast_2d(hits.distances)
+    return [(rows.astype(np.int64), 1 - each) for rows, each in zip(keys, apart, strict=True)]

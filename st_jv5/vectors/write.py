@@ -1,0 +1,306 @@
+"""Encode a corpus to disk: in constant memory, by any number of processes, again from where it was.
+
+Every shard is computed by itself, so that it has the same bytes whoever computes it and whatever
+ran before.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from filelock import FileLock, Timeout
+from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
+
+from st_jv5.adapters import merged
+from st_jv5.encoding import Progress, encode, prompt_named
+from st_jv5.fingerprint import fingerprint
+from st_jv5.modules.adapter_router import AdapterRouter
+from st_jv5.precision import Array, check_precision, codes, ranges_of
+from st_jv5.tasks import BASE
+from st_jv5.vectors.corpus import Corpus
+from st_jv5.vectors.folder import RANGES, Files, VectorFolder
+
+Engine = Literal["local", "ray"]
+
+SHARD_ROWS = 4096
+"""Rows of a shard: what a kill loses at most, per process."""
+LOCK_SECONDS = 10.0
+"""How long a folder is waited for: a process that was killed may still be dying."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def encode_corpus(
+    model: str,
+    corpus: Corpus,
+    folder: str | Path,
+    task: str | None = None,
+    prompt_name: str | None = None,
+    dim: int | None = None,
+    precision: str = "float32",
+    batch_tokens: int | None = None,
+    shard_rows: int = SHARD_ROWS,
+    files: Files = "parquet",
+    engine: Engine = "local",
+    processes: int | None = None,
+    revision: str | None = None,
+    dtype: str | None = None,
+    max_tokens: int | None = None,
+) -> VectorFolder:
+    """Encode every text of a corpus and write the vectors, shard by shard.
+
+    The corpus is read once before anything is computed: a row without a text is an error then, not
+    in a million rows' time. Ctrl-C or a kill loses the shards under way; the same call goes on to
+    the bytes of one that was never stopped.
+
+    Args:
+        model: Folder or Hub id; ours, or any text model (which knows no task and no dim).
+        corpus: The texts.
+        folder: New, or of a run with the same settings.
+        task: Task or alias.
+        prompt_name: ``query``, ``document``, ...; None is the task's default.
+        dim: Cut to so many dims, unit rows.
+        precision: ``float32``, ``float16``, ``int8`` (its ranges, from texts all over the corpus,
+            are kept in the folder) or ``binary`` (a bit per sign).
+        batch_tokens: Padded tokens per batch; None fits the device.
+        shard_rows: Rows of a shard.
+        files: ``parquet`` or ``npy``.
+        engine: ``local``: processes of this machine. ``ray``: workers of a Ray cluster (the running
+            one, else one on this machine), which must see source, model and folder.
+        processes: None: one per GPU, else one. On a CPU they share its cores.
+        revision: Of a Hub model.
+        dtype: Of the weights: float32, float16, bfloat16; None as the model is stored.
+        max_tokens: Texts are cut there; None as the model says.
+
+    Raises:
+        ValueError: Bad settings, a row without a text, a folder begun with other settings, another
+            process at work in the folder.
+
+    Example:
+        >>> corpus = Corpus("training/data/wordnet.parquet", "gloss")
+        >>> encode_corpus(saved_folder, corpus, "nowhere", task="retreival")
+        Traceback (most recent call last):
+        ValueError: unknown task 'retreival'; this model has: retrieval, ...
+    """
+    for name, value, known in (("engine", engine, Engine), ("files", files, Files)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
+    for name, number in (
+        ("batch_tokens", batch_tokens),
+        ("shard_rows", shard_rows),
+        ("processes", processes),
+        ("max_tokens", max_tokens),
+    ):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be positive, not {number}")
+    check_precision(precision)
+    if precision == "binary-rescored":
+        raise ValueError("vectors are kept as 'binary'; rescoring is a way to search them")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    gpus = torch.cuda.device_count()
+    count = processes or max(1, gpus)
+    settings = Settings(model, revision, dtype, max_tokens, None, "", dim, batch_tokens)
+    loaded = settings.load()
+    adapter, prompt = _route(loaded, task, prompt_name)
+    settings = replace(settings, task=adapter, prompt=prompt)
+    width = settings.encode(loaded, ["width"]).shape[1]
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; choose a folder")
+    seen = corpus.summary()
+    told = {
+        "model": model,
+        "revision": revision,
+        "model_hash": fingerprint(loaded),
+        "task": adapter,
+        "prompt": prompt,
+        "dim": width,
+        "precision": precision,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "max_tokens": loaded.max_seq_length,
+        "batch_tokens": batch_tokens,
+        "corpus": corpus.describe(),
+        "corpus_sha256": seen.sha256,
+        "rows": seen.rows,
+        "shard_rows": shard_rows,
+        "files": files,
+    }
+    found = VectorFolder.create(path, told)
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise ValueError(f"another process is writing to {path}") from None
+    with lock:
+        for left in path.glob(".*.tmp"):  # by a process that was killed
+            left.unlink()
+        if precision == "int8" and not (path / RANGES).exists():
+            found.write_ranges(ranges_of(settings.encode(loaded, seen.sample)))
+        todo = [n for n in range(found.shards) if not found.is_written(n)]
+        done = seen.rows - sum(map(found.rows_of, todo))
+        with tqdm(total=seen.rows, initial=done, unit="text", desc=path.name, smoothing=0.1) as bar:
+            work = Work(settings, corpus, path)
+            if engine == "ray":
+                from st_jv5.vectors.ray_engine import write_shards
+
+                del loaded
+                write_shards(work, todo, processes, bar)
+            elif count > 1 and len(todo) > 1:
+                del loaded
+                _in_processes(work, todo, min(count, len(todo)), gpus, bar)
+            else:
+                work.model = loaded
+                work.run(todo, bar)
+    return found
+
+
+def _route(
+    model: SentenceTransformer, task: str | None, prompt_name: str | None
+) -> tuple[str | None, str]:
+    """Adapter and prompt."""
+    prompt = prompt_named(model, prompt_name)
+    router = model[0]
+    if not isinstance(router, AdapterRouter):
+        if task is not None:
+            raise ValueError(f"a model of {type(router).__name__} knows no task, so not {task!r}")
+        return None, prompt or ""
+    adapter = router.resolve(task) or BASE
+    return adapter, (prompt if task is None else router.prompt_for(task, prompt)) or ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the vectors, in words, so that another process can follow."""
+
+    model: str
+    revision: str | None
+    dtype: str | None
+    max_tokens: int | None
+    task: str | None
+    prompt: str
+    dim: int | None
+    batch_tokens: int | None
+
+    def load(self, device: str | None = None) -> SentenceTransformer:
+        """The model."""
+        model = SentenceTransformer(
+            self.model,
+            revision=self.revision,
+            device=device,
+            model_kwargs={"dtype": DTYPES[self.dtype]} if self.dtype else {},
+        )
+        if self.max_tokens is not None:
+            model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
+        return model
+
+    def encode(
+        self, model: SentenceTransformer, texts: Sequence[str], bar: bool | Progress = False
+    ) -> Array:
+        """float32 ``(n, dim)``."""
+        return encode(
+            model,
+            texts,
+            task=self.task,
+            prompt=self.prompt,
+            dim=self.dim,
+            batch_tokens=self.batch_tokens,
+            show_progress_bar=bar,
+        )
+
+
+class Work:
+    """Computes shards; one per process."""
+
+    def __init__(self, settings: Settings, corpus: Corpus, folder: Path) -> None:
+        self.settings, self.corpus, self.folder = settings, corpus, folder
+        self.model: SentenceTransformer | None = None
+
+    def run(self, numbers: Sequence[int], bar: Progress) -> None:
+        """Compute and write shards, ascending."""
+        folder, wanted = VectorFolder(self.folder), set(numbers)
+        model = self.model = self.model or self.settings.load()
+        task = self.settings.task
+        with nullcontext() if task is None else merged(model, task):
+            for number, block in enumerate(self.corpus.blocks(folder.shard_rows)):
+                if number not in wanted:
+                    continue
+                vectors = self.settings.encode(model, block.texts, bar)
+                folder.write(number, block.ids, codes(vectors, folder.precision, folder.ranges))
+                bar.update(len(block.texts) - len(set(block.texts)))  # equal ones are done once
+                wanted.remove(number)
+                if not wanted:
+                    return
+        raise ValueError(f"{self.corpus.name} ended before shard {min(wanted)}: it has changed")
+
+
+# ------------------------------------------------------------------------------------- processes
+
+
+def _in_processes(work: Work, todo: Sequence[int], count: int, gpus: int, bar: Progress) -> None:
+    context = multiprocessing.get_context("spawn")
+    news: Any = context.Queue()
+    threads = max(1, torch.get_num_threads() // count)
+    workers = []
+    for index in range(count):
+        device = f"cuda:{index % gpus}" if gpus else None
+        arguments = (work, todo[index::count], device, threads, news)
+        workers.append(context.Process(target=_worker, args=arguments, daemon=True))
+    try:
+        for worker in workers:
+            worker.start()
+        left = count
+        while left:
+            try:
+                what, value = news.get(timeout=1)
+            except queue.Empty:
+                for worker in workers:
+                    if worker.exitcode not in (None, 0):
+                        raise ValueError(
+                            f"a worker ended with exit code {worker.exitcode} (-9: it was killed, "
+                            f"perhaps for memory); the same command goes on"
+                        ) from None
+                continue
+            if what == "error":
+                raise ValueError(value)
+            if what == "done":
+                left -= 1
+            else:
+                bar.update(value)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+class _News:
+    """A progress bar in another process."""
+
+    def __init__(self, news: Any) -> None:
+        self.news = news
+
+    def update(self, n: int) -> None:
+        self.news.put(("rows", n))
+
+
+def _worker(
+    work: Work, numbers: Sequence[int], device: str | None, threads: int, news: Any
+) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+    try:
+        work.model = work.settings.load(device)
+        work.run(numbers, _News(news))
+        news.put(("done", 0))
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        news.put(("error", f"{type(error).__name__}: {error}"))
