@@ -1,4 +1,4 @@
-"""The retrieval composition out of stock losses, for comparison: the same mathematics, their way.
+"""The same mathematics out of stock parts, for comparison: the retrieval composition, and encoding.
 
 ``1 * InfoNCE + 2 * distillation + 1 * GOR`` at several Matryoshka dims, twice: each stock loss with
 its own forward, and all of them on one forward that is shared by hand. Where a stock class cannot
@@ -9,20 +9,27 @@ open, and the distillation's mean over two columns is half their sum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from peft import PeftModel
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.losses import (
     EmbedDistillLoss,
     GlobalOrthogonalRegularizationLoss,
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from st_jv5.projection import Projection
+
+Array = np.ndarray[Any, Any]
 
 
 class StockLosses(nn.Module):
@@ -112,3 +119,33 @@ class _Summed(nn.Module):
 
     def forward(self, columns: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
         return torch.stack(list(self.loss(columns, labels).values())).sum()
+
+
+def bare_backbone(folder: str, max_tokens: int) -> SentenceTransformer:
+    """The backbone of a saved model under stock pooling: no adapter, no plugin."""
+    transformer = Transformer(folder, max_seq_length=max_tokens)
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+    return SentenceTransformer(modules=[transformer, pooling, Normalize()])
+
+
+class UnmergedAdapters:
+    """The published code's way: PEFT's adapters beside every layer, one switched on per call.
+
+    Args:
+        folder: A model of ours; its adapters are PEFT's own folders.
+        max_tokens: Texts are cut there.
+    """
+
+    def __init__(self, folder: str, max_tokens: int) -> None:
+        self.model = bare_backbone(folder, max_tokens)
+        first, *others = sorted((Path(folder) / "adapters").iterdir())
+        peft = PeftModel.from_pretrained(self.model[0].model, first, adapter_name=first.name)
+        for path in others:
+            peft.load_adapter(path, adapter_name=path.name)
+        self.model[0].model = self.peft = peft
+
+    def encode(self, texts: list[str], task: str, prompt: str, batch_size: int = 32) -> Array:
+        """Switch, then the host's encode."""
+        self.peft.set_adapter(task)
+        found: Array = self.model.encode(texts, prompt=prompt, batch_size=batch_size)
+        return found

@@ -3,6 +3,7 @@
     python eval/speed.py train
     python eval/speed.py curves
     python eval/speed.py teacher --teacher sentence-transformers/all-mpnet-base-v2
+    python eval/speed.py encode --model out/demo/model
 
 train: one step (forward, loss, backward) of the retrieval composition at six Matryoshka dims on
 wikipedia rows, against stock losses (eval/baselines.py) and against the bare forward and backward
@@ -29,6 +30,20 @@ curves: four local tasks at five dims and five precisions, against the same task
     curve_encoding   encoding time of the curves / of the plain evaluation
     plain_scoring    seconds of everything else, plain
     curve_scoring    the same of the curves
+
+encode: at nano's shape (12 layers, 768 wide, random weights), and under its own name on --model;
+wikipedia extracts, every --long-th text a help page, cut at --max-tokens. KEY_interval is the 95%
+interval of KEY.
+
+    vs_bare              routed encode / the bare backbone under stock pooling
+    vs_unmerged          PEFT's adapters, switched on per call / ours
+    token_budget         the host's batches of 32 / the default's batches by tokens
+    token_budget_peak    peak memory of the default / of the host's batches
+    large_budget         the host's batches / batches of as many tokens as its largest
+    large_budget_peak    peak memory of these / of the host's batches
+    alternating          PEFT's adapters, switched text by text / encode_mixed
+    alternating_vs_pure  encode_mixed / one run per task
+    threads              eight calls of four tasks at once / one after the other, to the same bits
 """
 
 from __future__ import annotations
@@ -56,7 +71,7 @@ from torch import Tensor  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 
 import st_jv5  # noqa: E402
-from eval import speed_curves, speed_teacher  # noqa: E402
+from eval import speed_curves, speed_encode, speed_teacher  # noqa: E402
 from eval.baselines import SeparateForwards, SharedForward, StockLosses  # noqa: E402
 from st_jv5.losses.embed import embed_columns  # noqa: E402
 from st_jv5.teacher.sources import resolve_model  # noqa: E402
@@ -207,7 +222,7 @@ def peak_memory(batch_size: int, args: argparse.Namespace) -> int:
 
 
 def cached_steps(args: argparse.Namespace) -> None:
-    """The child: as many rows for every batch size, then its own peak."""
+    """The child: as many rows for every batch size."""
     model = new_model(args.task, args.layers, args.max_tokens)
     pairs = wikipedia_pairs(MEMORY_BATCHES[-1], seed=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -219,6 +234,10 @@ def cached_steps(args: argparse.Namespace) -> None:
             model.zero_grad()
             columns, found = batch_of(model, store, pairs[begin : begin + args.batch_size])
             _summed(loss, columns, found).backward()
+
+
+def print_peak() -> None:
+    """This process' peak, for its parent."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
     print(int(line.split()[1]) * 1024)
@@ -251,14 +270,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "what",
-        choices=["train", "teacher", "curves", "peak", "open"],
-        help="peak, open: children of these",
+        choices=["train", "teacher", "curves", "encode", "peak", "open", "encode-peak"],
+        help="peak, open, encode-peak: children of these",
     )
-    parser.add_argument("folder", nargs="?", help="of the store to open")
+    parser.add_argument("folder", nargs="?", help="of the store to open, of the model to load")
     parser.add_argument("--task", default="base", help="base, or an adapter such as retrieval")
     parser.add_argument("--batch-size", type=int, help="pairs; default: train 128, teacher 512")
     parser.add_argument("--layers", type=int, default=3, help="of MiniLM's six")
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, help="default: 256; encode 512")
+    parser.add_argument("--model", help="encode: a saved model to measure, too")
+    parser.add_argument("--texts", type=int, default=32, help="encode: texts per round")
+    parser.add_argument("--long", type=int, default=8, help="encode: one in so many is a help page")
+    parser.add_argument("--stream", type=int, default=2000, help="encode: texts of random tasks")
+    parser.add_argument("--way", default="stock", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--teacher", default=MINILM, help="Hub id, folder or package:NAME/FOLDER")
@@ -266,15 +290,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.batch_size is None:
         args.batch_size = 512 if args.what == "teacher" else 128
-    for name in ("batch_size", "layers", "max_tokens", "rounds"):
+    if args.max_tokens is None:
+        args.max_tokens = 512 if args.what.startswith("encode") else 256
+    if args.model and not Path(args.model).is_dir():
+        parser.error(f"--model: no folder {args.model}")
+    for name in ("texts", "long", "stream", "batch_size", "layers", "max_tokens", "rounds"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be positive")
     if args.what == "peak":
         cached_steps(args)
+        print_peak()
+    elif args.what == "encode-peak":
+        speed_encode.encode_once(args)
+        print_peak()
     elif args.what == "open":
         print(json.dumps(speed_teacher.open_store(args.folder)))
     else:
-        parts = {"train": train, "teacher": speed_teacher.teacher, "curves": speed_curves.curves}
+        parts: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+            "train": train,
+            "teacher": speed_teacher.teacher,
+            "curves": speed_curves.curves,
+            "encode": speed_encode.encode,
+        }
         print(json.dumps(parts[args.what](args)))
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import st_jv5
-from eval import speed, speed_curves, speed_teacher
+from eval import speed, speed_curves, speed_encode, speed_teacher
 from eval.baselines import SeparateForwards, SharedForward
 from st_jv5.teacher import TeacherStore
 
@@ -126,3 +126,32 @@ def test_the_curves_part_compares_encoding_and_tells_scoring_apart(
     assert [line.split()[:2] for line in lines[-4:]] == [
         [way, part] for way in ("plain", "curves") for part in ("encoding", "scoring")
     ]
+
+
+def test_the_encode_part_compares_equal_vectors_and_threads_get_equal_bits(
+    capsys, monkeypatch, saved
+):
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
+    monkeypatch.setattr(speed_encode, "NANO", shape)
+    monkeypatch.setattr(speed_encode, "peak", lambda folder, way, args: 1000 + len(way))
+    small = ["--texts", "8", "--stream", "24", "--rounds", "2", "--max-tokens", "32"]
+    speed.main(["encode", "--model", saved, *small])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    keys = {"vs_bare", "vs_unmerged", "token_budget", "large_budget", "alternating"}
+    keys |= {"alternating_vs_pure", "threads"}
+    for found in (result, result[saved]):
+        for key in keys:
+            low, high = found[f"{key}_interval"]
+            assert 0 < low <= found[key] <= high
+    assert result["token_budget_peak"] == round(1007 / 1005, 3)
+    with pytest.raises(SystemExit, match=r"b differs from a by 1.00e-01"):
+        speed_encode.same(0.01)(a=torch.zeros(2, 2).numpy(), b=torch.full((2, 2), 0.1).numpy())
+
+
+def test_a_ratio_is_the_median_of_rounds_with_an_interval():
+    seconds = {"a": [2.0, 3.0, 4.0, 100.0, 3.0], "b": [1.0, 1.0, 1.0, 1.0, 1.0]}
+    value, (low, high) = speed_encode.ratio(seconds, "a", "b")
+    assert value == 3
+    assert 2 <= low <= 3 <= high <= 100
+    assert speed_encode.ratio({"a": [2.0, 2.0], "b": [1.0, 1.0]}, "a", "b") == (2, [2, 2])
