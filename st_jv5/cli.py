@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 from st_jv5 import hub
 from st_jv5.adapter_file import CONFIG_FILE
 from st_jv5.adapters import average_adapters
+from st_jv5.doctor import doctor
 from st_jv5.export import KINDS, export
 from st_jv5.jina import is_jina_v5, load_jina_v5
 from st_jv5.self_test import self_test
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     average.set_defaults(run=run_average)
     add_export(commands)
     add_publish(commands)
+    add_doctor(commands)
     vector_commands.add_commands(commands)
     teacher_commands.add_commands(commands)
     args = parser.parse_args(argv)
@@ -123,6 +125,15 @@ def add_publish(commands: Any) -> None:
     publish.add_argument("--private", action="store_true", help="if it is new")
     publish.add_argument("--dry-run", action="store_true", help="send nothing")
     publish.set_defaults(run=run_publish)
+
+
+def add_doctor(commands: Any) -> None:
+    """``st-jv5 doctor``."""
+    parser = commands.add_parser("doctor", help="what this machine has, and what would be faster")
+    parser.add_argument("model", nargs="?", help="folder or Hub id: measure the ways to run it")
+    parser.add_argument("--task", help="to measure; default: the first")
+    parser.add_argument("--compile", action="store_true", help="try torch.compile; takes a minute")
+    parser.set_defaults(run=lambda a: print("\n".join(doctor(a.model, a.task, a.compile))))
 
 
 def run_publish(args: argparse.Namespace) -> None:

@@ -20,16 +20,19 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 import st_jv5
 from st_jv5 import (
     cli,
-    evaluation,
+    doctor,
     export,
+    fingerprint,
     functional,
     hub,
     licenses,
     losses,
+    precision,
     self_test,
     teacher,
     trainer,
     trust,
+    vectors,
 )
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.tasks import TASKS, column_prompts
@@ -50,7 +53,11 @@ EXTRA = [
     export.parity_texts,
     cli.main,
     MTEBEncoder,
-    *(getattr(evaluation, name) for name in ("bytes_per_vector", "ranges_of", "stored")),
+    *(getattr(precision, name) for name in ("bytes_per_vector", "ranges_of", "stored")),
+    *(getattr(precision, name) for name in ("codes", "from_codes")),
+    *(getattr(vectors, name) for name in vectors.__all__),
+    fingerprint.fingerprint,
+    doctor.doctor,
     trainer.trainer_prompts,
     read_texts,
     *(getattr(teacher, name) for name in teacher.__all__),
@@ -94,6 +101,14 @@ def world(tmp_path, backbones):
         model().save_pretrained(str(tmp_path / "saved"))
         return str(tmp_path / "saved")
 
+    def vectors_folder() -> str:
+        lines = [{"id": f"n{i}", "text": text} for i, text in enumerate(real_texts(4))]
+        (tmp_path / "four.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        corpus = vectors.Corpus(tmp_path / "four.jsonl", "text")
+        made = tmp_path / "vectors"
+        vectors.encode_corpus(saved_folder(), corpus, made, task="retrieval", dim=64)
+        return str(made)
+
     def jina_folder() -> str:
         folder = tmp_path / "jina"
         shutil.copytree(backbones["eurobert"], folder)
@@ -112,6 +127,7 @@ def world(tmp_path, backbones):
         "pairs": pairs,
         "args": args,
         "saved_folder": saved_folder,
+        "vectors_folder": vectors_folder,
         "jina_folder": jina_folder,
         "teacher": lambda: SentenceTransformer(MINILM),
         "loss": lambda: losses.clustering_loss(student(), 384, store=store()),

@@ -23,7 +23,12 @@ RESCORED = 10
 
 @dataclass(frozen=True)
 class Hit:
-    """One vector that was found."""
+    """One vector that was found.
+
+    Example:
+        >>> Hit(id="n7", row=7, score=0.5).id
+        'n7'
+    """
 
     id: Any
     row: int
@@ -54,8 +59,8 @@ def search(
         ValueError: Another model than the folder's; no shard is written.
 
     Example:
-        >>> search(vectors_folder, ["a den"], k=1)[0][0].id
-        'n00000001'
+        >>> [len(hits) for hits in search(vectors_folder, ["Athens", "music"], k=3)]
+        [3, 3]
     """
     if k < 1:
         raise ValueError(f"k must be positive, not {k}")

@@ -26,6 +26,7 @@ from st_jv5.precision import codes, from_codes
 from st_jv5.vectors import Corpus, VectorFolder, encode_corpus, search
 from st_jv5.vectors import corpus as corpus_module
 from tests.conftest import MINILM, adapted, real_texts
+from tests.teacher.test_ray import run
 
 
 @pytest.fixture
@@ -151,6 +152,14 @@ def test_two_processes_and_a_run_that_goes_on_write_the_same_bytes(saved, docume
     (two.path / ".00000.parquet.1.tmp").write_bytes(b"what a killed process left")
     encode_corpus(saved, corpus, two.path, **settings)
     assert contents(once.path) == contents(two.path)
+
+
+@pytest.mark.full
+def test_ray_writes_the_bytes_of_one_process(saved, documents, tmp_path):
+    run("-m", "tests.vectors.ray_worker", saved, documents, str(tmp_path / "ray"))
+    settings = {"task": "retrieval", "precision": "int8", "shard_rows": 4}
+    once = encode_corpus(saved, Corpus(documents, "text"), tmp_path / "once", **settings)
+    assert contents(once.path) == contents(tmp_path / "ray")
 
 
 def write_rows(path: Path, count: int) -> str:
