@@ -309,7 +309,7 @@ def encode(args: argparse.Namespace) -> dict[str, Any]:
         for name, path in models.items():
             print(f"\n== {name}: {args.model if name == 'model' else NANO}")
             parts: dict[str, Any] = {}
-            for part in (routing, budgets, stream, threads):
+            for part in (routing, budgets, threads, stream):
                 parts |= part(path, args)
                 print(json.dumps({name: parts}), flush=True)
             found |= parts if name == "nano" else {args.model: parts}

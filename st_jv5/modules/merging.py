@@ -90,6 +90,8 @@ class MergedAdapters:
                     weights = {layer: fold(layer, adapter) for layer in chosen}
                     made_of = _made_of(adapter, weights)
             except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError) and not pinned:
+                    return None
                 if "version counter" not in str(error):
                     raise
                 return None  # weights made in inference mode are written to without a trace

@@ -18,6 +18,8 @@ from st_jv5.precision import Array, check_precision
 MANIFEST = "manifest.json"
 RANGES = "ranges.npy"
 FORMAT = 1
+NAMES = ("model", "revision", "corpus")
+"""Where things were found; their hashes say what they are."""
 Files = Literal["parquet", "npy"]
 
 
@@ -53,6 +55,23 @@ class VectorFolder:
         check_precision(self.precision)
 
     @classmethod
+    def check_begun(cls, path: str | Path, manifest: dict[str, Any]) -> None:
+        """An error if the folder cannot be had for a run with these settings, all or some."""
+        path = Path(path)
+        if (path / MANIFEST).is_file():
+            there = cls(path).manifest
+            for key, value in json.loads(json.dumps(manifest)).items():
+                if key not in NAMES and there.get(key) != value:
+                    raise ValueError(
+                        f"{path} was begun with {key} {there.get(key)!r}, and this run has "
+                        f"{value!r}; choose another folder, or the same settings"
+                    )
+        elif path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; choose a folder")
+        elif path.exists() and any(path.iterdir()):
+            raise ValueError(f"{path} is there already and has no {MANIFEST}; choose another")
+
+    @classmethod
     def create(cls, path: str | Path, manifest: dict[str, Any]) -> VectorFolder:
         """The folder with this manifest: a new one, or one that another run has begun.
 
@@ -60,19 +79,9 @@ class VectorFolder:
             ValueError: It was begun with other settings; names the first that differs.
         """
         path = Path(path)
-        manifest = json.loads(json.dumps({"format": FORMAT, **manifest}))
-        if (path / MANIFEST).is_file():
-            there = cls(path).manifest
-            for key in [*manifest, *there]:
-                if there.get(key) != manifest.get(key):
-                    raise ValueError(
-                        f"{path} was begun with {key} {there.get(key)!r}, and this run has "
-                        f"{manifest.get(key)!r}; choose another folder, or the same settings"
-                    )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path} is there already and has no {MANIFEST}; choose another")
-        else:
-            write_json(path / MANIFEST, manifest)
+        cls.check_begun(path, manifest)
+        if not (path / MANIFEST).is_file():
+            write_json(path / MANIFEST, {"format": FORMAT, **manifest})
         return cls(path)
 
     @property

@@ -114,9 +114,6 @@ def encode_corpus(
     settings = replace(settings, task=adapter, prompt=prompt)
     width = settings.encode(loaded, ["width"]).shape[1]
     path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file; choose a folder")
-    seen = corpus.summary()
     told = {
         "model": model,
         "revision": revision,
@@ -129,11 +126,12 @@ def encode_corpus(
         "max_tokens": loaded.max_seq_length,
         "batch_tokens": batch_tokens,
         "corpus": corpus.describe(),
-        "corpus_sha256": seen.sha256,
-        "rows": seen.rows,
         "shard_rows": shard_rows,
         "files": files,
     }
+    VectorFolder.check_begun(path, told)
+    seen = corpus.summary()
+    told |= {"corpus_sha256": seen.sha256, "rows": seen.rows}
     found = VectorFolder.create(path, told)
     lock = FileLock(path / ".lock")
     try:
