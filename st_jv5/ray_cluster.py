@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+POLL_SECONDS = 1.0
 
 
 @contextmanager
@@ -38,3 +41,34 @@ def worker_needs(ray: Any, workers: int | None, most: int) -> tuple[int, dict[st
         return count, {"num_gpus": min(1.0, gpus / count)}
     cpus = resources.get("CPU", 1) / count
     return count, {"num_cpus": float(math.floor(cpus)) if cpus > 1 else cpus}
+
+
+@contextmanager
+def watched(look: Callable[[], None]) -> Iterator[None]:
+    """Call ``look`` every second while the block runs, and once after: for a progress bar."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS):
+            look()
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+        look()
+
+
+def results(rows: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a data set whose workers put what went wrong into ``error``.
+
+    Raises:
+        ValueError: The first that is not empty; Ray would bury an exception in its own.
+    """
+    for row in rows.iter_rows():
+        if row["error"]:
+            raise ValueError(row["error"])
+        yield row

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from st_jv5.ray_cluster import cluster, worker_needs
+from st_jv5.ray_cluster import cluster, results, watched, worker_needs
 from st_jv5.teacher.fill import check_width, fill_shard
 from st_jv5.teacher.sources import Teacher
 from st_jv5.teacher.store import TeacherStore
-
-POLL_SECONDS = 1.0
 
 
 def fill_shards(
@@ -57,7 +54,7 @@ def fill_shards(
             **needs,
         )
         how: dict[str, Any] = {}
-        seen, over = len(store), threading.Event()
+        seen = len(store)
 
         def look() -> None:
             nonlocal seen
@@ -65,21 +62,9 @@ def fill_shards(
             told(now - seen)
             seen = now
 
-        def watch() -> None:
-            while not over.wait(POLL_SECONDS):
-                look()
-
-        watching = threading.Thread(target=watch, daemon=True)
-        watching.start()
-        try:
-            for row in filled.iter_rows():
-                if row["error"]:
-                    raise ValueError(row["error"])
+        with watched(look):
+            for row in results(filled):
                 how = json.loads(row["how"])
-        finally:
-            over.set()
-            watching.join()
-            look()
         return how
 
 

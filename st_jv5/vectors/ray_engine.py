@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from st_jv5.encoding import Progress
-from st_jv5.ray_cluster import cluster, worker_needs
+from st_jv5.ray_cluster import cluster, results, watched, worker_needs
 from st_jv5.vectors.folder import VectorFolder
 from st_jv5.vectors.write import Work
 
-POLL_SECONDS = 1.0
 RUNS_PER_WORKER = 4
 """Runs of shards per worker: more balance the load, and read the source once more each."""
 
@@ -27,7 +25,7 @@ def write_shards(work: Work, todo: Sequence[int], workers: int | None, bar: Prog
     if not todo:
         return
     folder = VectorFolder(work.folder)
-    work = Work(work.settings, work.corpus, work.folder.resolve())  # a worker's folder is another
+    work = work.from_anywhere()
     with cluster() as ray:
         count, needs = worker_needs(ray, workers, len(todo))
         size = -(-len(todo) // (count * RUNS_PER_WORKER))
@@ -38,7 +36,6 @@ def write_shards(work: Work, todo: Sequence[int], workers: int | None, bar: Prog
             compute=ray.data.ActorPoolStrategy(size=min(count, len(runs))),
             **needs,
         )
-        over = threading.Event()
         waiting = list(todo)
 
         def look() -> None:
@@ -46,20 +43,9 @@ def write_shards(work: Work, todo: Sequence[int], workers: int | None, bar: Prog
                 waiting.remove(number)
                 bar.update(folder.rows_of(number))
 
-        def watch() -> None:
-            while not over.wait(POLL_SECONDS):
-                look()
-
-        watching = threading.Thread(target=watch, daemon=True)
-        watching.start()
-        try:
-            for row in written.iter_rows():
-                if row["error"]:
-                    raise ValueError(row["error"])
-        finally:
-            over.set()
-            watching.join()
-            look()
+        with watched(look):
+            for _ in results(written):
+                pass
 
 
 class _Writer:

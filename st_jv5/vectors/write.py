@@ -11,6 +11,7 @@ import os
 import queue
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -221,6 +222,15 @@ class Work:
     def __init__(self, settings: Settings, corpus: Corpus, folder: Path) -> None:
         self.settings, self.corpus, self.folder = settings, corpus, folder
         self.model: SentenceTransformer | None = None
+
+    def from_anywhere(self) -> Work:
+        """The same for a process that runs in another folder."""
+        model, corpus = self.settings.model, copy(self.corpus)
+        if Path(model).is_dir():
+            model = str(Path(model).resolve())
+        if not corpus.hub:
+            corpus.files = [str(Path(path).resolve()) for path in corpus.files]
+        return Work(replace(self.settings, model=model), corpus, self.folder.resolve())
 
     def run(self, numbers: Sequence[int], bar: Progress) -> None:
         """Compute and write shards, ascending."""

@@ -26,7 +26,7 @@ from st_jv5.precision import codes, from_codes
 from st_jv5.vectors import Corpus, VectorFolder, encode_corpus, search
 from st_jv5.vectors import corpus as corpus_module
 from tests.conftest import MINILM, adapted, real_texts
-from tests.teacher.test_ray import run
+from tests.teacher.test_ray import ROOT, run
 
 
 @pytest.fixture
@@ -156,7 +156,8 @@ def test_two_processes_and_a_run_that_goes_on_write_the_same_bytes(saved, docume
 
 @pytest.mark.full
 def test_ray_writes_the_bytes_of_one_process(saved, documents, tmp_path):
-    run("-m", "tests.vectors.ray_worker", saved, documents, str(tmp_path / "ray"))
+    near = [os.path.relpath(path, ROOT) for path in (saved, documents, tmp_path / "ray")]
+    run("-m", "tests.vectors.ray_worker", *near)  # whose workers run elsewhere
     settings = {"task": "retrieval", "precision": "int8", "shard_rows": 4}
     once = encode_corpus(saved, Corpus(documents, "text"), tmp_path / "once", **settings)
     assert contents(once.path) == contents(tmp_path / "ray")
