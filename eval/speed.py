@@ -282,6 +282,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=int, default=32, help="encode: texts per round")
     parser.add_argument("--long", type=int, default=8, help="encode: one in so many is a help page")
     parser.add_argument("--stream", type=int, default=2000, help="encode: texts of random tasks")
+    parser.add_argument(
+        "--parts", nargs="+", choices=speed_encode.PARTS, default=list(speed_encode.PARTS)
+    )
     parser.add_argument("--way", default="stock", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-memory", dest="memory", action="store_false")

@@ -125,21 +125,19 @@ def routing(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     model = load(folder, args.max_tokens)
     bare, theirs = bare_backbone(folder, args.max_tokens), UnmergedAdapters(folder, args.max_tokens)
 
-    batch = max(1, args.texts // 4)
-
     def ours(texts: list[str]) -> Array:
-        found: Array = model.encode(texts, task="retrieval", prompt=PROMPT, batch_size=batch)
+        found: Array = model.encode(texts, task="retrieval", prompt=PROMPT, batch_size=BATCH)
         return found
 
     ways = {
         "ours": ours,
-        "unmerged": lambda texts: theirs.encode(texts, "retrieval", PROMPT, batch),
-        "bare": lambda texts: bare.encode(texts, prompt=PROMPT, batch_size=batch),
+        "unmerged": lambda texts: theirs.encode(texts, "retrieval", PROMPT, BATCH),
+        "bare": lambda texts: bare.encode(texts, prompt=PROMPT, batch_size=BATCH),
     }
     inputs = [real_text(args.texts, args.long, seed) for seed in range(args.rounds + 1)]
     check = same(1e-4)
     seconds = interleaved(ways, inputs, lambda ours, unmerged, bare: check(a=ours, b=unmerged))
-    tell(f"{args.texts} texts, batches of {batch}", seconds)
+    tell(f"{args.texts} texts, batches of {BATCH}", seconds)
     vs_bare, bare_interval = ratio(seconds, "ours", "bare")
     vs_unmerged, unmerged_interval = ratio(seconds, "unmerged", "ours")
     return {
@@ -298,8 +296,11 @@ def encode_once(args: argparse.Namespace) -> None:
             st_jv5.encode(model, texts, "retrieval", prompt=PROMPT, batch_tokens=tokens)
 
 
+PARTS = {"routing": routing, "budgets": budgets, "threads": threads, "stream": stream}
+
+
 def encode(args: argparse.Namespace) -> dict[str, Any]:
-    """All parts at nano's shape, and on another model if one is named."""
+    """The parts at nano's shape, and on another model if one is named."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         build_nano(folder, NANO)
@@ -309,8 +310,8 @@ def encode(args: argparse.Namespace) -> dict[str, Any]:
         for name, path in models.items():
             print(f"\n== {name}: {args.model if name == 'model' else NANO}")
             parts: dict[str, Any] = {}
-            for part in (routing, budgets, threads, stream):
-                parts |= part(path, args)
+            for part in args.parts:
+                parts |= PARTS[part](path, args)
                 print(json.dumps({name: parts}), flush=True)
             found |= parts if name == "nano" else {args.model: parts}
     return found
