@@ -37,10 +37,9 @@ interval of KEY.
 
     vs_bare              routed encode / the bare backbone under stock pooling
     vs_unmerged          PEFT's adapters, switched on per call / ours
-    token_budget         the host's batches of 32 / the default's batches by tokens
-    token_budget_peak    peak memory of the default / of the host's batches
-    large_budget         the host's batches / batches of as many tokens as its largest
-    large_budget_peak    peak memory of these / of the host's batches
+    token_budget         the host's batches of 32 / batches of 2,048 padded tokens
+    token_budget_small   the host's batches of so few texts that they have no more tokens / ours
+    KEY_peak             peak memory of ours / of the host's
     alternating          PEFT's adapters, switched text by text / encode_mixed
     alternating_vs_pure  encode_mixed / one run per task
     threads              eight calls of four tasks at once / one after the other, to the same bits

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import AutoTokenizer, EuroBertConfig, EuroBertModel
 
 import st_jv5
 from eval.baselines import Array, UnmergedAdapters, bare_backbone
+from st_jv5.batching import BUDGET
 from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS, TASKS
 from st_jv5.teacher.sources import resolve_model
 from training.corpora import rows
@@ -149,36 +151,36 @@ def routing(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def budgets(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The host's batches of 32 texts against batches of as many tokens as its largest has."""
+    """Batches by tokens against the host's of 32 texts, and of so few that they take no more."""
     model = load(folder, args.max_tokens)
     inputs = [real_text(2 * args.texts, args.long, seed) for seed in range(args.rounds + 1)]
-    tokens = BATCH * args.max_tokens  # of the stock way's largest batch
-
-    def ours(texts: list[str]) -> Array:
-        return st_jv5.encode(model, texts, "retrieval", prompt=PROMPT, batch_tokens=tokens)
-
-    def default(texts: list[str]) -> Array:
-        return st_jv5.encode(model, texts, "retrieval", prompt=PROMPT)
-
-    def stock(texts: list[str]) -> Array:
-        found: Array = model.encode(texts, task="retrieval", prompt=PROMPT, batch_size=BATCH)
-        return found
-
-    seconds = interleaved({"stock": stock, "ours": ours, "default": default}, inputs, same(1e-4))
-    tell(f"{2 * args.texts} texts, {tokens} tokens a batch and the default", seconds)
-    peaks = {way: peak(folder, way, args) for way in ("stock", "ours", "default")}
+    ways = {way: partial(by_way, model, way, args) for way in ("stock", "stock_small", "ours")}
+    seconds = interleaved(ways, inputs, same(1e-4))
+    tell(f"{2 * args.texts} texts, batches of {BATCH}, of {small_batch(args)}, by tokens", seconds)
+    peaks = {way: peak(folder, way, args) for way in ways}
     for way, size in peaks.items():
         print(f"  {way:16s} peak {size / 2**20:7.0f} MiB")
-    equal, equal_interval = ratio(seconds, "stock", "ours")
-    smaller, smaller_interval = ratio(seconds, "stock", "default")
-    return {
-        "token_budget": smaller,
-        "token_budget_interval": smaller_interval,
-        "token_budget_peak": round(peaks["default"] / peaks["stock"], 3),
-        "large_budget": equal,
-        "large_budget_interval": equal_interval,
-        "large_budget_peak": round(peaks["ours"] / peaks["stock"], 3),
-    }
+    found: dict[str, Any] = {}
+    for key, way in (("token_budget", "stock"), ("token_budget_small", "stock_small")):
+        found[key], found[f"{key}_interval"] = ratio(seconds, way, "ours")
+        found[f"{key}_peak"] = round(peaks["ours"] / peaks[way], 3)
+    return found
+
+
+def small_batch(args: argparse.Namespace) -> int:
+    """Texts of a stock batch that has no more tokens than ours."""
+    return max(1, BUDGET["cpu"] // args.max_tokens)
+
+
+def by_way(
+    model: SentenceTransformer, way: str, args: argparse.Namespace, texts: list[str]
+) -> Array:
+    """Encode texts in one of the ways of :func:`budgets`."""
+    if way == "ours":
+        return st_jv5.encode(model, texts, "retrieval", prompt=PROMPT, batch_tokens=BUDGET["cpu"])
+    size = BATCH if way == "stock" else small_batch(args)
+    found: Array = model.encode(texts, task="retrieval", prompt=PROMPT, batch_size=size)
+    return found
 
 
 def stream(folder: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -289,11 +291,7 @@ def encode_once(args: argparse.Namespace) -> None:
     model = load(args.folder, args.max_tokens)
     texts = real_text(2 * args.texts, args.long, seed=1)
     with st_jv5.merged(model, "retrieval"):
-        if args.way == "stock":
-            model.encode(texts, task="retrieval", prompt=PROMPT, batch_size=BATCH)
-        else:
-            tokens = BATCH * args.max_tokens if args.way == "ours" else None
-            st_jv5.encode(model, texts, "retrieval", prompt=PROMPT, batch_tokens=tokens)
+        by_way(model, args.way, args, texts)
 
 
 PARTS = {"routing": routing, "budgets": budgets, "threads": threads, "stream": stream}
