@@ -20,14 +20,13 @@ import mteb
 from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
-import st_jv5
 from eval.local_tasks import LOCAL_TASKS
 from eval.record import Row, read_record
 from eval.report import run_page
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import ADAPTER_OF_TYPE, MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
-from st_jv5.jina import is_jina_v5
+from st_jv5.jina import load_model
 from st_jv5.modules import AdapterRouter
 from st_jv5.precision import PRECISIONS, check_precision
 from st_jv5.tasks import BASE, unknown_name
@@ -184,11 +183,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_scores([row for row in found if row["task"] in chosen])
     run_page(read_record(output)).write(Path(output))
     print(f"record: {output}/results.json\nreport: {output}/report.html")
-
-
-def load_model(name: str) -> SentenceTransformer:
-    """Any SentenceTransformer: ours, stock, or a published jina-embeddings-v5-text model."""
-    return st_jv5.load_jina_v5(name) if is_jina_v5(name) else SentenceTransformer(name)
 
 
 def print_plan(model: SentenceTransformer, tasks: Sequence[AbsTask], settings: Settings) -> None:

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
-
 from st_jv5 import hub
 from st_jv5.adapter_file import CONFIG_FILE
 from st_jv5.adapters import average_adapters
 from st_jv5.doctor import doctor
 from st_jv5.export import KINDS, export
-from st_jv5.jina import is_jina_v5, load_jina_v5
+from st_jv5.jina import load_model
 from st_jv5.self_test import self_test
 from st_jv5.teacher import commands as teacher_commands
 from st_jv5.vectors import commands as vector_commands
@@ -99,12 +97,7 @@ def add_export(commands: Any) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Load in float32, write, and tell how close it is."""
-    if is_jina_v5(args.model, args.revision):
-        model = load_jina_v5(args.model, revision=args.revision, dtype="float32")
-    else:
-        model = SentenceTransformer(
-            args.model, revision=args.revision, model_kwargs={"dtype": "float32"}
-        )
+    model = load_model(args.model, args.revision, dtype="float32")
     found = export(model, args.task, args.to, args.folder, args.int8, args.llama_cpp)
     for parity in found:
         print(parity)

@@ -24,6 +24,7 @@ from st_jv5.adapters import merge_task, merged, router_of
 from st_jv5.encoding import encode
 from st_jv5.export import export, graph
 from st_jv5.export.parity import Array, parity_texts, prompted
+from st_jv5.jina import load_model
 from st_jv5.modules.merging import MergedAdapters, free_memory
 from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME
 
@@ -66,7 +67,7 @@ def doctor(model: str | None = None, task: str | None = None, compiled: bool = F
     lines = [*_versions(), *_device()]
     if model is None:
         return [*lines, "name a model to measure the ways to run it: st-jv5 doctor MODEL"]
-    loaded = SentenceTransformer(model)
+    loaded = load_model(model)
     router = router_of(loaded)
     name = router.resolve(task or next(iter(router.tasks), BASE)) or BASE
     lines += _model(loaded)

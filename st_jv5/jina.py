@@ -45,6 +45,26 @@ def is_jina_v5(path_or_id: str | Path, revision: str | None = None) -> bool:
     return config.is_file() and read_json(config).get("model_type") == MODEL_TYPE
 
 
+def load_model(
+    name: str,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> SentenceTransformer:
+    """Load by folder or Hub id what a command names: a published jina v5, ours, or a stock model.
+
+    Args:
+        name: Folder or Hub id.
+        revision: Of a Hub model.
+        dtype: Of the weights, such as ``bfloat16``; None as they are stored.
+        device: Such as ``cuda:1``; None is the host's choice.
+    """
+    if is_jina_v5(name, revision):
+        return load_jina_v5(name, revision=revision, dtype=dtype, device=device)
+    kwargs = {"dtype": dtype} if dtype else {}
+    return SentenceTransformer(name, revision=revision, device=device, model_kwargs=kwargs)
+
+
 def load_jina_v5(
     path_or_id: str | Path,
     revision: str | None = None,

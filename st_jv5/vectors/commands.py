@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--max-tokens", type=int, help="cut texts there; default: the model's")
     parser.add_argument("--shard-rows", type=int, default=SHARD_ROWS, help=f"default {SHARD_ROWS}")
     parser.add_argument("--revision", help="of a Hub model")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of the weights; default: as stored")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as stored")
     parser.set_defaults(run=run_encode)
     about = "the nearest vectors of a folder"
     parser = commands.add_parser("search", help=about, description=about)

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_jv5.encoding import encode
 from st_jv5.fingerprint import fingerprint
+from st_jv5.jina import load_model
 from st_jv5.modules.adapter_router import AdapterRouter
 from st_jv5.precision import Array, from_codes
 from st_jv5.tasks import PROMPTS
@@ -86,11 +87,9 @@ def query_vectors(
 ) -> Array:
     """float32 ``(n, dim)``, by the model and the task that the folder was made with."""
     told = folder.manifest
-    loaded = (
-        model
-        if isinstance(model, SentenceTransformer)
-        else SentenceTransformer(model or told["model"], revision=told["revision"])
-    )
+    loaded = model
+    if not isinstance(loaded, SentenceTransformer):
+        loaded = load_model(loaded or told["model"], told["revision"], told["dtype"])
     if (found := fingerprint(loaded)) != told["model_hash"]:
         raise ValueError(
             f"{folder.path} was made by {told['model']} ({told['model_hash']}), not by this model "

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from st_jv5.adapters import merged
 from st_jv5.encoding import Progress, encode, prompt_named
 from st_jv5.fingerprint import fingerprint
+from st_jv5.jina import load_model
 from st_jv5.modules.adapter_router import AdapterRouter
 from st_jv5.precision import Array, check_precision, codes, ranges_of
 from st_jv5.tasks import BASE
@@ -36,7 +37,7 @@ SHARD_ROWS = 4096
 """Rows of a shard: what a kill loses at most, per process."""
 LOCK_SECONDS = 10.0
 """How long a folder is waited for: a process that was killed may still be dying."""
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def encode_corpus(
@@ -191,12 +192,7 @@ class Settings:
 
     def load(self, device: str | None = None) -> SentenceTransformer:
         """The model."""
-        model = SentenceTransformer(
-            self.model,
-            revision=self.revision,
-            device=device,
-            model_kwargs={"dtype": DTYPES[self.dtype]} if self.dtype else {},
-        )
+        model = load_model(self.model, self.revision, self.dtype, device)
         if self.max_tokens is not None:
             model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
         return model

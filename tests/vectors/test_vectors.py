@@ -282,6 +282,14 @@ def test_a_stock_model_encodes_without_a_task(documents, tmp_path):
         encode_corpus(MINILM, Corpus(documents, "text"), tmp_path / "other", task="retrieval")
 
 
+def test_a_published_folder_is_encoded_and_searched(published, documents, tmp_path):
+    corpus = Corpus(documents, "text")
+    encode_corpus(published[1], corpus, tmp_path / "vectors", task="retrieval", dtype="bfloat16")
+    ((hit,),) = search(tmp_path / "vectors", [real_texts()[2]], k=1)
+    assert -1 <= hit.score <= 1
+    assert VectorFolder(tmp_path / "vectors").manifest["dtype"] == "bfloat16"
+
+
 # --------------------------------------------------------------------------------------- searching
 
 
