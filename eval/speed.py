@@ -281,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=int, default=32, help="encode: texts per round")
     parser.add_argument("--long", type=int, default=8, help="encode: one in so many is a help page")
     parser.add_argument("--stream", type=int, default=2000, help="encode: texts of random tasks")
+    parser.add_argument("--no-nano", dest="nano", action="store_false", help="--model alone")
     parser.add_argument(
         "--parts", nargs="+", choices=speed_encode.PARTS, default=list(speed_encode.PARTS)
     )

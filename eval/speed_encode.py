@@ -301,8 +301,10 @@ def encode(args: argparse.Namespace) -> dict[str, Any]:
     """The parts at nano's shape, and on another model if one is named."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        build_nano(folder, NANO)
-        models = {"nano": folder}
+        models = {}
+        if args.nano:
+            build_nano(folder, NANO)
+            models["nano"] = folder
         if args.model:
             models["model"] = args.model
         for name, path in models.items():

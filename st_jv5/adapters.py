@@ -286,10 +286,10 @@ def _mean_product(
 def merged(model: SentenceTransformer, name: str) -> Iterator[SentenceTransformer]:
     """Inside the block every encoding of this task is merged, from its first batch on.
 
-    ``encode`` merges a task by itself after a few batches
-    (:class:`~st_jv5.modules.merging.MergedAdapters`); its first batches then differ from the later
-    ones by rounding. Here equal batches give equal bits. Other tasks, threads, training and saving
-    go on as ever: the backbone's own tensors are not touched.
+    ``encode`` merges batches of some size by itself, if there is memory
+    (:class:`~st_jv5.modules.merging.MergedAdapters`); here small ones are, too, whatever memory is
+    left. Other tasks, threads, training and saving go on as ever: the backbone's own tensors are
+    not touched.
 
     Example:
         >>> with merged(model, "retrieval"):

@@ -15,6 +15,9 @@ from st_jv5.modules.routed_linear import RoutedLinear
 
 Weights = Mapping[nn.Module, Tensor]
 
+SAMPLED = 4
+"""Rows and columns of a matrix that are looked at, about."""
+
 
 def fold(layer: RoutedLinear, adapter: str) -> Tensor:
     """The layer's weight with an adapter folded in: a new tensor, ``W + scaling * B @ A``.
@@ -36,7 +39,9 @@ class MergedAdapters:
     A merged adapter costs a forward nothing, but memory: a copy of every weight it touches. The
     backbone's own tensors are neither changed nor moved, so nothing drifts and other threads may
     run other adapters. A copy is used only while the tensors that it was made of are the same:
-    after training, loading or moving the model it is made anew.
+    after training, loading or moving the model it is made anew. (What torch does not count, a write
+    through ``.data``, is seen by a sample of every matrix; after one to single elements, call
+    :meth:`clear`.)
 
     A batch is merged by its own size, not by what ran before it, so that equal batches give equal
     bits in any order and from any thread.
@@ -53,7 +58,7 @@ class MergedAdapters:
     def __init__(self, least_tokens: int | None = 256, most: int | None = None) -> None:
         self.least_tokens = least_tokens
         self.most = most
-        self._kept: dict[str, tuple[Weights, Any]] = {}  # the most recently used last
+        self._kept: dict[str, tuple[Weights, _Source]] = {}  # the most recently used last
         self._pinned: dict[str, int] = {}
         self._lock = threading.RLock()
 
@@ -80,15 +85,15 @@ class MergedAdapters:
             pinned = adapter in self._pinned
             if not pinned and (self.least_tokens is None or tokens < self.least_tokens):
                 return None
-            weights, made_of = self._kept.get(adapter, (None, None))
+            weights, source = self._kept.get(adapter, (None, None))
             try:
-                if weights is None or made_of != _made_of(adapter, weights):
+                if weights is None or source is None or not source.is_same():
                     self._kept.pop(adapter, None)
                     chosen = [layer for layer in layers() if _can_fold(layer, adapter)]
                     if not chosen or not (self._make_room(chosen) or pinned):
                         return None
+                    source = _Source(adapter, chosen)
                     weights = {layer: fold(layer, adapter) for layer in chosen}
-                    made_of = _made_of(adapter, weights)
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError) and not pinned:
                     return None
@@ -96,7 +101,7 @@ class MergedAdapters:
                     raise
                 return None  # weights made in inference mode are written to without a trace
             self._kept.pop(adapter, None)
-            self._kept[adapter] = weights, made_of
+            self._kept[adapter] = weights, source
         return weights
 
     @contextmanager
@@ -142,19 +147,37 @@ def _can_fold(layer: RoutedLinear, adapter: str) -> bool:
     return adapter in layer.lora_A and type(layer.get_base_layer()) is nn.Linear
 
 
-def _made_of(adapter: str, layers: Iterable[Any]) -> Any:
-    """What changes when a weight does: its place, and how often it was written to."""
-    return [
-        (
-            layer.scaling[adapter],
-            *(
-                (weight.data_ptr(), weight._version)
-                for weight in (
-                    layer.base_layer.weight,
-                    layer.lora_A[adapter].weight,
-                    layer.lora_B[adapter].weight,
-                )
-            ),
-        )
-        for layer in layers
-    ]
+class _Source:
+    """What a copy was made of, and whether that is still the same."""
+
+    def __init__(self, adapter: str, layers: Iterable[Any]) -> None:
+        self.adapter = adapter
+        self.layers = list(layers)
+        self.written = self._written()
+        with torch.inference_mode(False), torch.no_grad():
+            self.samples = [_sample(weight) for weight in self._weights()]
+            self.values = self._values()
+
+    def _weights(self) -> Iterator[Tensor]:
+        for layer in self.layers:
+            yield layer.base_layer.weight
+            yield layer.lora_A[self.adapter].weight
+            yield layer.lora_B[self.adapter].weight
+
+    def _written(self) -> list[Any]:
+        """Where each weight lies, and how often it was written to; then the scalings."""
+        places: list[Any] = [(weight.data_ptr(), weight._version) for weight in self._weights()]
+        return places + [layer.scaling[self.adapter] for layer in self.layers]
+
+    def _values(self) -> Tensor:
+        return torch.cat([sample.reshape(-1) for sample in self.samples])
+
+    def is_same(self) -> bool:
+        """Whether no weight was moved or written to; through ``.data`` torch does not count."""
+        return self.written == self._written() and torch.equal(self.values, self._values())
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """A view of a few elements from all over a matrix."""
+    rows, columns = (max(1, size // SAMPLED) for size in weight.shape)
+    return weight.detach()[::rows, ::columns]

@@ -35,7 +35,9 @@ def test_a_folded_weight_is_the_formula(model):
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("change", ["adapter", "base", "scaling", "half", "fill"])
+@pytest.mark.parametrize(
+    "change", ["adapter", "base", "scaling", "half", "fill", "data", "base data"]
+)
 def test_a_changed_weight_is_never_served_from_an_old_copy(model, texts, change):
     router = model[0]
     before = model.encode(texts, task="retrieval")
@@ -47,6 +49,10 @@ def test_a_changed_weight_is_never_served_from_an_old_copy(model, texts, change)
             layer.get_base_layer().weight.mul_(0.5)
         elif change == "scaling":
             layer.scaling["retrieval"] *= 3
+        elif change == "data":
+            layer.lora_B["retrieval"].weight.data.mul_(1.5)
+        elif change == "base data":
+            layer.get_base_layer().weight.data.mul_(0.5)
         elif change == "half":
             model.half().float()
         else:
