@@ -123,6 +123,10 @@ class VectorFolder:
         """Whether a shard is there; if it is, it is whole."""
         return self._shard(number).exists()
 
+    def missing(self) -> list[int]:
+        """The shards that are not written."""
+        return [number for number in range(self.shards) if not self.is_written(number)]
+
     def rows_of(self, number: int) -> int:
         """Rows of a shard."""
         return min(self.shard_rows, self.rows - number * self.shard_rows)

@@ -55,16 +55,11 @@ class _Writer:
         self.work = work
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        folder_has = _written(self.work)
+        missing = set(VectorFolder(self.work.folder).missing())  # another try may have got further
         try:
-            numbers = [int(n) for n in row["shards"] if int(n) not in folder_has]
+            numbers = [int(n) for n in row["shards"] if int(n) in missing]
             if numbers:
                 self.work.run(numbers, tqdm(disable=True))
         except ValueError as error:
             return {"error": str(error)}  # Ray would bury it in its own
         return {"error": ""}
-
-
-def _written(work: Work) -> set[int]:
-    folder = VectorFolder(work.folder)
-    return {n for n in range(folder.shards) if folder.is_written(n)}

@@ -7,7 +7,6 @@ ran before.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -145,7 +144,7 @@ def encode_corpus(
             left.unlink()
         if precision == "int8" and not (path / RANGES).exists():
             found.write_ranges(ranges_of(settings.encode(loaded, seen.sample)))
-        todo = [n for n in range(found.shards) if not found.is_written(n)]
+        todo = found.missing()
         done = seen.rows - sum(map(found.rows_of, todo))
         with tqdm(total=seen.rows, initial=done, unit="text", desc=path.name, smoothing=0.1) as bar:
             work = Work(settings, corpus, path)
@@ -298,7 +297,6 @@ class _News:
 def _worker(
     work: Work, numbers: Sequence[int], device: str | None, threads: int, news: Any
 ) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     try:
         work.model = work.settings.load(device)

@@ -155,11 +155,12 @@ def test_two_processes_and_a_run_that_goes_on_write_the_same_bytes(saved, docume
 
 
 @pytest.mark.full
-def test_ray_writes_the_bytes_of_one_process(saved, documents, tmp_path):
+def test_ray_writes_the_bytes_of_one_process(saved, documents, tmp_path, monkeypatch):
     near = [os.path.relpath(path, ROOT) for path in (saved, documents, tmp_path / "ray")]
     run("-m", "tests.vectors.ray_worker", *near)  # whose workers run elsewhere
     settings = {"task": "retrieval", "precision": "int8", "shard_rows": 4}
-    once = encode_corpus(saved, Corpus(documents, "text"), tmp_path / "once", **settings)
+    monkeypatch.chdir(ROOT)
+    once = encode_corpus(near[0], Corpus(near[1], "text"), tmp_path / "once", **settings)
     assert contents(once.path) == contents(tmp_path / "ray")
 
 
