@@ -272,7 +272,7 @@ class Ablator:
             with run.forwards():
                 rows = evaluate(
                     MTEBEncoder(model, remember=True),
-                    choose_tasks(wanted.tasks, [], local=False),
+                    choose_tasks(wanted.tasks, [], local=""),
                     folder / "evaluation" / f"step-{step}-theta-{theta}",
                     Settings(adapters, wanted.dims, wanted.precisions, wanted.max_tokens),
                     label=f"{folder.name} step {step}" + (f" theta {theta}" if theta else ""),

@@ -95,7 +95,14 @@ def _metadata(
     )
 
 
-class _Retrieval(AbsTaskRetrieval):
+class _Local(AbsTask):
+    """Where a task's test rows come from."""
+
+    part = "test"
+    """Split of training/data."""
+
+
+class _Retrieval(_Local, AbsTaskRetrieval):
     source: ClassVar[str]
     query: ClassVar[str]
     document: ClassVar[str]
@@ -103,7 +110,7 @@ class _Retrieval(AbsTaskRetrieval):
     k_values = (1, 10)
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        found = rows(self.source, "test", self.lang)
+        found = rows(self.source, self.part, self.lang)
         relevant: dict[str, dict[str, int]] = defaultdict(dict)
         for index, row in enumerate(found):
             if row[self.query]:
@@ -183,7 +190,7 @@ class OfficeHelpRetrieval(_Retrieval):
     source, query, document = "office_help", "title", "body"
 
 
-class OfficeLongRetrieval(AbsTaskRetrieval):
+class OfficeLongRetrieval(_Local, AbsTaskRetrieval):
     metadata = _metadata(
         "OfficeLongRetrieval",
         "Retrieval",
@@ -193,7 +200,7 @@ class OfficeLongRetrieval(AbsTaskRetrieval):
     k_values = (1, 10)
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        pages = rows("office_help", "test")
+        pages = rows("office_help", self.part)
         documents = joined_pages(pages, LONG_CHARACTERS, SEED)
         place = {
             page: (f"d{index}", offset)
@@ -228,7 +235,7 @@ class OfficeLongRetrieval(AbsTaskRetrieval):
         return found
 
 
-class WikipediaReranking(AbsTaskRetrieval):
+class WikipediaReranking(_Local, AbsTaskRetrieval):
     metadata = _metadata(
         "WikipediaReranking",
         "Reranking",
@@ -241,6 +248,7 @@ class WikipediaReranking(AbsTaskRetrieval):
         import bm25s
 
         task = WikipediaRetrieval()
+        task.part = self.part
         task.load_data()
         data = task.dataset["default"]["test"]
         documents = dict(zip(data["corpus"]["id"], data["corpus"]["text"], strict=True))
@@ -261,11 +269,11 @@ class WikipediaReranking(AbsTaskRetrieval):
         self.data_loaded = True
 
 
-class _Bitext(AbsTaskBitextMining):
+class _Bitext(_Local, AbsTaskBitextMining):
     lang: ClassVar[str]
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        pairs = parallel_openings("test", self.lang, OPENING)
+        pairs = parallel_openings(self.part, self.lang, OPENING)
         columns = {"sentence1": [a for a, _ in pairs], "sentence2": [b for _, b in pairs]}
         self.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
         self.data_loaded = True
@@ -302,7 +310,7 @@ def first_of_each(pairs: list[tuple[str, str]], most: int | None) -> list[tuple[
     return kept
 
 
-class _Classification(AbsTaskClassification):
+class _Classification(_Local, AbsTaskClassification):
     labels_of: ClassVar[str]
     samples_per_label = 8
     n_experiments = 5
@@ -312,17 +320,20 @@ class _Classification(AbsTaskClassification):
         return super()._calculate_scores(np.asarray(y_test[:]), y_pred)
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        names = sorted({label for _, label in labelled(self.labels_of, "test")})
+        names = sorted({label for _, label in labelled(self.labels_of, self.part)})
         self.dataset = DatasetDict(
             {
                 split: Dataset.from_list(
                     [
                         {"text": text, "label": names.index(label)}
-                        for text, label in first_of_each(labelled(self.labels_of, split), most)
+                        for text, label in first_of_each(labelled(self.labels_of, part), most)
                         if label in names
                     ]
                 )
-                for split, most in (("train", TRAINING_TEXTS), ("test", None))
+                for split, part, most in (
+                    ("train", "train", TRAINING_TEXTS),
+                    ("test", self.part, None),
+                )
             }
         )
         self.data_loaded = True
@@ -345,14 +356,14 @@ class CategoryClassification(_Classification):
     labels_of = "category"
 
 
-class _Clustering(AbsTaskClustering):
+class _Clustering(_Local, AbsTaskClustering):
     labels_of: ClassVar[str]
     max_fraction_of_documents_to_embed = None
     max_documents_per_cluster = 2048
     n_clusters = 20
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        found = labelled(self.labels_of, "test")
+        found = labelled(self.labels_of, self.part)
         self.dataset = DatasetDict(
             {
                 "test": Dataset.from_dict(
@@ -375,7 +386,7 @@ class CategoryClustering(_Clustering):
     labels_of = "category"
 
 
-class GlossExamplePairs(AbsTaskPairClassification):
+class GlossExamplePairs(_Local, AbsTaskPairClassification):
     metadata = _metadata(
         "GlossExamplePairs",
         "PairClassification",
@@ -384,19 +395,19 @@ class GlossExamplePairs(AbsTaskPairClassification):
     )
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        pairs = example_pairs(rows("wordnet", "test"), count=3000, seed=SEED)
+        pairs = example_pairs(rows("wordnet", self.part), count=3000, seed=SEED)
         self.dataset = DatasetDict({"test": Dataset.from_list(pairs)})
         self.data_loaded = True
 
 
-class WordNetSTS(AbsTaskSTS):
+class WordNetSTS(_Local, AbsTaskSTS):
     metadata = _metadata(
         "WordNetSTS", "STS", "cosine_spearman", "How near are two definitions in WordNet's tree?"
     )
     min_score, max_score = 0, 1
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        pairs = similarity_pairs(rows("wordnet", "test"), count=3000, seed=SEED)
+        pairs = similarity_pairs(rows("wordnet", self.part), count=3000, seed=SEED)
         self.dataset = DatasetDict({"test": Dataset.from_list(pairs)})
         self.data_loaded = True
 
@@ -419,3 +430,18 @@ LOCAL_TASKS: tuple[type[AbsTask], ...] = (
     OfficeBitextJapanese,
     WordNetSTS,
 )
+
+
+def local_tasks(part: str = "test") -> dict[str, type[AbsTask]]:
+    """Every local task by name, over the test split or the validation split.
+
+    The validation tasks are named so, ``WordNetSTSValidation``: one cache keeps both.
+    """
+    if part == "test":
+        return {task.metadata.name: task for task in LOCAL_TASKS}
+    found = {}
+    for task in LOCAL_TASKS:
+        name = f"{task.metadata.name}{part.capitalize()}"
+        metadata = task.metadata.model_copy(update={"name": name})
+        found[name] = type(name, (task,), {"metadata": metadata, "part": part})
+    return found

@@ -20,7 +20,7 @@ import mteb
 from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
-from eval.local_tasks import LOCAL_TASKS
+from eval.local_tasks import local_tasks
 from eval.record import Row, read_record
 from eval.report import run_page
 from eval.scoring import Settings, evaluate
@@ -36,7 +36,7 @@ from st_jv5.texts import read_texts
 def choose_tasks(
     names: Sequence[str],
     benchmarks: Sequence[str],
-    local: bool,
+    local: str,
     types: Sequence[str] = (),
     languages: Sequence[str] = (),
 ) -> list[AbsTask]:
@@ -45,15 +45,15 @@ def choose_tasks(
     Args:
         names: Of mteb's tasks and of the local ones.
         benchmarks: Of mteb.
-        local: All local tasks.
+        local: All local tasks over this split, ``test`` or ``validation``; empty: none.
         types: Keep these task types alone.
         languages: ISO 639-3 codes; keep tasks all of whose languages are among them.
     """
     for kind in types:
         if kind not in ADAPTER_OF_TYPE:
             raise SystemExit(unknown_name("task type", kind, ADAPTER_OF_TYPE, "mteb"))
-    own = {task.metadata.name: task for task in LOCAL_TASKS}
-    tasks = [task() for task in own.values()] if local else []
+    tasks = [task() for task in local_tasks(local).values()] if local else []
+    own = {**local_tasks("test"), **local_tasks("validation")}
     for name in names:
         if name in own:
             tasks.append(own[name]())
@@ -61,7 +61,7 @@ def choose_tasks(
             try:
                 tasks.append(mteb.get_task(name))
             except KeyError as error:
-                raise SystemExit(f"{error}; local tasks: {', '.join(own)}") from error
+                raise SystemExit(f"{error}; local tasks: {', '.join(local_tasks())}") from error
     for name in benchmarks:
         try:
             tasks.extend(mteb.get_benchmark(name).tasks)
@@ -122,7 +122,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id; any SentenceTransformer")
     parser.add_argument("--tasks", nargs="+", default=[], help="mteb or local task names")
     parser.add_argument("--benchmark", nargs="+", default=[], help='such as "MTEB(eng, v2)"')
-    parser.add_argument("--local", action="store_true", help="all local tasks")
+    parser.add_argument(
+        "--local",
+        nargs="?",
+        const="test",
+        default="",
+        choices=["test", "validation"],
+        help="all local tasks; settings are chosen on those over the validation split",
+    )
     parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
     parser.add_argument(
         "--languages", nargs="+", default=[], help="such as eng deu: tasks in no other language"

@@ -34,7 +34,7 @@ def curves(args: argparse.Namespace) -> dict[str, float]:
             encoder = MTEBEncoder(model, remember=True)
             with tempfile.TemporaryDirectory() as folder:
                 started = time.perf_counter()
-                evaluate(encoder, choose_tasks(TASKS, [], local=False), folder, WAYS[way])
+                evaluate(encoder, choose_tasks(TASKS, [], local=""), folder, WAYS[way])
                 whole = time.perf_counter() - started
             encoding[way].append(encoder.clock["encode"])
             scoring[way].append(whole - encoder.clock["encode"])

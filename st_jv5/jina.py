@@ -130,6 +130,7 @@ def load_jina_v5(
     if default_task is not None and default_task not in [*adapters, "base"]:
         raise ValueError(unknown_name("task", default_task, [*adapters, "base"], str(source)))
     router.default_task = default_task
+    router.theta_train = {}  # the folder names the one it is served at alone
     name = Path(path_or_id).name if Path(path_or_id).is_dir() else str(path_or_id)
     router.licenses = Licenses(base={name: JINA_LICENSE})
     show_licenses(router.licenses, path_or_id)

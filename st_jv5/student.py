@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from st_jv5.licenses import Licenses
 from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
 from st_jv5.modules.adapter_router import SETTINGS_FILE
 from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS
+from st_jv5.vocabulary import cut_vocabulary
 
 MATRYOSHKA_DIMS = (32, 64, 128, 256, 512, 768, 1024)
 """The paper's dims (small); a student keeps those below its width, and its width."""
@@ -30,6 +31,7 @@ def new_student(
     append_eos: bool = True,
     matryoshka_dims: Sequence[int] | None = None,
     dtype: torch.dtype | str | None = None,
+    vocabulary: Iterable[str] | None = None,
 ) -> SentenceTransformer:
     """A student: a backbone, last-token pooling, the Matryoshka cut, and the paper's prompts.
 
@@ -46,6 +48,8 @@ def new_student(
         matryoshka_dims: Dims to train, each at most the width; None takes
             :data:`MATRYOSHKA_DIMS` below the width, and the width.
         dtype: Of the weights; None as the base's config says.
+        vocabulary: Texts whose tokens are kept, all others dropped: see
+            :func:`~st_jv5.vocabulary.cut_vocabulary`. None keeps all.
 
     Returns:
         A model without adapters: it encodes as its base.
@@ -55,9 +59,13 @@ def new_student(
         >>> student.encode(["hello"]).shape
         (1, 384)
     """
+    if vocabulary is not None and not isinstance(base, SentenceTransformer):
+        base = new_student(base, append_eos=append_eos)
     if isinstance(base, SentenceTransformer):
         with tempfile.TemporaryDirectory() as folder:
             _save_stock(base, folder)
+            if vocabulary is not None:
+                cut_vocabulary(folder, vocabulary)
             student = new_student(folder, layers, append_eos, matryoshka_dims, dtype)
         student.max_seq_length = min(student.max_seq_length, base.max_seq_length)
         if isinstance(base[0], AdapterRouter):

@@ -239,6 +239,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
                 f"{resume_from_checkpoint} is no whole checkpoint ({TRAINER_STATE_NAME}, the last "
                 f"file of one, is missing or cut); st_jv5.last_checkpoint finds the last whole one"
             )
+        if resume_from_checkpoint:
+            _check_processes(Path(str(resume_from_checkpoint)), self.args.world_size)
         self._mean_loss.clear()
         self._watched.clear()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -332,6 +334,17 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _check_processes(checkpoint: Path, count: int) -> None:
+    """A step's rows are shared out to the processes: another number would draw other rows."""
+    before = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+    if before != count:
+        raise ValueError(
+            f"{checkpoint} was written by {before} processes, and these are {count}: the order of "
+            f"the data and the random numbers would be others; resume with {before}, or begin anew "
+            f"from the last model"
+        )
 
 
 # ------------------------------------------------------------------------------ what goes wrong

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import safe_open
 
 from st_jv5.files import read_any_json, read_json, read_json_list
+from st_jv5.tasks import BASE
 
 CONFIGS = ("config.json", "tokenizer_config.json", "config_sentence_transformers.json")
 """Files that can name code of their own, or prompts."""
@@ -41,7 +42,7 @@ SETTINGS: Mapping[str, tuple[type, ...]] = {
     "default_task": (str, type(None)),
     "append_eos": (bool,),
     "matryoshka_dims": (list,),
-    "theta_train": (int, float, type(None)),
+    "theta_train": (dict, int, float, type(None)),
     "theta_serve": (int, float, type(None)),
     "base_sha256": (str,),
 }
@@ -152,6 +153,11 @@ def check_settings(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path}: {key} cannot be {str(settings[key])[:80]!r}")
     if not all(type(dim) is int and dim > 0 for dim in settings["matryoshka_dims"]):
         raise ValueError(f"{path}: matryoshka_dims must be positive integers")
+    thetas = settings["theta_train"]
+    if not isinstance(thetas, dict):  # as it was written before each adapter had its own
+        thetas = settings["theta_train"] = {} if thetas is None else {BASE: thetas}
+    if not all(type(theta) in (int, float) for theta in thetas.values()):
+        raise ValueError(f"{path}: theta_train must be numbers, not {str(thetas)[:80]}")
     for name, task in settings["tasks"].items():
         if not TASK_NAME.fullmatch(name):
             raise ValueError(

@@ -21,6 +21,7 @@ from st_jv5.losses import Schedule
 from st_jv5.tasks import TASKS
 
 T = TypeVar("T")
+PhaseT = TypeVar("PhaseT", bound="Phase")
 
 
 class RecipeError(ValueError):
@@ -34,10 +35,18 @@ class DataSet:
     path: str
     """A parquet or jsonl file, relative to the checkout, or a Hub id."""
     columns: dict[str, str]
-    """Role -> column. pairs: query, positive; texts: text; labelled: text, label; synset_pairs:
-    none."""
-    kind: Literal["pairs", "texts", "labelled", "synset_pairs"] = "pairs"
-    """What a row becomes; synset_pairs scores WordNet glosses by path similarity."""
+    """Role -> column. pairs: query, positive, and negative_1, ... where the set has hard negatives;
+    scored: query, positive, score; texts: text; labelled: text, label; long: query, positive;
+    synset_pairs: none."""
+    kind: Literal["pairs", "scored", "texts", "labelled", "long", "synset_pairs"] = "pairs"
+    """What a row becomes; long joins positives into documents of ``characters``, and a query asks
+    for the one that holds its own; synset_pairs scores WordNet glosses by path similarity."""
+    subset: str = ""
+    """Of a Hub data set: its configuration."""
+    split: str = "train"
+    """Of a Hub data set."""
+    revision: str = ""
+    """Of a Hub data set."""
     where: dict[str, str] = field(default_factory=dict)
     """Column -> pattern that a row must match: ``*`` allowed, several joined by ``|``, and ``!``
     before one that bars the row."""
@@ -48,6 +57,16 @@ class DataSet:
     negatives: int = 0
     """Hard negatives per row, mined by the teacher among the set's positives (pairs), or texts of
     other labels (labelled)."""
+    characters: int = 8_000
+    """Least length of a joined document (long)."""
+    rows: int | None = None
+    """How many there are, for the plan, where the set is not on this disk."""
+    tokens: dict[str, float] = field(default_factory=dict)
+    """Role -> mean tokens of its texts, for the plan; else counted from the file, or the limit."""
+    source: str = ""
+    """Where its name and columns were seen."""
+    verified: bool = True
+    """False: name and columns are from memory, and were not seen; the plan says so."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +125,9 @@ class Teacher:
     """Of a new space of the store: how many processes can fill it at once."""
     store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
     """How its vectors are kept."""
+    config: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Its architecture, as in its ``config.json``, for the plan where the model is not on this
+    disk."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +148,12 @@ class Student:
     """Dims to train; empty: the default ones."""
     max_tokens: int = 512
     """Where its input is cut, in training and when served."""
+    vocabulary: tuple[str, ...] = ()
+    """Data sets whose tokens are kept, all others dropped; empty: the whole vocabulary."""
+    serve_theta: float | None = None
+    """RoPE's theta of the finished model; None: the base's."""
+    config: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """As ``teacher.config``."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +165,12 @@ class Phase:
     steps: int
     """Optimizer steps."""
     batch_size: int = 64
-    """Rows per step."""
+    """Rows per step and device."""
     batch_sizes: dict[str, int] = field(default_factory=dict)
-    """Data set -> rows per step, where they differ."""
+    """Data set -> rows per step and device, where they differ."""
+    devices: int = 1
+    """How many batches make a step. As many processes take one each; fewer take several in one
+    batch, so that a step has the same rows."""
     max_tokens: dict[str, int] = field(default_factory=dict)
     """Data set -> where its texts are cut, where that differs from ``student.max_tokens``."""
     temperature: float = 1.0
@@ -152,6 +183,12 @@ class Phase:
     """AdamW's."""
     max_grad_norm: float = 1.0
     """Clip above this norm."""
+    theta: float | None = None
+    """RoPE's theta while it trains; None: the base's."""
+    gradient_checkpointing: bool = False
+    """Keep a block's input alone, and run the block again in the backward pass."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer over the processes (stage 1)."""
     dim_weights: tuple[float, ...] = ()
     """One per Matryoshka dim; empty: all alike."""
     checkpoint_steps: int = 500
@@ -189,6 +226,8 @@ class Evaluation:
 
     tasks: tuple[str, ...] = ()
     """Local tasks by name; empty: all."""
+    split: Literal["test", "validation"] = "test"
+    """Choose settings on validation; report on test."""
     resamples: int = 1000
     """Of the bootstrap behind every interval."""
     dims: tuple[int, ...] = ()
@@ -211,6 +250,8 @@ class Recipe:
     stage1: Phase
     adapters: dict[str, AdapterPhase]
     """Task -> its phase."""
+    long: Phase | None = None
+    """Stage 1's second phase, on long texts, after ``stage1``."""
     more_teachers: tuple[Teacher, ...] = ()
     """The student learns from all teachers at once: their vectors side by side, each of unit length
     and weighted."""
@@ -218,15 +259,23 @@ class Recipe:
     """Folder of the run; empty: out/NAME."""
     seed: int = 0
     """Of everything that is drawn."""
+    decontaminate: tuple[str, ...] = ()
+    """Lists of hashed test texts, made by ``training.decontaminate``: rows with one are dropped."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forwards (weights stay float32). auto: bfloat16 where the hardware multiplies it
     natively, float32 elsewhere."""
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
-        """Stage 1 and the adapters'."""
-        return (self.stage1, *self.adapters.values())
+    def base_phases(self) -> dict[str, Phase]:
+        """Those that train the backbone, by name, in order."""
+        return {"stage1": self.stage1} | ({"long": self.long} if self.long else {})
+
+    @property
+    def phases(self) -> dict[str, Phase]:
+        """All, by the name of their settings, in order."""
+        adapters = {f"adapters.{task}": phase for task, phase in self.adapters.items()}
+        return {**self.base_phases, **adapters}
 
     @property
     def folder(self) -> Path:
@@ -234,21 +283,77 @@ class Recipe:
         return Path(self.output or f"out/{self.name}")
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, with ``a.b=value`` overrides on top."""
+ROLES: dict[str, set[str]] = {
+    "pairs": {"query", "positive"},
+    "scored": {"query", "positive", "score"},
+    "texts": {"text"},
+    "labelled": {"text", "label"},
+    "long": {"query", "positive"},
+    "synset_pairs": set(),
+}
+"""Kind of data set -> the roles that its columns must fill."""
+
+PAIRED = {"pairs", "scored", "long", "synset_pairs"}
+"""Kinds whose rows have a query and a positive."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float = 1.0) -> Recipe:
+    """Read a recipe, with ``a.b=value`` overrides on top, and a fraction of each phase's steps."""
+    tree = _read(Path(path))
+    for override in overrides:
+        _override(tree, override)
+    recipe = build(Recipe, tree, "")
+    check(recipe)
+    return recipe if fraction == 1 else _shortened(recipe, fraction)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe's tree; one that ``extends`` another beside it holds only what differs."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read the recipe: {error}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must be a mapping")
-    for override in overrides:
-        _override(tree, override)
-    recipe = build(Recipe, tree, "")
-    check(recipe)
-    return recipe
+    other = tree.pop("extends", None)
+    return tree if other is None else _merged(_read(path.with_name(str(other))), tree)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(under[key], value)
+        for key, value in over.items()
+        if isinstance(value, dict) and isinstance(under.get(key), dict)
+    }
+    return {**under, **over, **both}
+
+
+def _shortened(recipe: Recipe, fraction: float) -> Recipe:
+    """The same schedule in fewer steps (or more): warm-up, checkpoints and averages move along."""
+    if not fraction > 0:
+        raise RecipeError(f"the fraction of the steps must be above 0, not {fraction}")
+
+    def phase(whole: PhaseT) -> PhaseT:
+        every = max(1, round(fraction * whole.checkpoint_steps))
+        changes: dict[str, Any] = {
+            "steps": max(1, round(fraction * whole.steps)),
+            "warmup_steps": round(fraction * whole.warmup_steps),
+            "checkpoint_steps": every,
+        }
+        if isinstance(whole, AdapterPhase):
+            changes["average"] = tuple(s // whole.checkpoint_steps * every for s in whole.average)
+        return dataclasses.replace(whole, **changes)
+
+    shorter = dataclasses.replace(
+        recipe,
+        stage1=phase(recipe.stage1),
+        long=recipe.long and phase(recipe.long),
+        adapters={task: phase(one) for task, one in recipe.adapters.items()},
+    )
+    check(shorter)
+    return shorter
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -275,9 +380,7 @@ def check(recipe: Recipe) -> None:
                 raise RecipeError(
                     f"{path}.{setting} must be above 0, not {getattr(teacher, setting)}"
                 )
-    phases: dict[str, Phase] = {"stage1": recipe.stage1}
-    phases |= {f"adapters.{task}": phase for task, phase in recipe.adapters.items()}
-    for path, phase in phases.items():
+    for path, phase in recipe.phases.items():
         for name, weight in phase.data.items():
             if name not in recipe.data_sets:
                 raise RecipeError(
@@ -293,9 +396,10 @@ def check(recipe: Recipe) -> None:
                     raise RecipeError(f"{path}.{setting}: {path}.data has no {name!r}")
                 if number < 1:
                     raise RecipeError(f"{path}.{setting}.{name} must be above 0, not {number}")
-        settings = ("steps", "batch_size", "learning_rate", "checkpoint_steps", "temperature")
+        settings = ("steps", "batch_size", "devices", "learning_rate", "checkpoint_steps",
+                    "temperature", "theta")  # fmt: skip
         for setting in settings:
-            if getattr(phase, setting) <= 0:
+            if (getattr(phase, setting) or 0) <= 0 and getattr(phase, setting) is not None:
                 raise RecipeError(
                     f"{path}.{setting} must be above 0, not {getattr(phase, setting)}"
                 )
@@ -312,14 +416,27 @@ def check(recipe: Recipe) -> None:
                     f"{path}.average: step {step} has no checkpoint; there is one every "
                     f"{phase.checkpoint_steps} steps up to {phase.steps}"
                 )
-    roles = {"pairs": {"query", "positive"}, "texts": {"text"}, "labelled": {"text", "label"}}
+    for name in recipe.student.vocabulary:
+        if name not in recipe.data_sets:
+            raise RecipeError(f"student.vocabulary: unknown data set {name!r}")
     for name, data_set in recipe.data_sets.items():
-        wanted = roles.get(data_set.kind, set())
-        if set(data_set.columns) != wanted:
+        wanted = ROLES[data_set.kind]
+        named = {role for role in data_set.columns if not is_negative(role)}
+        if named != wanted or (named != {*data_set.columns} and data_set.kind != "pairs"):
             raise RecipeError(
                 f"data_sets.{name}.columns must name {', '.join(sorted(wanted)) or 'nothing'} for "
                 f"kind {data_set.kind}, not {', '.join(data_set.columns)}"
             )
+        if named != {*data_set.columns} and data_set.negatives:
+            raise RecipeError(f"data_sets.{name} has negatives of its own; leave `negatives` out")
+        for role in data_set.tokens:
+            if role not in wanted - {"label", "score"}:
+                raise RecipeError(f"data_sets.{name}.tokens: no texts in {role!r}")
+
+
+def is_negative(role: str) -> bool:
+    """Whether a role of a pair's columns is a hard negative: ``negative_1``, ..."""
+    return role.startswith("negative_")
 
 
 def _check_teacher_prompts(
@@ -339,7 +456,7 @@ def _check_teacher_prompts(
                 )
     kinds = {recipe.data_sets[name].kind for name in phase.data}
     first = {phase.teacher_prompts.get(role) for role in ("query", "text")}
-    if kinds & {"pairs", "synset_pairs"} and kinds & {"texts", "labelled"} and len(first) > 1:
+    if kinds & PAIRED and kinds & {"texts", "labelled"} and len(first) > 1:
         raise RecipeError(
             f"{path}.teacher_prompts: pairs and single texts in one phase need the same prompt for "
             f"query and text, the first columns"

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from transformers.trainer_utils import set_seed
 
 import st_jv5
 from st_jv5.files import read_json, write_json
+from st_jv5.tasks import PROMPTS
 from st_jv5.teacher import (
     ColumnStores,
     EndpointTeacher,
@@ -30,8 +33,9 @@ from st_jv5.teacher import (
 )
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.teacher.views import Rows, Vectors
-from training.config import DataSet, Phase, Recipe, RecipeError, Teacher
-from training.data import read_rows
+from training.config import PAIRED, DataSet, Phase, Recipe, RecipeError, Teacher
+from training.data import read_rows, texts_of
+from training.decontaminate import read_hashes
 
 RANK, WORLD_SIZE, LOCAL_RANK = (
     int(os.environ.get(name, default))
@@ -77,14 +81,17 @@ class Run:
     @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """Data set -> its rows, for those that a phase trains on."""
+        barred = frozenset[int]().union(*map(read_hashes, self.recipe.decontaminate))
         return {
-            name: read_rows(name, spec, self.recipe.seed) for name, spec in self.used_sets.items()
+            name: read_rows(name, spec, self.recipe.seed, barred)
+            for name, spec in self.used_sets.items()
         }
 
     @property
     def used_sets(self) -> dict[str, DataSet]:
         """The data sets that a phase trains on."""
-        used = {name for phase in self.recipe.phases for name in phase.data}
+        used = {name for phase in self.recipe.phases.values() for name in phase.data}
+        used |= {*self.recipe.student.vocabulary}
         return {name: spec for name, spec in self.recipe.data_sets.items() if name in used}
 
     @property
@@ -142,7 +149,7 @@ class Run:
     def role_stores(self, phase: Phase) -> dict[str, Vectors]:
         """Where the vectors of each role's texts are read, for the roles of a phase's data sets."""
         kinds = {self.recipe.data_sets[name].kind for name in phase.data}
-        roles = ["query", "positive"] if kinds & {"pairs", "synset_pairs"} else []
+        roles = ["query", "positive"] if kinds & PAIRED else []
         if "texts" in kinds or ("labelled" in kinds and phase.asks_of_labelled):
             roles.append("text")
         weights = [spec.weight for spec in self.teachers]
@@ -171,6 +178,7 @@ class Run:
             else list(spec.layers),
             append_eos=spec.append_eos,
             matryoshka_dims=spec.matryoshka_dims or None,
+            vocabulary=self._words() if spec.vocabulary else None,
         )
         student.max_seq_length = min(spec.max_tokens, student.max_seq_length)
         licenses = student[0].licenses
@@ -178,6 +186,28 @@ class Run:
         licenses.teacher = {each.source or each.model: each.license for each in self.teachers}
         licenses.data = {name: each.license for name, each in self.used_sets.items()}
         return student
+
+    def _words(self) -> Iterator[str]:
+        """Texts whose tokens the student keeps, its prompts among them."""
+        yield from PROMPTS.values()
+        for name in self.recipe.student.vocabulary:
+            for row in self.rows[name]:
+                yield from texts_of(row)
+
+    def log_of(self, phase: str) -> Path:
+        """A phase's record, by the name of its settings."""
+        return self.folder / phase.replace(".", "/") / "log.json"
+
+    @property
+    def base(self) -> Path:
+        """The frozen model that the adapters stand on."""
+        return self.folder / [*self.recipe.base_phases][-1] / "model"
+
+
+def wait_for_all() -> None:
+    """Until every process of torchrun has come here."""
+    if WORLD_SIZE > 1:
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
 def record_settings(run: Run) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import compress
 from pathlib import Path
@@ -21,18 +21,20 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from st_jv5.teacher.views import Vectors
-from training.config import DataSet, RecipeError
-from training.corpora import similarity_pairs
+from training.config import DataSet, RecipeError, is_negative
+from training.corpora import joined_pages, similarity_pairs
+from training.decontaminate import text_hash
 
 ROOT = Path(__file__).parent.parent
 
 Rows = list[dict[str, Any]]
 
 
-def read_rows(name: str, spec: DataSet, seed: int) -> Rows:
+def read_rows(name: str, spec: DataSet, seed: int, barred: Collection[int] = frozenset()) -> Rows:
     """The rows of a data set: filtered, limited, under their roles, duplicates dropped.
 
-    A row with an empty text is dropped. synset_pairs keeps the file's own columns.
+    A row with an empty text is dropped, and one with a text whose hash (:func:`text_hash`) is
+    barred. synset_pairs keeps the file's own columns; long rows are joined documents.
     """
     table = _load(name, spec)
     wanted = list(dict.fromkeys([*spec.where, *spec.columns.values()]))
@@ -52,13 +54,37 @@ def read_rows(name: str, spec: DataSet, seed: int) -> Rows:
     roles = spec.columns if spec.kind != "synset_pairs" else {name: name for name in columns}
     kept = list(compress(zip(*(values[column] for column in roles.values()), strict=True), keep))
     if spec.kind != "synset_pairs":
-        kept = list({tuple(map(str, row)): row for row in kept if all(row)}.values())
+        texts = [place for place, role in enumerate(roles) if role not in ("label", "score")]
+        kept = [row for row in kept if all(row[place] for place in texts)]
+        kept = list({tuple(map(str, row)): row for row in kept}.values())
     found = [dict(zip(roles, row, strict=True)) for row in kept]
     if not found:
         raise RecipeError(f"data_sets.{name}: no row of {spec.path} passes `where`")
+    if barred:
+        found = [row for row in found if not any(text_hash(t) in barred for t in texts_of(row))]
+        if not found:
+            raise RecipeError(f"data_sets.{name}: every row has a text that `decontaminate` bars")
     # Sets of one file share their first rows, so that the teacher embeds fewer texts.
     random.Random(f"{seed} {spec.path}").shuffle(found)
-    return found if spec.kind == "synset_pairs" else found[: spec.limit]
+    if spec.kind == "synset_pairs":
+        return found
+    found = found[: spec.limit]
+    return join_rows(found, spec.characters, seed) if spec.kind == "long" else found
+
+
+def texts_of(row: Mapping[str, Any]) -> Iterator[str]:
+    """What a model reads of a row: its labels and scores aside."""
+    return (value for role, value in row.items() if isinstance(value, str) and role != "label")
+
+
+def join_rows(rows: Rows, characters: int, seed: int) -> Rows:
+    """Join the positives of rows into documents; each query asks for the one that holds its own."""
+    pages = [{"page": str(index), "body": row["positive"]} for index, row in enumerate(rows)]
+    return [
+        {"query": rows[int(page)]["query"], "positive": document.text}
+        for document in joined_pages(pages, characters, seed)
+        for page in document.offsets
+    ]
 
 
 def matches(value: str, pattern: str) -> bool:
@@ -84,7 +110,9 @@ def _load(name: str, spec: DataSet) -> Dataset:
             raise RecipeError(f"data_sets.{name}.path: no file {spec.path}")
         kind = "parquet" if path.suffix == ".parquet" else "json"
         return load_dataset(kind, data_files=str(path), split="train")
-    return load_dataset(spec.path, split="train")
+    return load_dataset(
+        spec.path, spec.subset or None, split=spec.split, revision=spec.revision or None
+    )
 
 
 def teacher_texts(spec: DataSet, rows: Rows, labelled: bool = False) -> dict[str, list[str]]:
@@ -94,9 +122,10 @@ def teacher_texts(spec: DataSet, rows: Rows, labelled: bool = False) -> dict[str
     """
     if spec.kind == "labelled":
         return {"text": [row["text"] for row in rows]} if labelled else {}
-    if spec.kind == "synset_pairs":
+    if spec.kind in ("synset_pairs", "scored"):
         return {}
-    return {role: [row[role] for row in rows] for role in spec.columns}
+    roles = [role for role in spec.columns if not is_negative(role)]
+    return {role: [row[role] for row in rows] for role in roles}
 
 
 def training_set(
@@ -112,7 +141,8 @@ def training_set(
     ====================  =============================================  ==========================
     kind                  text columns                                   label
     ====================  =============================================  ==========================
-    pairs                 query, positive, negative_1..n                 store rows of the first two
+    pairs, long           query, positive, negative_1..n                 store rows of the first two
+    scored                query, positive                                score
     texts                 text                                           store row
     labelled              query, positive, negative_1..n                 none, or store rows of all
     synset_pairs          query, positive                                path similarity
@@ -127,6 +157,9 @@ def training_set(
                 "label": [pair["score"] for pair in pairs],
             }
         )
+    if spec.kind == "scored":
+        columns = {role: [row[role] for row in rows] for role in ("query", "positive")}
+        return Dataset.from_dict({**columns, "label": [float(row["score"]) for row in rows]})
     if spec.kind == "labelled":
         triples = contrastive_rows(
             [row["text"] for row in rows],
@@ -140,7 +173,8 @@ def training_set(
         label_rows = [stores["text"].rows(found[column]) for column in found.column_names]
         return found.add_column("label", np.stack(label_rows, axis=1).tolist())
     roles = [role for role in ("query", "positive", "text") if role in spec.columns]
-    found = Dataset.from_dict({role: [row[role] for row in rows] for role in roles})
+    negatives = sorted(role for role in spec.columns if is_negative(role))
+    found = Dataset.from_dict({r: [row[r] for row in rows] for r in [*roles, *negatives]})
     if spec.negatives:
         found = mine(found, stores["query"], stores["positive"], spec.negatives)
     labels = np.stack([stores[role].rows(found[role]) for role in roles], axis=1)

@@ -10,7 +10,7 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 
-from eval.local_tasks import LOCAL_TASKS
+from eval.local_tasks import local_tasks
 from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
@@ -54,7 +54,8 @@ class ChanceEncoder(AbsEncoder):
 
 def chosen_tasks(run: Run) -> list[Any]:
     """The recipe's local tasks."""
-    known = {task.metadata.name: task for task in LOCAL_TASKS}
+    split = run.recipe.evaluation.split
+    known = dict(zip(local_tasks(), local_tasks(split).values(), strict=True))
     names = run.recipe.evaluation.tasks or tuple(known)
     if unknown := [name for name in names if name not in known]:
         raise RecipeError(f"evaluation.tasks: unknown {unknown[0]!r}; known: {', '.join(known)}")

@@ -114,11 +114,14 @@ def best_adapters(records: Records, adapters: list[str], tasks: list[str], resam
     return Table(header, rows)
 
 
+def title_of(phase: str) -> str:
+    """A phase's name for people: ``adapters.retrieval`` is retrieval."""
+    return {"stage1": "stage 1", "long": "stage 1, long"}.get(phase, phase.split(".")[-1])
+
+
 def loss_plots(run: Run) -> list[Plot]:
     """Each phase's terms over its steps."""
-    logs = {"stage 1": run.folder / "stage1" / "log.json"} | {
-        task: run.folder / "adapters" / task / "log.json" for task in run.recipe.adapters
-    }
+    logs = {title_of(name): run.log_of(name) for name in run.recipe.phases}
     plots = []
     skip = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
     for title, log in logs.items():
@@ -162,15 +165,11 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
             count = spec.limit if spec.kind == "synset_pairs" else len(run.rows[name])
             data.append(f"| {name} | {spec.path} | {spec.license} | {count} |")
     phases = ["| phase | steps | batch | learning rate | seconds |", "|---|---|---|---|---|"]
-    for title, phase, log in [
-        ("stage 1", recipe.stage1, run.folder / "stage1" / "log.json"),
-        *(
-            (task, phase, run.folder / "adapters" / task / "log.json")
-            for task, phase in recipe.adapters.items()
-        ),
-    ]:
-        seconds = read_json(log)["seconds"]
-        cells = (title, phase.steps, phase.batch_size, f"{phase.learning_rate:g}", f"{seconds:.0f}")
+    for name, phase in recipe.phases.items():
+        seconds = read_json(run.log_of(name))["seconds"]
+        batch = f"{phase.devices} x {phase.batch_size}" if phase.devices > 1 else phase.batch_size
+        rate = f"{phase.learning_rate:g}"
+        cells = (title_of(name), phase.steps, batch, rate, f"{seconds:.0f}")
         phases.append("| " + " | ".join(map(str, cells)) + " |")
     return {
         "name": f"st_jv5 {recipe.name}",

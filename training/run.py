@@ -2,6 +2,7 @@
 
     python -m training.run training/recipes/demo.yaml
     python -m training.run training/recipes/demo.yaml --set stage1.steps=50 --only stage1
+    torchrun --nproc-per-node 8 -m training.run training/recipes/nano.yaml
 
 Each stage leaves its result in the output folder and is skipped when it is there; a stage that was
 interrupted goes on from its last checkpoint.
@@ -11,25 +12,30 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from transformers.trainer_utils import set_seed
 
 import st_jv5
+from st_jv5 import rope
 from st_jv5.tasks import BASE
 from st_jv5.teacher.sources import resolve_model
-from training.config import Recipe, RecipeError, load_recipe
+from training.config import Phase, Recipe, RecipeError, load_recipe
 from training.context import (
+    RANK,
     Run,
     done,
     mark_done,
     record_settings,
     require,
     save_whole,
+    wait_for_all,
 )
 from training.teach import teach
 from training.train import train
@@ -42,15 +48,32 @@ STAGES = ("teacher", "stage1", "adapters", "model", "evaluation", "report")
 
 
 def upstream(recipe: Recipe) -> dict[str, Any]:
-    """The settings that stage 1 depends on; the adapters depend on these and their own."""
+    """The settings that the base depends on; the adapters depend on these and their own."""
     tree = asdict(recipe)
-    keys = ("student", "data_sets", "stage1", "seed", "precision")
-    where = ("endpoint", "device", "store", "shards")  # how the vectors come, not what they are
+    # How the vectors come, not what they are.
+    where = ("endpoint", "device", "store", "shards", "config")
     teachers = [
         {key: value for key, value in teacher.items() if key not in where}
         for teacher in (tree["teacher"], *tree["more_teachers"])
     ]
-    return {"teachers": teachers, **{key: tree[key] for key in keys}}
+    return {
+        "teachers": teachers,
+        "student": {k: v for k, v in tree["student"].items() if k not in ("serve_theta", "config")},
+        "vocabulary": _sets(recipe, recipe.student.vocabulary),
+        "phases": {name: settings_of(recipe, phase) for name, phase in recipe.base_phases.items()},
+        **{key: tree[key] for key in ("seed", "precision", "decontaminate")},
+    }
+
+
+def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
+    """A phase's settings, those of its data sets among them."""
+    return {**asdict(phase), "data_sets": _sets(recipe, phase.data)}
+
+
+def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
+    told = ("source", "verified", "rows", "tokens", "license")
+    found = {name: asdict(recipe.data_sets[name]) for name in names}
+    return {name: {k: v for k, v in one.items() if k not in told} for name, one in found.items()}
 
 
 def preflight(run: Run, stages: Sequence[str]) -> None:
@@ -69,62 +92,89 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         chosen_tasks(run)
     if "stage1" in stages and not (run.folder / "stage1" / "done.json").exists():
         try:
-            run.new_student()
+            student = run.new_student()
+            thetas = [phase.theta for phase in run.recipe.phases.values()]
+            if any(theta is not None for theta in (*thetas, run.recipe.student.serve_theta)):
+                rope.check_rotary(student[0].config)
         except ValueError as error:
             raise RecipeError(f"student: {error}") from error
+        most = getattr(student[0].config, "max_position_embeddings", None) or math.inf
+        for name, phase in run.recipe.phases.items():
+            for data_set, limit in phase.max_tokens.items():
+                if limit > most:
+                    raise RecipeError(
+                        f"{name}.max_tokens.{data_set}: {limit} tokens are more than the "
+                        f"{most} positions of {run.recipe.student.base}"
+                    )
 
 
 def run_teacher(run: Run) -> None:
     """Embed every text that is distilled or mined, once."""
     teach(run)
+    wait_for_all()
 
 
 def run_stage1(run: Run) -> None:
-    """Distil the whole backbone."""
-    folder, settings = run.folder / "stage1", upstream(run.recipe)
-    if done(folder, settings):
-        return
-    student = run.new_student()
-    train(run, student, BASE, run.recipe.stage1, folder / "checkpoints")
-    save_whole(student, folder / "model")
-    mark_done(folder, settings)
+    """Distil the whole backbone: the general phase, then the long one where there is one."""
+    settings = upstream(run.recipe)
+    before: Path | None = None
+    so_far: dict[str, Any] = {}
+    for name, phase in run.recipe.base_phases.items():
+        folder = run.folder / name
+        so_far[name] = settings["phases"][name]  # the first phase stands whatever the second is
+        own = {**settings, "phases": so_far}
+        if not done(folder, own):
+            student = SentenceTransformer(str(before)) if before else run.new_student()
+            train(run, student, BASE, phase, folder / "checkpoints")
+            if RANK == 0:
+                save_whole(student, folder / "model")
+                mark_done(folder, own)
+        wait_for_all()
+        before = folder / "model"
 
 
 def run_adapters(run: Run) -> None:
     """Train each adapter on the frozen base, on its own."""
     for task, phase in run.recipe.adapters.items():
         folder = run.folder / "adapters" / task
-        settings = {**upstream(run.recipe), "adapter": asdict(phase)}
+        settings = {**upstream(run.recipe), "adapter": settings_of(run.recipe, phase)}
         if done(folder, settings):
             continue
-        student = SentenceTransformer(str(require(run.folder / "stage1" / "model", "stage1")))
+        student = SentenceTransformer(str(require(run.base, "stage1")))
         set_seed(run.recipe.seed)
         st_jv5.add_task(student, task, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout)
         checkpoints = folder / "checkpoints"
         train(run, student, task, phase, checkpoints)
-        st_jv5.take_task(student, task, folder / "last")
-        chosen = st_jv5.Adapter.load(folder / "last")
-        lost = 0.0
-        if phase.average:
-            steps = [checkpoints / f"checkpoint-{s}" / "adapters" / task for s in phase.average]
-            chosen, lost = st_jv5.average_adapters([*steps, folder / "last"])
-        chosen.save(folder / "adapter")
-        mark_done(folder, settings, averaged=[*phase.average], lost=lost)
+        if RANK == 0:
+            st_jv5.take_task(student, task, folder / "last")
+            chosen = st_jv5.Adapter.load(folder / "last")
+            lost = 0.0
+            if phase.average:
+                steps = [checkpoints / f"checkpoint-{s}" / "adapters" / task for s in phase.average]
+                chosen, lost = st_jv5.average_adapters([*steps, folder / "last"])
+            chosen.save(folder / "adapter")
+            mark_done(folder, settings, averaged=[*phase.average], lost=lost)
+        wait_for_all()
 
 
 def run_model(run: Run) -> None:
     """Put the adapters on the frozen base: the one folder."""
-    folder = run.folder / "model"
+    folder, recipe = run.folder / "model", run.recipe
     settings = {
-        **upstream(run.recipe),
-        "adapters": {k: asdict(v) for k, v in run.recipe.adapters.items()},
+        **upstream(recipe),
+        "serve_theta": recipe.student.serve_theta,
+        "adapters": {task: settings_of(recipe, one) for task, one in recipe.adapters.items()},
     }
     marker = run.folder / "model.done"
-    if done(marker, settings):
+    if RANK != 0 or done(marker, settings):
         return
-    model = SentenceTransformer(str(require(run.folder / "stage1" / "model", "stage1")))
-    for task in run.recipe.adapters:
+    model = SentenceTransformer(str(require(run.base, "stage1")))
+    for task, phase in recipe.adapters.items():
         st_jv5.put_task(model, require(run.folder / "adapters" / task / "adapter", "adapters"))
+        if phase.theta is not None:
+            model[0].theta_train[task] = phase.theta
+    if recipe.student.serve_theta is not None:
+        rope.serve_at(model, recipe.student.serve_theta)
     save_whole(model, folder)
     mark_done(marker, settings)
 
@@ -133,14 +183,16 @@ def run_evaluation(run: Run) -> None:
     """Every adapter, the base, the student before training, the teacher and chance on all tasks."""
     from training.measure import measure  # needs the extra `eval`
 
-    measure(run)
+    if RANK == 0:
+        measure(run)
 
 
 def run_report(run: Run) -> None:
     """Table, plots and model card from the run's records."""
     from training.report import report  # needs the extra `eval`
 
-    report(run)
+    if RANK == 0:
+        report(run)
 
 
 # ------------------------------------------------------------------------------------------ main
@@ -153,16 +205,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("recipe", help="a YAML file, such as training/recipes/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, help="of each phase's steps: 0.2 for a trial"
+    )
     parser.add_argument("--only", choices=STAGES, help="run this stage alone")
     parser.add_argument(
         "--report-to", nargs="+", default=["none"], help="tensorboard, trackio, wandb, ..."
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print what it will cost, after a probe of 20 s"
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
-        run = Run(load_recipe(args.recipe, args.set), tuple(args.report_to))
-        record_settings(run)
+        run = Run(load_recipe(args.recipe, args.set, args.fraction), tuple(args.report_to))
+        if args.plan:
+            from training.plan import plan  # needs the extra `eval`
+
+            print(plan(run))
+            return
+        if RANK == 0:
+            record_settings(run)
         stages: dict[str, Callable[[Run], None]] = {
             "teacher": run_teacher,
             "stage1": run_stage1,

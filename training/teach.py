@@ -23,7 +23,7 @@ logger = logging.getLogger("training")
 def wanted(run: Run) -> dict[str | None, list[str]]:
     """Name of the teachers' prompt (None: their ``prompt``) -> the texts to embed behind it."""
     found: dict[str | None, list[str]] = defaultdict(list)
-    for phase in run.recipe.phases:
+    for phase in run.recipe.phases.values():
         for name in phase.data:
             spec = run.recipe.data_sets[name]
             for role, texts in teacher_texts(spec, run.rows[name], phase.asks_of_labelled).items():

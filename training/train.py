@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 from transformers import TrainerCallback
 
+from st_jv5 import rope
 from st_jv5.files import write_json
 from st_jv5.losses import (
     CompositeLoss,
@@ -23,12 +27,13 @@ from st_jv5.losses import (
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
-from training.config import Phase
-from training.context import Run
+from training.config import Phase, RecipeError
+from training.context import RANK, WORLD_SIZE, Run
 from training.data import training_set
 
 LOSSES: dict[str, Callable[..., CompositeLoss]] = {
-    BASE: clustering_loss,  # stage 1 is the same distillation
+    # Stage 1 is distillation alone; its recipe may give the other two terms a weight.
+    BASE: partial(retrieval_loss, infonce_weight=0.0, distill_weight=1.0, gor_weight=0.0),
     "retrieval": retrieval_loss,
     "text-matching": text_matching_loss,
     "clustering": clustering_loss,
@@ -62,19 +67,27 @@ def train(
         for name in phase.data
     }
     loss = loss or make_loss(run, student, task, phase)
+    if phase.theta is not None:
+        rope.train_at(student, phase.theta, task)
     args = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=phase.steps,
-        per_device_train_batch_size=phase.batch_size,
+        per_device_train_batch_size=rows_here(phase, phase.batch_size),
         learning_rate=phase.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=phase.warmup_steps,
         weight_decay=phase.weight_decay,
         max_grad_norm=phase.max_grad_norm,
         bf16=run.bfloat16,
+        gradient_checkpointing=phase.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=run.device == "cpu",
         batch_sampler=BatchSamplers.NO_DUPLICATES,
-        multi_dataset_batch_sampler=weighted(phase.data, phase.temperature, phase.batch_sizes),
+        multi_dataset_batch_sampler=weighted(
+            phase.data,
+            phase.temperature,
+            {name: rows_here(phase, size) for name, size in phase.batch_sizes.items()},
+        ),
         dataloader_drop_last=True,
         logging_steps=max(1, phase.steps // 20),
         save_strategy="steps",
@@ -92,13 +105,48 @@ def train(
         loss=loss,
         callbacks=list(callbacks),
     )
+    reset_peak_memory()
     started = time.time()
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    write_json(
-        checkpoints.parent / "log.json",
-        {"seconds": round(time.time() - started, 1), "history": trainer.state.log_history},
-    )
+    if RANK == 0:
+        write_json(
+            checkpoints.parent / "log.json",
+            {
+                "seconds": round(time.time() - started, 1),
+                "peak_memory_mib": peak_memory_mib(),
+                "history": trainer.state.log_history,
+            },
+        )
     student.eval()
+
+
+def rows_here(phase: Phase, batch_size: int) -> int:
+    """Rows of a step in one process: all ``devices`` batches, shared out."""
+    rows, left = divmod(batch_size * phase.devices, WORLD_SIZE)
+    if left:
+        raise RecipeError(
+            f"a step's {phase.devices} x {batch_size} rows do not fall into {WORLD_SIZE} processes"
+        )
+    return rows
+
+
+def reset_peak_memory() -> None:
+    """Let the peak be counted from now on, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mib() -> float | None:
+    """Most memory that was in use at once: the GPU's, or the process' own (Linux)."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return round(int(line.split()[1]) / 2**10, 1)
+    return None
 
 
 def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:

@@ -74,6 +74,8 @@ class AdapterRouter(Transformer):
             :class:`~st_jv5.modules.merging.MergedAdapters`.
         projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
         licenses: The :class:`~st_jv5.licenses.Licenses` of what the model was made of.
+        theta_train: Adapter, or ``"base"`` -> RoPE's theta that it was trained at, where known; set
+            by :func:`st_jv5.rope.train_at`.
 
     Example:
         >>> isinstance(model[0], AdapterRouter)
@@ -105,7 +107,8 @@ class AdapterRouter(Transformer):
         self.training_task: str | None = None
         self.projection: Projection | None = None
         self.licenses = Licenses()
-        self.theta_train = self.theta_serve = rope.theta_of(self.config)
+        theta = rope.theta_of(self.config)
+        self.theta_train: dict[str, float] = {} if theta is None else {BASE: theta}
         self.merging = MergedAdapters()
         self._base_sha256: str | None = None
         self._tokenizer_lock = threading.RLock()
@@ -244,6 +247,11 @@ class AdapterRouter(Transformer):
             if task in known.aliases:
                 return name
         raise ValueError(unknown_name("task", task, [*self.tasks, BASE], "this model"))
+
+    @property
+    def theta_serve(self) -> float | None:
+        """RoPE's theta of every forward; None for learned positions."""
+        return rope.theta_of(self.config)
 
     def counts_from_the_left(self) -> bool:
         """Whether padding in front would shift a text's positions: learned ones, as BERT's.
@@ -470,7 +478,7 @@ class AdapterRouter(Transformer):
         if router.append_eos:
             make_tokenizer_append_eos(router.tokenizer)
         router.matryoshka_dims = tuple(settings["matryoshka_dims"])
-        router.theta_train, router.theta_serve = settings["theta_train"], settings["theta_serve"]
+        router.theta_train = settings["theta_train"]
         for name, stored in settings["tasks"].items():
             task = Task(name, prompts=stored["prompts"], aliases=tuple(stored["aliases"]))
             config_path = find(f"adapters/{name}/adapter_config.json")

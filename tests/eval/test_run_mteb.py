@@ -216,7 +216,7 @@ def test_each_point_of_the_curves_is_the_score_of_a_separate_evaluation(
     assert list(counts.values()) == [10, 8, 2]
     for number, row in enumerate(rows):
         one = Settings(dims=(row["dim"],), precisions=(row["precision"],))
-        (task,) = choose_tasks([row["task"]], [], local=False)
+        (task,) = choose_tasks([row["task"]], [], local="")
         found = evaluate(MTEBEncoder(model), [task], tmp_path / str(number), one)
         (alone,) = [r for r in found if key_of(r) == key_of(row)]
         assert alone["main_score"] == pytest.approx(row["main_score"], abs=1e-6), key_of(row)
@@ -274,29 +274,27 @@ def test_long_documents_are_scored_at_each_length_that_is_read(model, tmp_path, 
 
 
 def test_tasks_are_chosen_by_name(capsys):
-    assert [t.metadata.name for t in choose_tasks(["WordNetSTS"], [], local=False)] == [
-        "WordNetSTS"
-    ]
-    assert len(choose_tasks([], [], local=True)) == len(LOCAL_TASKS) == 16
+    assert [t.metadata.name for t in choose_tasks(["WordNetSTS"], [], local="")] == ["WordNetSTS"]
+    assert len(choose_tasks([], [], local="test")) == len(LOCAL_TASKS) == 16
     with pytest.raises(SystemExit, match="nothing to run"):
-        choose_tasks([], [], local=False)
+        choose_tasks([], [], local="")
     with pytest.raises(SystemExit, match="local tasks: WikipediaRetrieval"):
-        choose_tasks(["NoSuchTask"], [], local=False)
+        choose_tasks(["NoSuchTask"], [], local="")
 
 
 def test_tasks_are_filtered_by_type_and_language():
-    english = choose_tasks([], [], local=True, languages=["eng"])
+    english = choose_tasks([], [], local="test", languages=["eng"])
     assert len(english) == 11
     assert {lang for task in english for lang in task.metadata.languages} == {"eng"}
-    german = choose_tasks([], [], local=True, languages=["eng", "deu"])
+    german = choose_tasks([], [], local="test", languages=["eng", "deu"])
     names = {task.metadata.name for task in german} - {task.metadata.name for task in english}
     assert names == {"OfficeBitextGerman"}
-    bitext = choose_tasks([], [], local=True, types=["BitextMining", "Reranking"])
+    bitext = choose_tasks([], [], local="test", types=["BitextMining", "Reranking"])
     assert len(bitext) == 4
     with pytest.raises(SystemExit, match=r"no task is left .* deu .*eng, fra, jpn, rus, spa"):
-        choose_tasks([], [], local=True, languages=["deu"])
+        choose_tasks([], [], local="test", languages=["deu"])
     with pytest.raises(SystemExit, match=r"unknown task type 'STSS'; mteb has: .*mean 'STS'"):
-        choose_tasks([], [], local=True, types=["STSS"])
+        choose_tasks([], [], local="test", types=["STSS"])
 
 
 @pytest.mark.parametrize("kind", ["ours", "published", "stock"])

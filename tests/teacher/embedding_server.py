@@ -21,7 +21,9 @@ Fault = Callable[[BaseHTTPRequestHandler, dict[str, Any]], bool]
 class Server:
     """What it was asked, and how it misbehaves."""
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    path = "/v1/embeddings"
+
+    def __init__(self, model: SentenceTransformer | None = None) -> None:
         self.model = model
         self.lock = threading.Lock()
         self.requests: list[dict[str, Any]] = []
@@ -79,16 +81,15 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: Any, **headers: str
 
 
 @contextmanager
-def serve(model: SentenceTransformer) -> Iterator[Server]:
+def serve(told: Server) -> Iterator[Server]:
     """Run a server until the block ends."""
-    told = Server(model)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path != "/v1/embeddings":
+            if self.path != told.path:
                 send(self, 404, {"error": {"message": f"no {self.path}"}})
                 return
             told.answer(self, body)

@@ -23,7 +23,7 @@ def teacher() -> SentenceTransformer:
 
 @pytest.fixture
 def server(teacher):
-    with serve(teacher) as running:
+    with serve(Server(teacher)) as running:
         yield running
 
 

@@ -12,30 +12,12 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
-from tests.training.test_config import DEMO
 from training.run import main
-
-STEPS = {"steps": 2, "batch_size": 4, "checkpoint_steps": 1, "warmup_steps": 0}
 
 
 @pytest.fixture(scope="module")
-def recipe(smaller, tmp_path_factory) -> str:
-    """The demo's recipe at two steps a phase and two layers."""
-    tree = smaller(yaml.safe_load(DEMO.read_text()))
-    folder = tmp_path_factory.mktemp("run")
-    tree |= {"name": "tiny", "output": str(folder / "out")}
-    tree["student"] |= {"layers": [0, 5], "max_tokens": 16, "matryoshka_dims": [32, 384]}
-    tree["teacher"]["max_tokens"] = 16
-    for spec in tree["data_sets"].values():
-        spec["limit"] = 400 if spec.get("kind") == "labelled" else 24
-    for phase in (tree["stage1"], *tree["adapters"].values()):
-        phase |= STEPS
-    tree["adapters"]["retrieval"]["average"] = [1]
-    tree["evaluation"] = {"tasks": ["WordNetSTS"], "dims": [32], "resamples": 50}
-    tree["evaluation"]["precisions"] = ["float32", "binary"]
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return str(path)
+def recipe(tiny, tmp_path_factory) -> str:
+    return tiny(tmp_path_factory.mktemp("run"))
 
 
 def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys, monkeypatch):

@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 
 from st_jv5.teacher import ColumnStores, SeveralTeachers
 from tests.conftest import MINILM
-from tests.teacher.embedding_server import serve
+from tests.teacher.embedding_server import Server, serve
 from tests.training.test_config import DEMO
-from tests.training.test_run import STEPS
+from tests.training.conftest import STEPS
 from training import teach
 from training.config import RecipeError, load_recipe
 from training.context import Run
@@ -117,7 +117,7 @@ def test_a_server_fills_the_space_that_the_model_would(recipe, tmp_path):
     local, remote = (str(tmp_path / name / "out") for name in ("local", "remote"))
     settings = (*SMALL, "teacher.max_tokens=256")
     one = [word for setting in settings for word in ("--set", setting)]
-    with serve(SentenceTransformer(MINILM)) as server:
+    with serve(Server(SentenceTransformer(MINILM))) as server:
         endpoint = f"teacher.endpoint={{url: '{server.url}', model: its-name, batch_size: 50}}"
         teach.main([recipe, *one, "--set", endpoint, "--set", f"output={remote}"])
         assert {body["model"] for body in server.requests} == {"its-name"}

@@ -1,0 +1,122 @@
+"""Two processes train what one does, stage by stage, and resume as two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+TASKS = ("retrieval", "text-matching", "clustering", "classification")
+ALIKE = ["precision=float32", *(f"adapters.{task}.dropout=0.0" for task in TASKS)]
+"""What makes one batch of two halves the same sum: no random masks, no rounding to bfloat16."""
+
+
+def command(processes: int, recipe: str, only: str, settings: list[str]) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    several = [*launch, "--master-port", port] if processes > 1 else []
+    sets = [part for setting in settings for part in ("--set", setting)]
+    return [sys.executable, *several, "-m", "training.run", recipe, "--only", only, *sets]
+
+
+def start(*arguments, log: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("a") as out:
+        return subprocess.Popen(
+            command(*arguments), cwd=ROOT, env=environment, stdout=out,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def run(*arguments, log: Path) -> None:
+    assert start(*arguments, log=log).wait(timeout=600) == 0, log.read_text()[-3000:]
+
+
+def weights(out: Path, phase: str) -> dict[str, torch.Tensor]:
+    """Everything that a phase trained."""
+    folder = out / "stage1" / "model" if phase == "stage1" else out / "adapters" / phase
+    found = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        if "checkpoints" not in file.parts:
+            tensors = load_file(file)
+            found |= {f"{file.relative_to(folder)} {name}": t for name, t in tensors.items()}
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> dict[int, Path]:
+    """Processes -> output of a run of as many; stage 1 of one is the base of both."""
+    outs = {}
+    folder = tmp_path_factory.mktemp("processes")
+    recipe = tiny(folder, devices=2)
+    for count in (1, 2):
+        out = folder / f"out-{count}"
+        settings = [*ALIKE, f"output={out}", f"teacher.store={folder / 'teacher'}"]
+        for stage in ("teacher", "stage1", "adapters"):
+            run(count, recipe, stage, settings, log=folder / f"{count}.log")
+        outs[count] = out
+    return outs
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("phase", ["stage1", *TASKS])
+def test_two_processes_train_what_one_does_at_the_same_global_batch(phase, trained):
+    one, two = (weights(trained[count], phase) for count in (1, 2))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        difference = (tensor.float() - two[name].float()).norm() / tensor.float().norm()
+        assert difference < 1e-4, (name, difference)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("phase", ["stage1", "adapters"])
+def test_two_processes_that_are_killed_resume_to_the_same_bits(phase, tiny, tmp_path):
+    recipe = tiny(tmp_path, devices=2, steps=40, checkpoint_steps=10)
+    store = f"teacher.store={tmp_path / 'teacher'}"
+    whole, broken = ([f"output={tmp_path / name}", store] for name in ("whole", "broken"))
+    log = tmp_path / "log"
+    for stage in ("teacher", "stage1", "adapters")[: 2 if phase == "stage1" else 3]:
+        run(2, recipe, stage, whole, log=log)
+    if phase == "adapters":
+        run(2, recipe, "stage1", broken, log=log)
+    trained = tmp_path / "broken" / ("stage1" if phase == "stage1" else "adapters/retrieval")
+    child = start(2, recipe, phase, broken, log=log)
+    first = trained / "checkpoints" / "checkpoint-10" / "trainer_state.json"
+    deadline = time.monotonic() + 300
+    while not first.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    subprocess.run(["pkill", "-9", "-f", recipe], check=False)
+    assert first.exists()
+    assert not (trained / "done.json").exists()
+    alone = start(1, recipe, phase, broken, log=tmp_path / "alone.log")
+    assert alone.wait(timeout=300) != 0
+    assert "was written by 2 processes, and these are 1" in (tmp_path / "alone.log").read_text()
+    run(2, recipe, phase, broken, log=log)
+    for name in ("stage1",) if phase == "stage1" else TASKS:
+        one, other = (weights(tmp_path / folder, name) for folder in ("whole", "broken"))
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items()), name
+
+
+def test_rows_that_do_not_fall_into_the_processes_are_named(monkeypatch):
+    from training import train
+    from training.config import Phase, RecipeError
+
+    phase = Phase(data={"a": 1}, steps=1, batch_size=5, devices=2)
+    assert train.rows_here(phase, 5) == 10
+    monkeypatch.setattr(train, "WORLD_SIZE", 4)
+    with pytest.raises(RecipeError, match="2 x 5 rows do not fall into 4 processes"):
+        train.rows_here(phase, 5)

@@ -1,0 +1,200 @@
+"""What one step costs: operations and memory, counted on the architecture itself.
+
+The backbone is built from its config without weights (fake tensors) and run forward and backward as
+a phase does, with its adapter, in its precision: torch counts the operations, and the tensors that
+autograd keeps are the activations. Nothing is downloaded and nothing computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from st_jv5.modules.routed_linear import Route, RoutedLinear, routed
+from st_jv5.student import transformer_blocks
+from st_jv5.teacher.sources import resolve_model
+from training.config import RecipeError, Student, Teacher
+
+Array = np.ndarray[Any, Any]
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward of some texts of one length, and its backward."""
+
+    flops: float
+    """Of the forward."""
+    backward_flops: float
+    """Of the backward; 0 where nothing is trained."""
+    activations: float
+    """Bytes that autograd keeps, weights in lower precision not among them."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a backbone."""
+
+    all: int
+    trained: int
+    """All of them, or an adapter's alone."""
+
+
+def read_config(spec: Student | Teacher, where: str) -> PreTrainedConfig:
+    """The architecture: of the model on this disk, or as the recipe describes it."""
+    name = spec.base if isinstance(spec, Student) else spec.model
+    if name.startswith("package:") or Path(name).is_dir():
+        config = AutoConfig.from_pretrained(resolve_model(name))
+    elif spec.config:
+        settings = dict(spec.config)
+        config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
+    else:
+        raise RecipeError(
+            f"{where}.config is missing: the plan downloads nothing, so the recipe must say what "
+            f"{name} is (model_type, num_hidden_layers, hidden_size, ...)"
+        )
+    if isinstance(spec, Student) and spec.layers is not None:
+        config.num_hidden_layers = spec.layers if isinstance(spec.layers, int) else len(spec.layers)
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
+    return config
+
+
+def backbone(config: PreTrainedConfig, rank: int = 0) -> Any:
+    """A backbone with fresh weights, with an adapter on every linear layer of its blocks."""
+    model = AutoModel.from_config(config)
+    if rank:
+        path, _ = transformer_blocks(model)
+        lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=[
+            name for name, module in model.named_modules()
+            if name.startswith(path) and isinstance(module, nn.Linear)
+        ])  # fmt: skip
+        lora._register_custom_module({nn.Linear: RoutedLinear})
+        inject_adapter_in_model(lora, model, adapter_name=ADAPTER)
+    return model
+
+
+@contextmanager
+def _as_trained(rank: int, bfloat16: bool) -> Iterator[None]:
+    route = routed(Route(ADAPTER if rank else None))
+    with route, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        yield
+
+
+def batch(config: PreTrainedConfig, rows: int, tokens: int) -> dict[str, Tensor]:
+    """Inputs of a forward."""
+    ids = torch.randint(0, config.vocab_size, (rows, tokens))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+class Costs:
+    """Counts forwards of one architecture."""
+
+    def __init__(self, config: PreTrainedConfig, bfloat16: bool) -> None:
+        self.config, self.bfloat16 = config, bfloat16
+        self.polynomial = cache(self._polynomial)
+        self.weights = cache(self._weights)
+
+    def _weights(self, rank: int = 0) -> Weights:
+        with torch.device("meta"):
+            model = backbone(self.config, rank)
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        lora = sum(size for name, size in sizes.items() if ".lora_" in name)
+        return Weights(sum(sizes.values()), lora or sum(sizes.values()))
+
+    def forward(
+        self, tokens: float, rank: int = 0, trained: bool = True, checkpointing: bool = False
+    ) -> Forward:
+        """Of one text.
+
+        Args:
+            tokens: Of the text.
+            rank: Of the adapter that is trained; 0: the whole backbone, or none.
+            trained: Whether there is a backward pass.
+            checkpointing: Whether blocks are run again in it.
+        """
+        linear, square = self.polynomial(rank, trained, checkpointing)
+        return Forward(*(a * tokens + b * tokens**2 for a, b in zip(linear, square, strict=True)))
+
+    def _polynomial(
+        self, rank: int, trained: bool, checkpointing: bool
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        """Linear and quadratic part: two lengths say all, for attention alone is quadratic."""
+
+        def count(rows: int, tokens: int) -> Array:
+            return np.array(self._count(rows, tokens, rank, trained, checkpointing), dtype=float)
+
+        short, long = 64, 128
+        one = count(1, short)
+        # What does not grow with the rows is the weights' own: their copies in lower precision.
+        fixed = 2 * one - count(2, short)
+        at_short, at_long = one - fixed, count(1, long) - fixed
+        square = (at_long / long - at_short / short) / (long - short)
+        return at_short / short - square * short, square
+
+    def _count(
+        self, rows: int, tokens: int, rank: int, trained: bool, checkpointing: bool
+    ) -> tuple[float, float, float]:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        with torch.device("meta"):
+            model = backbone(self.config, rank)
+        with FakeTensorMode(), _as_trained(rank, self.bfloat16):
+            _make_fake(model)
+            model.train(trained)
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.enable_input_require_grads()
+            for parameter in model.parameters():
+                weights = parameter.untyped_storage()
+                kept[weights._cdata] = 0
+            inputs = batch(self.config, rows, tokens)
+            with (
+                FlopCounterMode(display=False) as forward,
+                torch.set_grad_enabled(trained),
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            ):
+                found = model(**inputs).last_hidden_state[:, -1]
+            backward = FlopCounterMode(display=False)
+            if trained:
+                with backward:
+                    found.float().sum().backward()
+            own = {p.untyped_storage()._cdata for p in model.parameters()}
+        total = sum(size for key, size in kept.items() if key not in own)
+        return forward.get_total_flops(), backward.get_total_flops(), total
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Put fake tensors of this machine in the place of those without a device."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+            module.register_parameter(name, nn.Parameter(fake, parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+
+
+def optimizer_bytes(weights: Weights) -> Mapping[str, int]:
+    """Weights, gradients and AdamW's two moments, all in float32."""
+    return {
+        "weights": 4 * weights.all,
+        "gradients": 4 * weights.trained,
+        "optimizer": 8 * weights.trained,
+    }

@@ -1,0 +1,348 @@
+"""What a recipe will cost, before anything is downloaded: tokens, operations, memory, disk, hours.
+
+python -m training.run training/recipes/small.yaml --plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from eval.page import Cell, Table
+from st_jv5.teacher.sources import resolve_model
+from training.config import AdapterPhase, DataSet, Phase, is_negative
+from training.context import Run
+from training.cost import Costs, Weights, optimizer_bytes, read_config
+from training.data import ROOT
+from training.probe import Machine, probe
+
+GIB = 1 << 30
+CHARACTERS_PER_TOKEN = 4.7
+"""Of English text in WordPiece, measured on wikipedia extracts; where no tokenizer is at hand."""
+SPECIAL_TOKENS = 2
+PROMPT_TOKENS = 3
+SAMPLE = 1000
+"""Texts of a role that are tokenised."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device to reckon with."""
+
+    bfloat16_flops: float
+    """Dense, from the vendor's data sheet."""
+    memory_gib: float
+    price: float
+    """US dollars an hour: a guess of ours at what clouds ask; pay your own."""
+
+
+GPUS = {
+    "A100": Gpu(312e12, 80, 1.8),
+    "H100": Gpu(989e12, 80, 3.0),
+    "L4": Gpu(121e12, 24, 0.8),
+    "RTX 4090": Gpu(165e12, 24, 0.5),
+}
+UTILISATION = 0.4
+"""Share of a GPU's peak that training reaches: a guess of ours, not measured."""
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """How much there is in a data set."""
+
+    rows: int | None
+    tokens: dict[str, float]
+    """Role -> mean tokens of its texts, uncut; empty: not known, and the limit is taken."""
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """What one phase costs."""
+
+    name: str
+    steps: int
+    devices: int
+    tokens: float
+    """Of all steps, those that the base reads for relational distillation among them."""
+    flops: float
+    seconds: float | None
+    """Here; None where it was not measured."""
+    memory: dict[str, float]
+    """What for -> bytes per device."""
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """What the teacher's vectors cost."""
+
+    texts: int | None
+    tokens: float
+    flops: float
+    seconds: float | None
+    disk: float
+
+
+class Planner:
+    """Reads a recipe and what of its data lies on this disk."""
+
+    def __init__(self, run: Run, machine: Machine | None = None) -> None:
+        self.run, self.recipe = run, run.recipe
+        self.student = read_config(self.recipe.student, "student")
+        local = self.recipe.teacher.endpoint is None
+        self.teacher = read_config(self.recipe.teacher, "teacher") if local else None
+        self.costs = Costs(self.student, run.bfloat16)
+        self.machine = machine
+        self.facts = {name: self._facts(name, spec) for name, spec in run.used_sets.items()}
+
+    # ---------------------------------------------------------------------------------- the data
+
+    def _facts(self, name: str, spec: DataSet) -> SetFacts:
+        if not (ROOT / spec.path).suffix:
+            return SetFacts(spec.rows or spec.limit, spec.tokens)
+        rows = self.run.rows[name]
+        if spec.kind == "synset_pairs":
+            return SetFacts(spec.limit, self._means([{"query": r["gloss"]} for r in rows]))
+        return SetFacts(len(rows), {**self._means(rows), **spec.tokens})
+
+    def _means(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        texts: dict[str, list[str]] = {}
+        for row in rows[:SAMPLE]:
+            for role, value in row.items():
+                if isinstance(value, str):
+                    texts.setdefault(role, []).append(value)
+        return {
+            role: sum(map(self._length, found)) / len(found)
+            for role, found in texts.items()
+            if role != "label"
+        }
+
+    def _length(self, text: str) -> float:
+        if not hasattr(self, "_tokenizer"):
+            base = self.recipe.student.base
+            local = base.startswith("package:") or Path(base).is_dir()
+            file = Path(resolve_model(base) if local else base) / "tokenizer.json"
+            self._tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
+            if self._tokenizer is not None:
+                self._tokenizer.no_truncation()
+                self._tokenizer.no_padding()
+        if self._tokenizer is None:
+            return SPECIAL_TOKENS + len(text) / CHARACTERS_PER_TOKEN
+        return len(self._tokenizer.encode(text).ids)
+
+    def columns(self, name: str, limit: int, prompts: bool = True) -> list[int]:
+        """Tokens of each text of a row."""
+        spec, facts = self.recipe.data_sets[name], self.facts[name]
+        if spec.kind == "texts":
+            roles = ["text"]
+        elif spec.kind == "labelled":
+            roles = ["text"] * (2 + (spec.negatives or 7))
+        else:
+            own = sum(map(is_negative, spec.columns))
+            roles = ["query", "positive", *["positive"] * (own or spec.negatives)]
+        known = facts.tokens
+        added = PROMPT_TOKENS if prompts else 0
+        return [
+            max(1, round(min(known.get(role, known.get("query", limit)) + added, limit)))
+            for role in roles
+        ]
+
+    # -------------------------------------------------------------------------------- the phases
+
+    def phases(self) -> Iterator[PhasePlan]:
+        """Every phase that trains, in order."""
+        for name, phase in self.recipe.phases.items():
+            yield self._phase(name, phase)
+
+    def _phase(self, name: str, phase: Phase) -> PhasePlan:
+        rank = phase.rank if isinstance(phase, AdapterPhase) else 0
+        weights = self.costs.weights(rank)
+        shares = {k: w ** (1 / phase.temperature) for k, w in phase.data.items()}
+        from_base = name == "adapters.classification" and not phase.asks_of_labelled
+        budget = phase.loss.get("mini_batch_tokens")
+        cached = bool(budget or phase.loss.get("mini_batch_size"))
+        tokens = flops = seconds = most = 0.0
+        for data_set, share in shares.items():
+            limit = phase.max_tokens.get(data_set, self.recipe.student.max_tokens)
+            lengths = self.columns(data_set, limit)
+            batch = phase.batch_sizes.get(data_set, phase.batch_size)
+            own_tokens = own_flops = own_seconds = kept = 0.0
+            for length in lengths:
+                cost = self.costs.forward(length, rank, True, phase.gradient_checkpointing)
+                passes = 1 + cached + from_base
+                work = batch * (passes * cost.flops + cost.backward_flops)
+                own_flops += work
+                own_tokens += batch * length * (1 + from_base)
+                kept += batch * cost.activations
+                if self.machine is not None:
+                    speed = self.machine.adapter if rank else self.machine.base
+                    own_seconds += speed.seconds(work, length)
+            if isinstance(budget, (int, float)) and own_tokens > budget:
+                kept *= budget / own_tokens
+            part = phase.steps * share / sum(shares.values())
+            tokens += part * phase.devices * own_tokens
+            flops += part * phase.devices * own_flops
+            seconds += part * own_seconds
+            most = max(most, kept)
+        if self.machine is not None:
+            seconds += phase.steps * weights.trained * self.machine.update
+        return PhasePlan(
+            name,
+            phase.steps,
+            phase.devices,
+            tokens,
+            flops,
+            seconds if self.machine is not None else None,
+            self._memory(phase, weights, most),
+        )
+
+    def _memory(self, phase: Phase, weights: Weights, activations: float) -> dict[str, float]:
+        found: dict[str, float] = dict(optimizer_bytes(weights))
+        if self.run.bfloat16:
+            found["bfloat16 copies"] = 2 * weights.all
+        if phase.fsdp:
+            found = {what: size / phase.devices for what, size in found.items()}
+        found["activations"] = activations
+        if self.machine is not None and self.machine.process:
+            found["process"] = self.machine.process
+        return found
+
+    # ------------------------------------------------------------------------------- the teacher
+
+    def teaching(self) -> TeacherPlan:
+        """The vectors of every text that a phase distils or mines, each text once."""
+        spec = self.recipe.teacher
+        costs = Costs(self.teacher, self.run.bfloat16) if self.teacher is not None else None
+        seen: set[tuple[str, str | None]] = set()
+        texts: int | None = 0
+        tokens = flops = 0.0
+        for phase in self.recipe.phases.values():
+            for name in phase.data:
+                data_set, facts = self.recipe.data_sets[name], self.facts[name]
+                distils = data_set.kind in ("pairs", "long", "texts") or (
+                    data_set.kind == "labelled" and phase.asks_of_labelled
+                )
+                roles = [r for r in data_set.columns if r != "label" and not is_negative(r)]
+                for role in roles if distils else ():
+                    key = (
+                        f"{data_set.path} {data_set.subset} {data_set.where} "
+                        + (data_set.columns[role]),
+                        phase.teacher_prompts.get(role),
+                    )
+                    if key in seen:
+                        continue
+                    seen.add(key)
+                    length = round(min(facts.tokens.get(role, spec.max_tokens), spec.max_tokens))
+                    count = facts.rows
+                    texts = None if texts is None or count is None else texts + count
+                    tokens += (count or 0) * length
+                    if costs is not None:
+                        one = costs.forward(max(1, length), 0, False)
+                        flops += (count or 0) * one.flops
+        width = self.teacher.hidden_size if self.teacher is not None else 0
+        each = width * (4 if spec.store_dtype == "float32" else 2) + 16  # a vector, and a hash
+        mean = tokens / texts if texts else 64
+        seconds = self.machine.teacher.seconds(flops, mean) if self.machine is not None else None
+        return TeacherPlan(texts, tokens, flops, seconds, (texts or 0) * each)
+
+
+# ------------------------------------------------------------------------------------- what is told
+
+
+def plan(run: Run, measured: bool = True) -> str:
+    """The whole plan, as Markdown."""
+    planner = Planner(run)
+    if measured:
+        planner.machine = probe(planner.student, planner.teacher, run.bfloat16)
+    teaching, phases = planner.teaching(), list(planner.phases())
+    told = [f"# {run.recipe.name}: the plan", "", _work(teaching, phases).markdown(), ""]
+    told += ["## Memory per device, in GiB", "", _memory(phases).markdown(), ""]
+    told += ["## On a GPU", "", _gpus(teaching, phases).markdown(), ""]
+    told += [
+        f"At {UTILISATION:.0%} of the data sheet's dense bfloat16 operations, and at prices that "
+        "are guesses of ours. What does not fit one device needs fsdp or smaller chunks.",
+        "",
+    ]
+    told += list(_warnings(run, planner))
+    return "\n".join(told)
+
+
+def _work(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
+    rows: list[list[Cell]] = [
+        ["teacher", "", "", _millions(teaching.tokens), _tera(teaching.flops),
+         _minutes(teaching.seconds), f"{_count(teaching.texts)} texts, "
+         f"{teaching.disk / GIB:.2f} GiB on disk"]
+    ]  # fmt: skip
+    for one in phases:
+        rows.append(
+            [one.name, str(one.steps), str(one.devices), _millions(one.tokens), _tera(one.flops),
+             _minutes(one.seconds), ""]
+        )  # fmt: skip
+    known = [one.seconds for one in phases]
+    total = sum(s for s in known if s is not None) if None not in known else None
+    flops = sum(one.flops for one in phases)
+    tokens = sum(one.tokens for one in phases)
+    rows.append(["training", "", "", _millions(tokens), _tera(flops), _minutes(total), ""])
+    return Table(
+        ["phase", "steps", "devices", "M tokens", "10^12 operations", "minutes here", ""], rows
+    )
+
+
+def _memory(phases: list[PhasePlan]) -> Table:
+    parts = list(dict.fromkeys(part for one in phases for part in one.memory))
+    rows: list[list[Cell]] = [
+        [one.name, *(f"{one.memory.get(part, 0) / GIB:.2f}" for part in parts),
+         f"{one.bytes / GIB:.2f}"]
+        for one in phases
+    ]  # fmt: skip
+    return Table(["phase", *parts, "in all"], rows)
+
+
+def _gpus(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
+    rows: list[list[Cell]] = []
+    for name, gpu in GPUS.items():
+        rate = UTILISATION * gpu.bfloat16_flops
+        hours = [one.flops / rate / 3600 for one in phases]
+        teacher = teaching.flops / rate / 3600
+        needed = max(one.bytes - one.memory.get("process", 0) for one in phases) / GIB
+        rows.append(
+            [name, f"{teacher:.1f}", *(f"{each:.1f}" for each in hours),
+             f"{teacher + sum(hours):.1f}", f"{gpu.price * (teacher + sum(hours)):,.0f}",
+             "yes" if needed < gpu.memory_gib else f"no: {needed:.0f} of {gpu.memory_gib:.0f} GiB"]
+        )  # fmt: skip
+    names = [one.name.removeprefix("adapters.") for one in phases]
+    return Table(["GPU hours", "teacher", *names, "in all", "US dollars", "fits one"], rows)
+
+
+def _warnings(run: Run, planner: Planner) -> Iterator[str]:
+    for name, spec in run.used_sets.items():
+        facts = planner.facts[name]
+        if not spec.verified:
+            yield f"not verified: {name} ({spec.path}): its name and columns were not seen"
+        if facts.rows is None:
+            yield f"unknown size: {name} ({spec.path}); give data_sets.{name}.rows"
+        if not facts.tokens and spec.kind != "synset_pairs":
+            yield f"unknown lengths: {name} ({spec.path}); every text is taken as cut at the limit"
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def _millions(number: float) -> str:
+    return f"{number / 1e6:,.2f}"
+
+
+def _tera(number: float) -> str:
+    return f"{number / 1e12:,.1f}"
+
+
+def _minutes(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds / 60:,.1f}"
