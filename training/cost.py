@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from st_jv5.modules.routed_linear import Route, RoutedLinear, routed
-from st_jv5.student import transformer_blocks
+from st_jv5.student import DROPOUTS, transformer_blocks
 from st_jv5.teacher.sources import resolve_model
 from training.config import RecipeError, Student, Teacher
 
@@ -66,10 +67,21 @@ def read_config(spec: Student | Teacher, where: str) -> PreTrainedConfig:
             f"{name} is (model_type, num_hidden_layers, hidden_size, ...)"
         )
     if isinstance(spec, Student) and spec.layers is not None:
-        config.num_hidden_layers = spec.layers if isinstance(spec.layers, int) else len(spec.layers)
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: config.num_hidden_layers]
+        kept = spec.layers if isinstance(spec.layers, int) else len(spec.layers)
+        return with_layers(config, kept)
     return config
+
+
+def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The same architecture with so many blocks, and without dropout, as a student is trained."""
+    changed = deepcopy(config)
+    changed.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        changed.layer_types = (config.layer_types * layers)[:layers]
+    for name in DROPOUTS:
+        if hasattr(changed, name):
+            setattr(changed, name, 0.0)
+    return changed
 
 
 def backbone(config: PreTrainedConfig, rank: int = 0) -> Any:
@@ -134,7 +146,12 @@ class Costs:
         """Linear and quadratic part: two lengths say all, for attention alone is quadratic."""
 
         def count(rows: int, tokens: int) -> Array:
-            return np.array(self._count(rows, tokens, rank, trained, checkpointing), dtype=float)
+            # Blocks are alike: one and two of them say what any number costs.
+            one, two = (
+                np.array(self._count(layers, rows, tokens, rank, trained, checkpointing))
+                for layers in (1, 2)
+            )
+            return one + (self.config.num_hidden_layers - 1) * (two - one)
 
         short, long = 64, 128
         one = count(1, short)
@@ -145,7 +162,7 @@ class Costs:
         return at_short / short - square * short, square
 
     def _count(
-        self, rows: int, tokens: int, rank: int, trained: bool, checkpointing: bool
+        self, layers: int, rows: int, tokens: int, rank: int, trained: bool, checkpointing: bool
     ) -> tuple[float, float, float]:
         kept: dict[int, int] = {}
 
@@ -155,7 +172,7 @@ class Costs:
             return tensor
 
         with torch.device("meta"):
-            model = backbone(self.config, rank)
+            model = backbone(with_layers(self.config, layers), rank)
         with FakeTensorMode(), _as_trained(rank, self.bfloat16):
             _make_fake(model)
             model.train(trained)

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from st_jv5.batching import default_budget
 from st_jv5.modules.routed_linear import Route, routed
-from training.cost import ADAPTER, Costs, backbone, batch
+from training.cost import ADAPTER, Costs, backbone, batch, with_layers
 
 LENGTHS = (16, 64, 256)
 """Tokens of a text at which it measures."""
@@ -120,15 +120,9 @@ def timed(work: Callable[[], None], seconds: float) -> float:
 
 
 def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:
-    weights = Costs(config, bfloat16=False).weights()
+    large = Costs(config, bfloat16=False).weights().all > MOST_PARAMETERS
     layers = config.num_hidden_layers
-    if weights.all <= MOST_PARAMETERS or layers <= 2:
-        return config
-    settings = {**config.to_dict(), "num_hidden_layers": 2}
-    if settings.get("layer_types"):
-        settings["layer_types"] = settings["layer_types"][:2]
-    shallow: PreTrainedConfig = type(config)(**settings)
-    return shallow
+    return with_layers(config, min(layers, 2) if large else layers)
 
 
 def _update_seconds(device: str, seconds: float, count: int = 4_000_000) -> float:

@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 from st_jv5.teacher import ColumnStores, SeveralTeachers
 from tests.conftest import MINILM
 from tests.teacher.embedding_server import Server, serve
-from tests.training.test_config import DEMO
 from tests.training.conftest import STEPS
+from tests.training.test_config import DEMO
 from training import teach
 from training.config import RecipeError, load_recipe
 from training.context import Run

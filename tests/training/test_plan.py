@@ -1,0 +1,142 @@
+"""What a recipe will cost."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
+
+from tests.conftest import MINILM
+from tests.training.test_config import DEMO, RECIPES
+from training.config import RecipeError, load_recipe
+from training.context import Run
+from training.cost import Costs, read_config, with_layers
+from training.plan import Planner, plan
+from training.run import main
+
+SMALL, NANO = (next(path for path in RECIPES if path.stem == name) for name in ("small", "nano"))
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Costs:
+    return Costs(without_dropout(), bfloat16=False)
+
+
+def without_dropout():
+    """As every student is trained."""
+    return with_layers(AutoConfig.from_pretrained(MINILM), 6)
+
+
+@pytest.mark.parametrize("tokens", [16, 200])
+def test_operations_are_those_of_a_real_forward_and_backward(minilm, tokens):
+    """Counted at two lengths, told at any."""
+    model = AutoModel.from_pretrained(MINILM, config=without_dropout()).train()
+    ids = torch.randint(0, 1000, (3, tokens))
+    with FlopCounterMode(display=False) as real:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.sum().backward()
+    cost = minilm.forward(tokens)
+    assert 3 * (cost.flops + cost.backward_flops) == pytest.approx(real.get_total_flops(), rel=1e-3)
+
+
+def test_an_adapters_backward_has_no_gradients_of_the_base(minilm):
+    base, adapter = minilm.forward(64), minilm.forward(64, rank=32)
+    assert base.backward_flops == pytest.approx(2 * base.flops, rel=0.01)
+    assert adapter.backward_flops < 1.2 * adapter.flops
+    assert minilm.weights(32).trained == 2 * 32 * (8 * 384 + 2 * (384 + 1536)) * 6 / 2
+    assert minilm.weights().trained == minilm.weights().all == 22_713_216
+
+
+def test_activations_are_what_autograd_keeps(minilm):
+    model = AutoModel.from_pretrained(MINILM, config=without_dropout()).train()
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(0, 1000, (8, 64))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert found is not None
+    assert 8 * minilm.forward(64).activations == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+@pytest.mark.parametrize(("path", "parameters"), [(SMALL, 596e6), (NANO, 212e6)])
+def test_full_size_recipes_know_their_architecture(path, parameters):
+    recipe = load_recipe(path)
+    student = Costs(read_config(recipe.student, "student"), bfloat16=True)
+    teacher = Costs(read_config(recipe.teacher, "teacher"), bfloat16=True)
+    assert student.weights().all == pytest.approx(parameters, rel=0.01)
+    assert teacher.weights().all == pytest.approx(4.02e9, rel=0.01)
+    # The paper: 4 x 20.2M and 4 x 6.8M.
+    lora = {"small": 20.2e6, "nano": 6.8e6}[path.stem]
+    assert student.weights(32).trained == pytest.approx(lora, rel=0.01)
+
+
+def test_full_size_recipes_plan_offline(monkeypatch):
+    run = Run(load_recipe(NANO))
+    planner = Planner(run)
+    phases = {one.name: one for one in planner.phases()}
+    assert list(phases) == ["stage1", *(f"adapters.{task}" for task in run.recipe.adapters)]
+    stage1 = phases["stage1"]
+    assert stage1.memory["optimizer"] == pytest.approx(8 * 212e6, rel=0.01)
+    # Of 50,000 steps of 8 x 1024 pairs: so many tokens that every text had some, and none too many.
+    pairs = 50_000 * 8 * 1024
+    assert 40 * pairs < stage1.tokens < 300 * pairs
+    # Two passes forward under GradCache, and a backward: 8 operations per weight and token.
+    blocks = 212e6 - 2 * 128256 * 768 / 2
+    assert stage1.flops == pytest.approx(8 * blocks * stage1.tokens, rel=0.1)
+    assert stage1.seconds is None
+    text = plan(run, measured=False)
+    assert re.search(r"not verified: translations \(sentence-transformers/parallel", text)
+    assert "| H100 |" in text
+
+
+def test_a_hub_model_that_the_recipe_does_not_describe_is_named():
+    recipe = load_recipe(DEMO, ["student.base=org/model"])
+    with pytest.raises(RecipeError, match=r"student.config is missing.*what org/model is"):
+        Planner(Run(recipe))
+
+
+def test_local_texts_are_counted_with_the_students_tokenizer():
+    planner = Planner(Run(load_recipe(DEMO)))
+    glosses = planner.facts["wordnet-glosses"]
+    assert glosses.rows == 8000
+    assert glosses.tokens["text"] == pytest.approx(12.6, rel=0.1)
+    assert planner.columns("wordnet-nouns", 64) == [18] * 9  # nouns' glosses are longer
+    assert planner.columns("wikipedia-extracts", 64) == [64]
+
+
+def test_the_plan_is_printed_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("training.probe.LENGTHS", (16,))
+    monkeypatch.setattr("training.plan.probe", quick_probe)
+    main([str(DEMO), "--plan", "--set", f"output={tmp_path / 'out'}"])
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    for phase in ("teacher", "stage1", "adapters.classification", "training"):
+        assert re.search(rf"\| {phase} \|.*\|", printed), phase
+    assert "process" in printed
+
+
+def quick_probe(student, teacher, bfloat16):
+    from training.probe import probe
+
+    return probe(student, teacher, bfloat16, seconds=0.5)
+
+
+def test_chunks_and_checkpoints_hold_less_than_a_whole_batch(tiny, tmp_path):
+    recipe = tiny(tmp_path, batch_size=64)
+
+    def memory(*changes: str) -> float:
+        return next(Planner(Run(load_recipe(recipe, changes))).phases()).memory["activations"]
+
+    whole = memory()
+    assert memory("stage1.loss={mini_batch_tokens: 512}") < 0.5 * whole
+    assert memory("stage1.gradient_checkpointing=true") < 0.5 * whole
+    assert memory("stage1.batch_size=128") == pytest.approx(2 * whole, rel=0.01)
