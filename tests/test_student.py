@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import ModernBertConfig, ModernBertModel, XLMRobertaConfig, XLMRobertaModel
 
 import st_jv5
 from tests.conftest import MINILM, with_adapters
@@ -64,3 +66,45 @@ def test_saved_pruned_students_load_with_their_layers(backbones, architecture, t
     loaded = SentenceTransformer(str(tmp_path))
     assert loaded[0].config.num_hidden_layers == 2
     assert (loaded.encode(texts) == student.encode(texts)).all()
+
+
+# -------------------------------------------------------------------------------- other bases
+
+
+@pytest.fixture(params=["modernbert", "xlm-roberta"])
+def other_base(request, backbones, tmp_path) -> str:
+    """A small random backbone of another family, with the small BERT's tokenizer."""
+    tokenizer = SentenceTransformer(backbones["bert"]).tokenizer
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 48, "num_hidden_layers": 4,
+             "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.1,
+             "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    torch.manual_seed(0)
+    if request.param == "modernbert":
+        ids = dict.fromkeys(("cls_token_id", "bos_token_id"), tokenizer.cls_token_id)
+        ends = dict.fromkeys(("sep_token_id", "eos_token_id"), tokenizer.sep_token_id)
+        model = ModernBertModel(ModernBertConfig(**shape, **ids, **ends, local_attention=16))
+    else:
+        model = XLMRobertaModel(XLMRobertaConfig(**shape, max_position_embeddings=80))
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def test_other_families_are_students_too(other_base, texts, tmp_path):
+    """Padding on either side, layers by list, four adapters, saved and loaded, merged."""
+    model = with_adapters(st_jv5.new_student(other_base, layers=[0, 1, 3]))
+    assert model[0].config.num_hidden_layers == 3
+    together = model.encode(texts[:12], task="clustering", batch_size=12)
+    alone = np.concatenate([model.encode([text], task="clustering") for text in texts[:12]])
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+    model.tokenizer.padding_side = "left"
+    left = model.encode(texts[:12], task="clustering", batch_size=12)
+    np.testing.assert_allclose(left, together, atol=2e-5)
+    model.tokenizer.padding_side = "right"
+    base = model.encode(texts[:12], task="base")
+    assert np.abs(base - together).max() > 1e-2
+    model.save_pretrained(str(tmp_path / "saved"))
+    loaded = SentenceTransformer(str(tmp_path / "saved"))
+    assert np.array_equal(loaded.encode(texts[:12], task="clustering", batch_size=12), together)
+    merged = st_jv5.merge_task(model, "clustering")
+    np.testing.assert_allclose(merged.encode(texts[:12], batch_size=12), together, atol=2e-5)

@@ -307,8 +307,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float
     return recipe if fraction == 1 else _shortened(recipe, fraction)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, from_others: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe's tree; one that ``extends`` another beside it holds only what differs."""
+    if path in from_others:
+        raise RecipeError(f"{path} extends itself")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -318,7 +320,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must be a mapping")
     other = tree.pop("extends", None)
-    return tree if other is None else _merged(_read(path.with_name(str(other))), tree)
+    if other is None:
+        return tree
+    return _merged(_read(path.with_name(str(other)), (*from_others, path)), tree)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

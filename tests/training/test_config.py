@@ -60,6 +60,18 @@ def test_a_weight_may_move_over_the_steps():
             "retrieval.loss.gor_weight: weights must be finite",
         ),
         ("teacher.model=3", "teacher.model must be str, not 3"),
+        ("stage1.devices=0", "stage1.devices must be above 0, not 0"),
+        ("stage1.theta=-1.0", "stage1.theta must be above 0, not -1.0"),
+        ("student.vocabulary=[nope]", "student.vocabulary: unknown data set 'nope'"),
+        (
+            "data_sets.wordnet-hard.columns={query: lemmas, positive: gloss, negative_1: example}",
+            "wordnet-hard has negatives of its own; leave `negatives` out",
+        ),
+        (
+            "data_sets.wordnet-lemmas.tokens={text: 3.0}",
+            "wordnet-lemmas.tokens: no texts in 'text'",
+        ),
+        ("evaluation.split=train", "evaluation.split must be one of test, validation, not 'train'"),
         ("stage1", "--set wants a.b=value"),
     ],
 )
@@ -77,3 +89,81 @@ def test_missing_settings_and_files_are_named(tmp_path):
         load_recipe(path)
     with pytest.raises(RecipeError, match="cannot read the recipe"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+# The paper's tables (sections 3 and 4 of arXiv:2602.15547), by phase: steps, devices, batch, max
+# tokens, learning rate, theta; a batch and its limit per kind of text where they differ.
+PAPER = {
+    "small": {
+        "stage1": (50_000, 8, {512}, {512}, 1e-4, 1e6),
+        "long": (6_500, 2, {64}, {4096}, 1e-4, 5e5),
+        "adapters.retrieval": (8_000, 2, {256, 64}, {384, 4096}, 2e-5, 1e6),
+        "adapters.text-matching": (20_000, 1, {256}, {384}, 5e-5, 1e6),
+        "adapters.clustering": (20_000, 1, {512}, {512}, 1e-5, 1e5),
+        "adapters.classification": (30_000, 4, {64}, {512}, 4e-4, 3.5e6),
+    },
+    "nano": {
+        "stage1": (50_000, 8, {1024}, {512}, 1e-4, 2.5e5),
+        "adapters.retrieval": (8_000, 2, {384, 96}, {384, 4096}, 2e-5, 2.5e5),
+        "adapters.text-matching": (20_000, 1, {256}, {384}, 5e-5, 2.5e5),
+        "adapters.clustering": (20_000, 1, {1024}, {512}, 1e-5, 2.5e4),
+        "adapters.classification": (30_000, 4, {128}, {512}, 4e-4, 1e6),
+    },
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_full_size_recipes_carry_the_papers_figures(name):
+    recipe = load_recipe(RECIPES[0].with_name(f"{name}.yaml"))
+    assert list(recipe.phases) == list(PAPER[name])
+    for path, (steps, devices, batches, tokens, rate, theta) in PAPER[name].items():
+        phase = recipe.phases[path]
+        assert (phase.steps, phase.devices, phase.learning_rate) == (steps, devices, rate), path
+        assert phase.theta == theta, path
+        sizes = {phase.batch_sizes.get(data, phase.batch_size) for data in phase.data}
+        assert sizes == batches, path
+        assert {phase.max_tokens[data] for data in phase.data} == tokens, path
+    student = recipe.student
+    dims = [32, 64, 128, 256, 512, 768, 1024]
+    assert list(student.matryoshka_dims) == dims[: None if name == "small" else -1]
+    assert student.serve_theta == {"small": 3.5e6, "nano": 1e6}[name]
+    assert student.max_tokens == {"small": 32768, "nano": 8192}[name]
+    assert {(a.rank, a.alpha, a.dropout) for a in recipe.adapters.values()} == {(32, 32, None)}
+    assert recipe.teacher.model == "Qwen/Qwen3-Embedding-4B"
+    # Of the classification loss: seven negatives of other labels.
+    labelled = [s for s in recipe.data_sets.values() if s.kind == "labelled"]
+    assert {spec.negatives for spec in labelled} == {7}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_every_public_set_says_where_it_was_seen_or_that_it_was_not(name):
+    recipe = load_recipe(RECIPES[0].with_name(f"{name}.yaml"))
+    for data_set, spec in recipe.data_sets.items():
+        assert bool(spec.source) or not spec.verified, data_set
+        assert spec.rows, data_set
+        assert spec.tokens, data_set
+        assert spec.license != "unknown" or not spec.verified, data_set
+
+
+def test_a_recipe_may_hold_only_what_differs_from_another(tmp_path):
+    (tmp_path / "one.yaml").write_text(DEMO.read_text())
+    (tmp_path / "two.yaml").write_text(
+        "extends: one.yaml\nname: two\nstage1: {steps: 9}\nevaluation: {dims: [8]}\n"
+    )
+    one, two = (load_recipe(tmp_path / f"{name}.yaml") for name in ("one", "two"))
+    assert (two.name, two.stage1.steps, two.evaluation.dims) == ("two", 9, (8,))
+    assert two.stage1.data == one.stage1.data
+    assert two.adapters == one.adapters
+    (tmp_path / "one.yaml").write_text("extends: two.yaml")
+    with pytest.raises(RecipeError, match="extends itself"):
+        load_recipe(tmp_path / "two.yaml")
+
+
+def test_a_fraction_of_the_steps_keeps_the_schedule():
+    whole, fifth = load_recipe(DEMO), load_recipe(DEMO, fraction=0.25)
+    assert (whole.stage1.steps, fifth.stage1.steps) == (160, 40)
+    assert (whole.stage1.warmup_steps, fifth.stage1.warmup_steps) == (15, 4)
+    retrieval = fifth.adapters["retrieval"]
+    assert (retrieval.steps, retrieval.checkpoint_steps, retrieval.average) == (8, 2, (6,))
+    with pytest.raises(RecipeError, match="fraction of the steps must be above 0, not 0"):
+        load_recipe(DEMO, fraction=0.0)

@@ -168,3 +168,86 @@ def test_example_pairs_are_balanced_within_a_category():
     of_example = {row["example"]: row["category"] for row in synsets if row["example"]}
     same = [of_gloss[p["sentence1"]] == of_example[p["sentence2"]] for p in pairs]
     assert np.mean(same) > 0.97  # a few texts stand on two synsets
+
+
+# ------------------------------------------------------------- kinds that public sets come in
+
+
+@pytest.fixture
+def triples(tmp_path) -> DataSet:
+    """Pairs with a hard negative and a score each, as public sets have them."""
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"q": f"q{i}", "d": f"d{i}", "n": f"n{i}", "s": i / 4, "split": "a" if i < 4 else "b"}
+        for i in range(5)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataSet(
+        path=str(path),
+        where={"split": "a"},
+        columns={"negative_1": "n", "positive": "d", "query": "q"},
+    )
+
+
+def test_hard_negatives_that_a_set_brings_are_kept_and_not_distilled(triples, tmp_path):
+    found = read_rows("x", triples, seed=0)
+    wanted = teacher_texts(triples, found)
+    assert set(wanted) == {"query", "positive"}
+    texts = wanted["query"] + wanted["positive"]
+    store = store_of(texts, tmp_path / "store", torch.randn(len(texts), 3))
+    built = training_set("x", triples, found, {"query": store, "positive": store}, seed=0)
+    assert built.column_names == ["query", "positive", "negative_1", "label"]
+    row = built[2]
+    assert row["negative_1"][1:] == row["query"][1:] == row["positive"][1:]
+    assert len(row["label"]) == 2
+
+
+def test_scored_pairs_have_their_score_as_label_also_when_it_is_zero(triples):
+    columns = {"query": "q", "positive": "d", "score": "s"}
+    spec = replace(triples, kind="scored", columns=columns)
+    found = read_rows("x", spec, seed=0)
+    built = training_set("x", spec, found, {}, seed=0)
+    assert built.column_names == ["query", "positive", "label"]
+    assert sorted(built["label"]) == [0.0, 0.25, 0.5, 0.75]
+    assert teacher_texts(spec, found) == {}
+
+
+def test_long_rows_join_documents_and_each_query_asks_for_the_one_that_holds_its_own():
+    spec = DataSet(
+        path="training/data/office_help.parquet",
+        columns={"query": "title", "positive": "body"},
+        where={"lang": "en", "split": "validation"},
+        kind="long",
+        characters=5_000,
+    )
+    short = read_rows("x", replace(spec, kind="pairs"), seed=0)
+    long = read_rows("x", spec, seed=0)
+    own = {row["positive"]: row["query"] for row in short}
+    assert len(long) == len(short)
+    documents = {row["positive"] for row in long}
+    assert 5 < len(documents) < len(long) / 2
+    assert min(map(len, documents)) >= 5_000
+    for row in long:
+        assert any(
+            body in row["positive"] and title == row["query"] for body, title in own.items()
+        ), row["query"]
+
+
+def test_sets_of_the_hub_are_asked_for_by_subset_split_and_revision(monkeypatch, triples):
+    from datasets import Dataset
+
+    from training import data
+
+    asked = {}
+
+    def hub(path, name, **settings):
+        asked.update(path=path, name=name, **settings)
+        return Dataset.from_list([{"q": "a", "d": "b"}])
+
+    monkeypatch.setattr(data, "load_dataset", hub)
+    columns = {"query": "q", "positive": "d"}
+    spec = DataSet("org/set", columns, subset="pair", split="train[:100]", revision="abc")
+    assert read_rows("x", spec, seed=0) == [{"query": "a", "positive": "b"}]
+    assert asked == {
+        "path": "org/set", "name": "pair", "split": "train[:100]", "revision": "abc",
+    }  # fmt: skip

@@ -1,0 +1,107 @@
+"""Two real optimizer steps of each phase at the full sizes of small and nano, random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, Qwen3Config, Qwen3Model
+
+from st_jv5.files import read_json
+from tests.conftest import real_texts
+from tests.training.test_config import RECIPES
+from training.config import load_recipe
+from training.cost import read_config
+from training.run import main
+
+TEACHER_DIM = 2560
+
+
+def rows_for(spec: dict[str, Any], count: int = 24) -> list[dict[str, Any]]:
+    """Short rows with a public set's columns."""
+    texts = real_texts()
+    found = []
+    for i in range(count):
+        row: dict[str, Any] = {}
+        for place, (role, column) in enumerate(spec["columns"].items()):
+            row[column] = f"{texts[(i + 7 * place) % 64][:40]} {i}"
+            if role == "score":
+                row[column] = i / count
+            if role == "label":
+                row[column] = f"label {i % 5}"
+        found.append(row)
+    return found
+
+
+def shrunk(name: str, folder: Path, backbones: dict[str, str]) -> str:
+    """The shipped recipe with its architecture and losses, on short texts in tiny batches."""
+    recipe = load_recipe(RECIPES[0].with_name(f"{name}.yaml"))
+    torch.manual_seed(0)
+    base = folder / "base"
+    AutoModel.from_config(read_config(recipe.student, "student")).save_pretrained(base)
+    stock = backbones["qwen3" if name == "small" else "eurobert"]
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(stock) / file, base)
+    words = SentenceTransformer(stock).tokenizer
+    wide = Qwen3Config(
+        vocab_size=len(words), hidden_size=TEACHER_DIM, num_hidden_layers=1, head_dim=64,
+        num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+    )  # fmt: skip
+    teacher = folder / "teacher-model"
+    Qwen3Model(wide).save_pretrained(teacher)
+    words.save_pretrained(teacher)
+    tree = json.loads(json.dumps(asdict(recipe)))
+    tree |= {"output": str(folder / "out"), "precision": "float32"}
+    tree["teacher"] |= {"model": str(teacher), "pooling": "lasttoken"}
+    tree["student"] |= {"base": str(base), "max_tokens": 32}
+    for data_set, spec in tree["data_sets"].items():
+        path = folder / f"{data_set}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(spec)))
+        spec |= {"path": str(path), "limit": None}
+    phases = [tree["stage1"], tree["long"], *tree["adapters"].values()]
+    for phase in filter(None, phases):
+        phase |= {"steps": 2, "batch_size": 2, "checkpoint_steps": 2, "warmup_steps": 0}
+        phase["batch_sizes"] = dict.fromkeys(phase["batch_sizes"], 1)
+        phase["devices"] = 1
+        phase["max_tokens"] = dict.fromkeys(phase["max_tokens"], 32)
+        if "average" in phase:
+            phase["average"] = []
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return str(path)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("name", ["nano", "small"])
+def test_two_steps_of_each_phase_at_full_size(name, tmp_path, backbones):
+    path = shrunk(name, tmp_path, backbones)
+    for stage in ("teacher", "stage1", "adapters", "model"):
+        main([path, "--only", stage])
+    recipe, out = load_recipe(path), tmp_path / "out"
+    for phase in recipe.phases:
+        log = read_json(out / phase.replace(".", "/") / "log.json")
+        steps = [entry for entry in log["history"] if "loss" in entry]
+        assert [entry["step"] for entry in steps] == [1, 2], phase
+        assert all(np.isfinite(entry["loss"]) and entry["grad_norm"] > 0 for entry in steps), phase
+        print(f"{name} {phase}: {log['seconds']:.1f} s, peak {log['peak_memory_mib']:.0f} MiB")
+    model = SentenceTransformer(str(out / "model"))
+    assert model[0].theta_serve == recipe.student.serve_theta
+    thetas = {task: phase.theta for task, phase in recipe.adapters.items()}
+    last = recipe.long or recipe.stage1
+    assert model[0].theta_train == {"base": last.theta, **thetas}
+    assert model[0].projection.linear.weight.shape == (TEACHER_DIM, model[0].config.hidden_size)
+    for task in recipe.adapters:
+        file = out / "model" / "adapters" / task / "adapter_model.safetensors"
+        moved = [t for n, t in load_file(file).items() if ".lora_B." in n]
+        assert all(bool(tensor.any()) for tensor in moved), task
+    shutil.rmtree(out)
