@@ -118,6 +118,12 @@ class AdapterTrainer(SentenceTransformerTrainer):
     ) -> None:
         if args is None:
             args = SentenceTransformerTrainingArguments(output_dir="tmp_trainer")
+        if args.fsdp:
+            raise ValueError(
+                "fsdp is not supported: the projection is read beside the model, where its weights "
+                "would be shards. DDP (torchrun) is: weights, gradients and AdamW's moments of a "
+                "student take 16 bytes a parameter on each device"
+            )
         if isinstance(train_dataset, dict):
             _check_names(train_dataset, tasks, max_tokens, args)
             # The host writes each one's name into it: one data set under two names needs copies.

@@ -187,8 +187,6 @@ class Phase:
     """RoPE's theta while it trains; None: the base's."""
     gradient_checkpointing: bool = False
     """Keep a block's input alone, and run the block again in the backward pass."""
-    fsdp: bool = False
-    """Shard weights, gradients and optimizer over the processes (stage 1)."""
     dim_weights: tuple[float, ...] = ()
     """One per Matryoshka dim; empty: all alike."""
     checkpoint_steps: int = 500

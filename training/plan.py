@@ -207,8 +207,6 @@ class Planner:
         found: dict[str, float] = dict(optimizer_bytes(weights))
         if self.run.bfloat16:
             found["bfloat16 copies"] = 2 * weights.all
-        if phase.fsdp:
-            found = {what: size / phase.devices for what, size in found.items()}
         found["activations"] = activations
         if self.machine is not None and self.machine.process:
             found["process"] = self.machine.process
@@ -267,7 +265,7 @@ def plan(run: Run, measured: bool = True) -> str:
     told += ["## On a GPU", "", _gpus(teaching, phases).markdown(), ""]
     told += [
         f"At {UTILISATION:.0%} of the data sheet's dense bfloat16 operations, and at prices that "
-        "are guesses of ours. What does not fit one device needs fsdp or smaller chunks.",
+        "are guesses of ours. What does not fit needs smaller chunks (loss.mini_batch_tokens).",
         "",
     ]
     told += list(_warnings(run, planner))

@@ -87,6 +87,8 @@ def test_two_steps_of_each_phase_at_full_size(name, tmp_path, backbones):
     path = shrunk(name, tmp_path, backbones)
     for stage in ("teacher", "stage1", "adapters", "model"):
         main([path, "--only", stage])
+        for checkpoints in (tmp_path / "out").rglob("checkpoints"):
+            shutil.rmtree(checkpoints)
     recipe, out = load_recipe(path), tmp_path / "out"
     for phase in recipe.phases:
         log = read_json(out / phase.replace(".", "/") / "log.json")
