@@ -68,6 +68,11 @@ class DataSet:
     verified: bool = True
     """False: name and columns are from memory, and were not seen; the plan says so."""
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it lies on this disk; else it is the Hub's."""
+        return Path(self.path).suffix in (".parquet", ".jsonl", ".json")
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -183,6 +188,9 @@ class Phase:
     """AdamW's."""
     max_grad_norm: float = 1.0
     """Clip above this norm."""
+    fit_projection: int = 0
+    """Texts on which a projection that is not there yet is fitted by least squares before the first
+    step; 0: it starts as a rectangular identity."""
     theta: float | None = None
     """RoPE's theta while it trains; None: the base's."""
     gradient_checkpointing: bool = False

@@ -51,6 +51,8 @@ class Weights:
     all: int
     trained: int
     """All of them, or an adapter's alone."""
+    linear: int
+    """Those that bfloat16 forwards copy."""
 
 
 def read_config(spec: Student | Teacher, where: str) -> PreTrainedConfig:
@@ -124,7 +126,8 @@ class Costs:
             model = backbone(self.config, rank)
         sizes = {name: p.numel() for name, p in model.named_parameters()}
         lora = sum(size for name, size in sizes.items() if ".lora_" in name)
-        return Weights(sum(sizes.values()), lora or sum(sizes.values()))
+        linear = sum(m.weight.numel() for m in model.modules() if type(m) is nn.Linear)
+        return Weights(sum(sizes.values()), lora or sum(sizes.values()), linear)
 
     def forward(
         self, tokens: float, rank: int = 0, trained: bool = True, checkpointing: bool = False

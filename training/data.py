@@ -105,7 +105,7 @@ def matches(value: str, pattern: str) -> bool:
 
 def _load(name: str, spec: DataSet) -> Dataset:
     path = ROOT / spec.path
-    if path.suffix in (".parquet", ".jsonl", ".json"):
+    if spec.is_file:
         if not path.is_file():
             raise RecipeError(f"data_sets.{name}.path: no file {spec.path}")
         kind = "parquet" if path.suffix == ".parquet" else "json"

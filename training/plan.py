@@ -17,7 +17,7 @@ from st_jv5.teacher.sources import resolve_model
 from training.config import AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
 from training.cost import Costs, Weights, optimizer_bytes, read_config
-from training.data import ROOT
+from training.data import read_rows
 from training.probe import Machine, probe
 
 GIB = 1 << 30
@@ -105,9 +105,9 @@ class Planner:
     # ---------------------------------------------------------------------------------- the data
 
     def _facts(self, name: str, spec: DataSet) -> SetFacts:
-        if not (ROOT / spec.path).suffix:
-            return SetFacts(spec.rows or spec.limit, spec.tokens)
-        rows = self.run.rows[name]
+        if not spec.is_file:
+            return SetFacts(spec.limit or spec.rows, spec.tokens)
+        rows = read_rows(name, spec, self.recipe.seed)
         if spec.kind == "synset_pairs":
             return SetFacts(spec.limit, self._means([{"query": r["gloss"]} for r in rows]))
         return SetFacts(len(rows), {**self._means(rows), **spec.tokens})
@@ -206,7 +206,7 @@ class Planner:
     def _memory(self, phase: Phase, weights: Weights, activations: float) -> dict[str, float]:
         found: dict[str, float] = dict(optimizer_bytes(weights))
         if self.run.bfloat16:
-            found["bfloat16 copies"] = 2 * weights.all
+            found["bfloat16 copies"] = 2 * weights.linear
         found["activations"] = activations
         if self.machine is not None and self.machine.process:
             found["process"] = self.machine.process

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,13 @@ from st_jv5.losses import (
     retrieval_loss,
     text_matching_loss,
 )
+from st_jv5.projection import fit_projection
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
 from training.config import Phase, RecipeError
 from training.context import RANK, WORLD_SIZE, Run
-from training.data import training_set
+from training.data import teacher_texts, training_set
 
 LOSSES: dict[str, Callable[..., CompositeLoss]] = {
     # Stage 1 is distillation alone; its recipe may give the other two terms a weight.
@@ -66,9 +69,17 @@ def train(
         name: training_set(name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks)
         for name in phase.data
     }
-    loss = loss or make_loss(run, student, task, phase)
     if phase.theta is not None:
         rope.train_at(student, phase.theta, task)
+    if phase.fit_projection and student[0].projection is None:
+        role = "positive" if "positive" in stores else "text"
+        specs = run.recipe.data_sets
+        known = (teacher_texts(specs[name], run.rows[name], asks) for name in phase.data)
+        texts = [*dict.fromkeys(chain(*(found.get(role, ()) for found in known)))]
+        chosen = random.Random(seed).sample(texts, min(phase.fit_projection, len(texts)))
+        with run.forwards():
+            fit_projection(student, stores[role], chosen)
+    loss = loss or make_loss(run, student, task, phase)
     args = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=phase.steps,

@@ -1,10 +1,13 @@
-"""Two real optimizer steps of each phase at the full sizes of small and nano, random weights."""
+"""Two real optimizer steps of each phase of small and nano, with random weights.
+
+In make test at a tiny size; in make test-full at the full architecture sizes, on short texts.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,12 @@ from training.config import load_recipe
 from training.cost import read_config
 from training.run import main
 
-TEACHER_DIM = 2560
+TINY = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 600}  # fmt: skip
+
+
+def teacher_dim(full: bool) -> int:
+    return 2560 if full else 96
 
 
 def rows_for(spec: dict[str, Any], count: int = 24) -> list[dict[str, Any]]:
@@ -42,9 +50,13 @@ def rows_for(spec: dict[str, Any], count: int = 24) -> list[dict[str, Any]]:
     return found
 
 
-def shrunk(name: str, folder: Path, backbones: dict[str, str]) -> str:
-    """The shipped recipe with its architecture and losses, on short texts in tiny batches."""
+def shrunk(name: str, folder: Path, backbones: dict[str, str], full: bool) -> str:
+    """The shipped recipe with its losses, thetas and phases, on short texts in tiny batches."""
     recipe = load_recipe(RECIPES[0].with_name(f"{name}.yaml"))
+    if not full:
+        config = recipe.student.config | TINY
+        small = replace(recipe.student, config=config, matryoshka_dims=(32, 64))
+        recipe = replace(recipe, student=small)
     torch.manual_seed(0)
     base = folder / "base"
     AutoModel.from_config(read_config(recipe.student, "student")).save_pretrained(base)
@@ -53,8 +65,8 @@ def shrunk(name: str, folder: Path, backbones: dict[str, str]) -> str:
         shutil.copy(Path(stock) / file, base)
     words = SentenceTransformer(stock).tokenizer
     wide = Qwen3Config(
-        vocab_size=len(words), hidden_size=TEACHER_DIM, num_hidden_layers=1, head_dim=64,
-        num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        vocab_size=len(words), hidden_size=teacher_dim(full), num_hidden_layers=1,
+        head_dim=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
     )  # fmt: skip
     teacher = folder / "teacher-model"
     Qwen3Model(wide).save_pretrained(teacher)
@@ -80,11 +92,17 @@ def shrunk(name: str, folder: Path, backbones: dict[str, str]) -> str:
     return str(path)
 
 
-@pytest.mark.full
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("name", ["nano", "small"])
-def test_two_steps_of_each_phase_at_full_size(name, tmp_path, backbones):
-    path = shrunk(name, tmp_path, backbones)
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("small", False),
+        pytest.param("nano", True, marks=pytest.mark.full),
+        pytest.param("small", True, marks=pytest.mark.full),
+    ],
+)
+def test_two_steps_of_each_phase(name, full, tmp_path, backbones):
+    path = shrunk(name, tmp_path, backbones, full)
     for stage in ("teacher", "stage1", "adapters", "model"):
         main([path, "--only", stage])
         for checkpoints in (tmp_path / "out").rglob("checkpoints"):
@@ -101,7 +119,10 @@ def test_two_steps_of_each_phase_at_full_size(name, tmp_path, backbones):
     thetas = {task: phase.theta for task, phase in recipe.adapters.items()}
     last = recipe.long or recipe.stage1
     assert model[0].theta_train == {"base": last.theta, **thetas}
-    assert model[0].projection.linear.weight.shape == (TEACHER_DIM, model[0].config.hidden_size)
+    assert model[0].projection.linear.weight.shape == (
+        teacher_dim(full),
+        model[0].config.hidden_size,
+    )
     for task in recipe.adapters:
         file = out / "model" / "adapters" / task / "adapter_model.safetensors"
         moved = [t for n, t in load_file(file).items() if ".lora_B." in n]
