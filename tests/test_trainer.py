@@ -220,8 +220,8 @@ def test_a_set_without_a_whole_batch_of_different_texts_is_named(model, tmp_path
         trainer.train()
 
 
-def test_a_checkpoint_of_other_processes_is_refused_with_the_reason(model, pairs, tmp_path):
-    loss = retrieval_loss(model, TEACHER_DIM)
+def test_a_checkpoint_of_other_processes_is_refused(model, pairs, store, tmp_path):
+    loss = retrieval_loss(model, TEACHER_DIM, store=store)
 
     def trainer(**settings) -> st_jv5.AdapterTrainer:
         args = arguments(tmp_path, **settings)

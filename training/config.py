@@ -202,7 +202,7 @@ class Phase:
     teacher_prompts: dict[str, str] = field(default_factory=dict)
     """Role (query, positive, text) -> name of the teacher's prompt; where none is named:
     ``teacher.prompt``."""
-    loss: dict[str, float | bool | str | Schedule] = field(default_factory=dict)
+    loss: dict[str, int | float | bool | str | Schedule] = field(default_factory=dict)
     """Overrides of the task's loss, such as ``temperature: 0.05``; a weight may move over the
     steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``."""
 

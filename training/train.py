@@ -77,8 +77,11 @@ def train(
         known = (teacher_texts(specs[name], run.rows[name], asks) for name in phase.data)
         texts = [*dict.fromkeys(chain(*(found.get(role, ()) for found in known)))]
         chosen = random.Random(seed).sample(texts, min(phase.fit_projection, len(texts)))
-        with run.forwards():
-            fit_projection(student, stores[role], chosen)
+        try:
+            with run.forwards():
+                fit_projection(student, stores[role], chosen)
+        except ValueError as error:
+            raise RecipeError(f"fit_projection: {error}") from error
     loss = loss or make_loss(run, student, task, phase)
     args = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),

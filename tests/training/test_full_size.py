@@ -34,14 +34,14 @@ def teacher_dim(full: bool) -> int:
     return 2560 if full else 96
 
 
-def rows_for(spec: dict[str, Any], count: int = 24) -> list[dict[str, Any]]:
+def rows_for(name: str, spec: dict[str, Any], count: int = 24) -> list[dict[str, Any]]:
     """Short rows with a public set's columns."""
     texts = real_texts()
     found = []
     for i in range(count):
         row: dict[str, Any] = {}
         for place, (role, column) in enumerate(spec["columns"].items()):
-            row[column] = f"{texts[(i + 7 * place) % 64][:40]} {i}"
+            row[column] = f"{texts[(i + 7 * place) % 64][:40]} {i} {name}"
             if role == "score":
                 row[column] = i / count
             if role == "label":
@@ -77,7 +77,7 @@ def shrunk(name: str, folder: Path, backbones: dict[str, str], full: bool) -> st
     tree["student"] |= {"base": str(base), "max_tokens": 32}
     for data_set, spec in tree["data_sets"].items():
         path = folder / f"{data_set}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(spec)))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(data_set, spec)))
         spec |= {"path": str(path), "limit": None}
     phases = [tree["stage1"], tree["long"], *tree["adapters"].values()]
     for phase in filter(None, phases):
@@ -128,3 +128,21 @@ def test_two_steps_of_each_phase(name, full, tmp_path, backbones):
         moved = [t for n, t in load_file(file).items() if ".lora_B." in n]
         assert all(bool(tensor.any()) for tensor in moved), task
     shutil.rmtree(out)
+
+
+def test_a_fitted_projection_begins_nearer_the_teacher(tmp_path, backbones):
+    path = shrunk("small", tmp_path, backbones, full=False)
+    begun = {}
+    for texts in (0, 150):
+        out = tmp_path / "out" / str(texts)
+        settings = [f"output={out}", f"teacher.store={tmp_path / 'teacher'}"]
+        settings += [f"stage1.fit_projection={texts}", "long=null"]
+        command = [part for setting in settings for part in ("--set", setting)]
+        main([path, "--only", "teacher", *command])
+        main([path, "--only", "stage1", *command])
+        begun[texts] = read_json(out / "stage1" / "log.json")["history"][0]["distill"]
+    assert begun[150] < 0.9 * begun[0]
+    settings[0], settings[2] = f"output={tmp_path / 'few'}", "stage1.fit_projection=50"
+    command = [part for setting in settings for part in ("--set", setting)]
+    with pytest.raises(SystemExit, match="fit_projection: 50 texts cannot fit 64 dims"):
+        main([path, "--only", "stage1", *command])
