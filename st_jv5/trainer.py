@@ -262,6 +262,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
             self._in_checkpoint = False
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # the host calls it in every process
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         router = router_of(self.model)

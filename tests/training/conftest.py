@@ -26,7 +26,7 @@ def tiny(smaller):
             spec["limit"] = 400 if spec.get("kind") == "labelled" else 24
         for one in (tree["stage1"], *tree["adapters"].values()):
             one |= STEPS | phase
-        tree["adapters"]["retrieval"]["average"] = [STEPS["checkpoint_steps"]]
+        tree["adapters"]["retrieval"]["average"] = [(STEPS | phase)["checkpoint_steps"]]
         tree["evaluation"] = {"tasks": ["WordNetSTS"], "dims": [32], "resamples": 50}
         tree["evaluation"]["precisions"] = ["float32", "binary"]
         path = folder / "tiny.yaml"
