@@ -24,6 +24,7 @@ from eval.local_tasks import local_tasks
 from eval.record import Row, read_record
 from eval.report import run_page
 from eval.scoring import Settings, evaluate
+from st_jv5.cpu import bound_kernel_cache
 from st_jv5.evaluation import ADAPTER_OF_TYPE, MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.jina import load_model
@@ -116,6 +117,7 @@ def check_settings(settings: Settings, model: SentenceTransformer, name: str) ->
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
+    bound_kernel_cache()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -18,6 +18,7 @@ from typing import Any
 from st_jv5 import hub
 from st_jv5.adapter_file import CONFIG_FILE
 from st_jv5.adapters import average_adapters
+from st_jv5.cpu import bound_kernel_cache
 from st_jv5.doctor import doctor
 from st_jv5.export import KINDS, export
 from st_jv5.jina import load_model
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         >>> main(["average", task_folder, task_folder, "--out", averaged_folder])
         retrieval: the mean of 2 adapters, factored to rank 4, which loses 0.0% of its squared norm
     """
+    bound_kernel_cache()
     parser = argparse.ArgumentParser(
         prog="st-jv5", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

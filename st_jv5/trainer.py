@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from st_jv5.adapters import put_task, router_of, train_task
+from st_jv5.cpu import give_back_memory
 from st_jv5.files import write_tensors
 from st_jv5.losses.composite import CompositeLoss
 from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
@@ -157,6 +158,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer_kwargs)
         self._composites = [m for m in self._loss.modules() if isinstance(m, CompositeLoss)]
         self.add_callback(_GradientCheck(self))
+        if self.args.device.type == "cpu":
+            self.add_callback(_MemoryCallback())
 
     def get_data_collator(self, *args: Any, **kwargs: Any) -> AdapterCollator:
         collator: AdapterCollator = super().get_data_collator(*args, **kwargs)
@@ -376,6 +379,16 @@ class _GradientCheck(TrainerCallback):
         gradients = [p.grad for _, p in self.trainer._trained() if p.grad is not None]
         if gradients and not bool(torch.isfinite(nn.utils.get_total_norm(gradients))):
             self.trainer._stop("a gradient is not finite", self.trainer._watched)
+
+
+class _MemoryCallback(TrainerCallback):
+    """Gives freed memory back every few steps."""
+
+    every = 5
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            give_back_memory()
 
 
 def _two_d(tensor: Tensor) -> Tensor:

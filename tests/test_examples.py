@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 import st_jv5
 from st_jv5 import (
     cli,
+    cpu,
     doctor,
     export,
     fingerprint,
@@ -28,6 +29,7 @@ from st_jv5 import (
     licenses,
     losses,
     precision,
+    rope,
     self_test,
     teacher,
     trainer,
@@ -37,6 +39,7 @@ from st_jv5 import (
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.tasks import TASKS, column_prompts
 from st_jv5.texts import read_texts
+from st_jv5.vocabulary import cut_vocabulary
 from tests.conftest import MINILM, real_texts, with_adapters
 
 README = Path(__file__).parent.parent / "README.md"
@@ -60,6 +63,11 @@ EXTRA = [
     doctor.doctor,
     trainer.trainer_prompts,
     read_texts,
+    cpu.bound_kernel_cache,
+    cpu.give_back_memory,
+    cut_vocabulary,
+    rope.train_at,
+    rope.serve_at,
     *(getattr(teacher, name) for name in teacher.__all__),
     column_prompts,
 ]
@@ -130,6 +138,8 @@ def world(tmp_path, backbones):
         "vectors_folder": vectors_folder,
         "jina_folder": jina_folder,
         "teacher": lambda: SentenceTransformer(MINILM),
+        "rotary_student": lambda: st_jv5.new_student(backbones["eurobert"]),
+        "stock_folder": lambda: shutil.copytree(backbones["bert"], str(tmp_path / "stock")),
         "loss": lambda: losses.clustering_loss(student(), 384, store=store()),
     }
     folders = {

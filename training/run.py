@@ -24,6 +24,7 @@ from transformers.trainer_utils import set_seed
 
 import st_jv5
 from st_jv5 import rope
+from st_jv5.cpu import bound_kernel_cache
 from st_jv5.tasks import BASE
 from st_jv5.teacher.sources import resolve_model
 from training.config import Phase, Recipe, RecipeError, load_recipe
@@ -200,6 +201,7 @@ def run_report(run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
+    bound_kernel_cache()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

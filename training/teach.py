@@ -12,6 +12,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
+from st_jv5.cpu import bound_kernel_cache
 from st_jv5.teacher.fill import Engine, fill
 from training.config import RecipeError, load_recipe
 from training.context import RANK, WORLD_SIZE, Run
@@ -53,6 +54,7 @@ def teach(run: Run, engine: Engine = "local", workers: int | None = None) -> Non
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
+    bound_kernel_cache()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
