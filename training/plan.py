@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,21 +125,24 @@ class Planner:
             if role != "label"
         }
 
-    def _length(self, text: str) -> float:
-        if not hasattr(self, "_tokenizer"):
-            base = self.recipe.student.base
-            local = base.startswith("package:") or Path(base).is_dir()
-            file = Path(resolve_model(base) if local else base) / "tokenizer.json"
-            self._tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
-            if self._tokenizer is not None:
-                self._tokenizer.no_truncation()
-                self._tokenizer.no_padding()
-        if self._tokenizer is None:
-            return SPECIAL_TOKENS + len(text) / CHARACTERS_PER_TOKEN
-        return len(self._tokenizer.encode(text).ids)
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The student's, where it lies on this disk."""
+        file = Path(resolve_model(self.recipe.student.base)) / "tokenizer.json"
+        if not file.is_file():
+            return None
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
-    def columns(self, name: str, limit: int, prompts: bool = True) -> list[int]:
-        """Tokens of each text of a row."""
+    def _length(self, text: str) -> float:
+        if self.tokenizer is None:
+            return SPECIAL_TOKENS + len(text) / CHARACTERS_PER_TOKEN
+        return len(self.tokenizer.encode(text).ids)
+
+    def columns(self, name: str, limit: int) -> list[int]:
+        """Tokens of each text of a row, behind its prompt and cut at the limit."""
         spec, facts = self.recipe.data_sets[name], self.facts[name]
         if spec.kind == "texts":
             roles = ["text"]
@@ -148,11 +152,8 @@ class Planner:
             own = sum(map(is_negative, spec.columns))
             roles = ["query", "positive", *["positive"] * (own or spec.negatives)]
         known = facts.tokens
-        added = PROMPT_TOKENS if prompts else 0
-        return [
-            max(1, round(min(known.get(role, known.get("query", limit)) + added, limit)))
-            for role in roles
-        ]
+        lengths = [known.get(role, known.get("query", limit)) + PROMPT_TOKENS for role in roles]
+        return [max(1, round(min(length, limit))) for length in lengths]
 
     # -------------------------------------------------------------------------------- the phases
 
@@ -166,8 +167,10 @@ class Planner:
         weights = self.costs.weights(rank)
         shares = {k: w ** (1 / phase.temperature) for k, w in phase.data.items()}
         from_base = name == "adapters.classification" and not phase.asks_of_labelled
-        budget = phase.loss.get("mini_batch_tokens")
-        cached = bool(budget or phase.loss.get("mini_batch_size"))
+        chunk_tokens, chunk_rows = (
+            phase.loss.get(f"mini_batch_{unit}") for unit in ("tokens", "size")
+        )
+        cached = bool(chunk_tokens or chunk_rows)
         tokens = flops = seconds = most = 0.0
         for data_set, share in shares.items():
             limit = phase.max_tokens.get(data_set, self.recipe.student.max_tokens)
@@ -184,8 +187,10 @@ class Planner:
                 if self.machine is not None:
                     speed = self.machine.adapter if rank else self.machine.base
                     own_seconds += speed.seconds(work, length)
-            if isinstance(budget, (int, float)) and own_tokens > budget:
-                kept *= budget / own_tokens
+            if isinstance(chunk_tokens, int):  # GradCache keeps one chunk's
+                kept *= min(1, chunk_tokens / (batch * sum(lengths)))
+            elif isinstance(chunk_rows, int):
+                kept *= min(1, chunk_rows / (batch * len(lengths)))
             part = phase.steps * share / sum(shares.values())
             tokens += part * phase.devices * own_tokens
             flops += part * phase.devices * own_flops
