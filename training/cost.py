@@ -182,9 +182,6 @@ class Costs:
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
                 model.enable_input_require_grads()
-            for parameter in model.parameters():
-                weights = parameter.untyped_storage()
-                kept[weights._cdata] = 0
             inputs = batch(self.config, rows, tokens)
             with (
                 FlopCounterMode(display=False) as forward,

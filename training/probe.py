@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
+import psutil
 import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedConfig
@@ -64,7 +63,7 @@ def probe(
         bfloat16: Whether forwards run in it.
         seconds: In all, loading apart.
     """
-    before = resident_bytes()
+    before = psutil.Process().memory_info().rss
     share = seconds / (3 * len(LENGTHS) + 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -136,12 +135,3 @@ def _update_seconds(device: str, seconds: float, count: int = 4_000_000) -> floa
         optimizer.step()
 
     return timed(update, seconds) / count
-
-
-def resident_bytes() -> float:
-    """Memory of this process, in bytes; 0 where the system does not tell."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) * 1024
-    return 0
