@@ -33,9 +33,10 @@ from st_jv5.teacher import (
 )
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.teacher.views import Rows, Vectors
-from training.config import PAIRED, DataSet, Phase, Recipe, RecipeError, Teacher
+from training.config import PAIRED, DataSet, Phase, Recipe, Teacher
 from training.data import read_rows, texts_of
 from training.decontaminate import read_hashes
+from training.strict import RecipeError
 
 RANK, WORLD_SIZE, LOCAL_RANK = (
     int(os.environ.get(name, default))

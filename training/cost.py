@@ -26,7 +26,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from st_jv5.modules.routed_linear import Route, RoutedLinear, routed
 from st_jv5.student import DROPOUTS, transformer_blocks
 from st_jv5.teacher.sources import resolve_model
-from training.config import RecipeError, Student, Teacher
+from training.config import Student, Teacher
+from training.strict import RecipeError
 
 Array = np.ndarray[Any, Any]
 ADAPTER = "adapter"

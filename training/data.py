@@ -21,9 +21,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from st_jv5.teacher.views import Vectors
-from training.config import DataSet, RecipeError, is_negative
+from training.config import DataSet, is_negative
 from training.corpora import joined_pages, similarity_pairs
 from training.decontaminate import text_hash
+from training.strict import RecipeError
 
 ROOT = Path(__file__).parent.parent
 

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from st_jv5.files import whole_file
-from training.config import RecipeError
+from training.strict import RecipeError
 
 logger = logging.getLogger("training")
 

@@ -15,8 +15,8 @@ from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.tasks import BASE
-from training.config import RecipeError
 from training.context import Run, require
+from training.strict import RecipeError
 
 CHANCE, BEFORE, MODEL, TEACHER = "chance", "student before training", "model", "teacher"
 

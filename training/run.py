@@ -27,7 +27,7 @@ from st_jv5 import rope
 from st_jv5.cpu import bound_kernel_cache
 from st_jv5.tasks import BASE
 from st_jv5.teacher.sources import resolve_model
-from training.config import Phase, Recipe, RecipeError, load_recipe
+from training.config import Phase, Recipe, load_recipe
 from training.context import (
     RANK,
     Run,
@@ -38,6 +38,7 @@ from training.context import (
     save_whole,
     wait_for_all,
 )
+from training.strict import RecipeError
 from training.teach import teach
 from training.train import train
 

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 from st_jv5.cpu import bound_kernel_cache
 from st_jv5.teacher.fill import Engine, fill
-from training.config import RecipeError, load_recipe
+from training.config import load_recipe
 from training.context import RANK, WORLD_SIZE, Run
 from training.data import teacher_texts
+from training.strict import RecipeError
 
 logger = logging.getLogger("training")
 

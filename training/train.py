@@ -30,9 +30,10 @@ from st_jv5.projection import fit_projection
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
-from training.config import Phase, RecipeError
+from training.config import Phase
 from training.context import RANK, WORLD_SIZE, Run
 from training.data import teacher_texts, training_set
+from training.strict import RecipeError
 
 LOSSES: dict[str, Callable[..., CompositeLoss]] = {
     # Stage 1 is distillation alone; its recipe may give the other two terms a weight.

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from st_jv5 import Schedule
-from training.config import RecipeError, load_recipe
+from training.config import load_recipe
+from training.strict import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
 DEMO = next(path for path in RECIPES if path.stem == "demo")

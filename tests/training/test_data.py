@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from st_jv5.teacher import TeacherStore
-from training.config import DataSet, RecipeError
+from training.config import DataSet
 from training.corpora import example_pairs, path_similarity, rows, similarity_pairs
 from training.data import contrastive_rows, mine, read_rows, teacher_texts, training_set
+from training.strict import RecipeError
 
 WORDNET = DataSet(
     path="training/data/wordnet.parquet",

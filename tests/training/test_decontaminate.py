@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from tests.training.test_data import WORDNET
-from training.config import RecipeError
 from training.corpora import rows
 from training.data import read_rows
 from training.decontaminate import main, read_hashes, text_hash, write_hashes
+from training.strict import RecipeError
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModel
 
 from tests.conftest import MINILM
 from tests.training.test_config import DEMO, RECIPES
-from training.config import RecipeError, load_recipe
+from training.config import load_recipe
 from training.context import Run
 from training.cost import Costs, read_config, with_layers
 from training.plan import Planner, plan
 from training.run import main
+from training.strict import RecipeError
 
 SMALL, NANO = (next(path for path in RECIPES if path.stem == name) for name in ("small", "nano"))
 

@@ -126,7 +126,8 @@ def test_two_processes_that_are_killed_resume_to_the_same_bits(phase, tiny, tmp_
 
 def test_rows_that_do_not_fall_into_the_processes_are_named(monkeypatch):
     from training import train
-    from training.config import Phase, RecipeError
+    from training.config import Phase
+    from training.strict import RecipeError
 
     phase = Phase(data={"a": 1}, steps=1, batch_size=5, devices=2)
     assert train.rows_here(phase, 5) == 10

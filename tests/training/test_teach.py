@@ -17,10 +17,11 @@ from tests.teacher.embedding_server import Server, serve
 from tests.training.conftest import STEPS
 from tests.training.test_config import DEMO
 from training import teach
-from training.config import RecipeError, load_recipe
+from training.config import load_recipe
 from training.context import Run
 from training.data import training_set
 from training.run import main
+from training.strict import RecipeError
 
 QUERY, TOPIC = "search for: ", "Identify the topic of: "
 GLOSSES = (
