@@ -109,6 +109,29 @@ def ndcg_at_10(scores: dict[str, float], relevant: dict[str, int]) -> float:
     return float(gain / best) if best else 0.0
 
 
+def resampled(sides: Sequence[Samples], resamples: int = 1000, seed: int = 0) -> Array:
+    """Scores ``(len(sides), resamples)`` on samples drawn with replacement, the same for all sides.
+
+    Raises:
+        ValueError: The sides are not scores of the same samples.
+    """
+    first = sides[0]
+    for samples in sides:
+        alike = (samples.statistic, samples.gold) == (first.statistic, first.gold)
+        if not alike or len(samples.values) != len(first.values):
+            raise ValueError("the two scores are not of the same samples")
+    count = len(first.values)
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    parts = np.array_split(draws, 20)
+    return np.stack([np.concatenate([side.scores(part) for part in parts]) for side in sides])
+
+
+def interval(scores: Array) -> tuple[float, float]:
+    """95% of resampled scores, or of their differences or ratios."""
+    low, high = np.percentile(scores, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def paired_bootstrap(
     one: Samples | Sequence[Samples],
     other: Samples | Sequence[Samples],
@@ -120,19 +143,6 @@ def paired_bootstrap(
     Several samples on a side are of several seeds: their scores are averaged in each resample.
     """
     sides = [[side] if isinstance(side, Samples) else list(side) for side in (one, other)]
-    first = sides[0][0]
-    for samples in (*sides[0], *sides[1]):
-        alike = (samples.statistic, samples.gold) == (first.statistic, first.gold)
-        if not alike or len(samples.values) != len(first.values):
-            raise ValueError("the two scores are not of the same samples")
-    count = len(first.values)
-    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-
-    def mean(side: list[Samples], part: Array) -> Array:
-        return np.mean([samples.scores(part) for samples in side], axis=0)
-
-    gaps = np.concatenate(
-        [mean(sides[0], part) - mean(sides[1], part) for part in np.array_split(draws, 20)]
-    )
-    low, high = np.percentile(gaps, [2.5, 97.5])
-    return float(low), float(high)
+    scores = resampled([*sides[0], *sides[1]], resamples, seed)
+    count = len(sides[0])
+    return interval(scores[:count].mean(axis=0) - scores[count:].mean(axis=0))

@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from st_jv5.adapters import put_task, router_of, train_task
-from st_jv5.cpu import give_back_memory
+from st_jv5.cpu import attention_in_float32, give_back_memory
 from st_jv5.files import write_tensors
 from st_jv5.losses.composite import CompositeLoss
 from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
@@ -252,7 +252,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
             _check_processes(Path(str(resume_from_checkpoint)), self.args.world_size)
         self._mean_loss.clear()
         self._watched.clear()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with attention_in_float32():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         for name, parameter in self._trained():

@@ -1,4 +1,4 @@
-"""What keeps a CPU process small."""
+"""What keeps a CPU process small, and its training fast."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 
 import psutil
 import pytest
+import torch
+from transformers import BertConfig, BertModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from st_jv5.cpu import KERNELS, bound_kernel_cache, give_back_memory
+from st_jv5.cpu import KERNELS, attention_in_float32, bound_kernel_cache, give_back_memory
 
 NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
@@ -31,3 +34,37 @@ def test_the_kernel_cache_is_bounded_unless_the_user_says_how(monkeypatch):
     monkeypatch.setenv(NAME, "7")
     bound_kernel_cache()
     assert os.environ[NAME] == "7"
+
+
+def test_attention_trains_in_float32_and_reads_in_bfloat16(monkeypatch):
+    stock, seen = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+
+    def spy(module, query, *others, **kwargs):
+        seen.append(query.dtype)
+        return stock(module, query, *others, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", spy)
+    torch.manual_seed(0)
+    model = BertModel(
+        BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ).eval()
+    weight = model.encoder.layer[0].attention.self.query.weight
+    inputs = {
+        "input_ids": torch.randint(5, 50, (3, 7)),
+        "attention_mask": torch.ones(3, 7).tril(4),
+    }
+
+    def gradient():
+        weight.grad = None
+        model(**inputs).last_hidden_state.square()[:, 0, ::3].sum().backward()
+        return weight.grad.flatten()
+
+    whole = gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        with attention_in_float32():
+            trained = gradient()
+            with torch.no_grad():
+                model(**inputs)
+        gradient()
+    assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert torch.cosine_similarity(whole, trained, dim=0) > 0.99

@@ -63,6 +63,7 @@ EXTRA = [
     doctor.doctor,
     trainer.trainer_prompts,
     read_texts,
+    cpu.attention_in_float32,
     cpu.bound_kernel_cache,
     cpu.give_back_memory,
     cut_vocabulary,

@@ -235,6 +235,9 @@ class Evaluation:
         "float32",
     )
     """How vectors are stored, for the curves of retrieval and STS."""
+    beside: dict[str, str] = field(default_factory=dict)
+    """Label -> another model to measure on the same tasks, as ``teacher.model``; the first is what
+    the report compares with, else the student before training."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,8 @@ class Recipe:
     """Of the forwards (weights stay float32). auto: bfloat16 where the hardware multiplies it
     natively, float32 elsewhere."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    limits: str = "See the scores."
+    """For the model card: what the model is not for, and what its scores do not show."""
 
     @property
     def base_phases(self) -> dict[str, Phase]:

@@ -8,7 +8,7 @@ autograd keeps are the activations. Nothing is downloaded and nothing computed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
+from st_jv5.cpu import attention_in_float32
 from st_jv5.modules.routed_linear import Route, RoutedLinear, routed
 from st_jv5.student import DROPOUTS, transformer_blocks
 from st_jv5.teacher.sources import resolve_model
@@ -104,7 +105,8 @@ def backbone(config: PreTrainedConfig, rank: int = 0) -> Any:
 @contextmanager
 def _as_trained(rank: int, bfloat16: bool) -> Iterator[None]:
     route = routed(Route(ADAPTER if rank else None))
-    with route, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    attention = nullcontext() if torch.cuda.is_available() else attention_in_float32()
+    with route, attention, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from eval.local_tasks import local_tasks
 from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
-from st_jv5.tasks import BASE
+from st_jv5.tasks import BASE, TASKS
+from st_jv5.teacher.sources import resolve_model
 from training.context import Run, require
 from training.strict import RecipeError
 
@@ -62,6 +64,14 @@ def chosen_tasks(run: Run) -> list[Any]:
     return [known[name]() for name in names]
 
 
+def check_beside(run: Run) -> None:
+    """The labels of other models are folders, and no one else's."""
+    taken = {CHANCE, BEFORE, MODEL, BASE, *TASKS, *teacher_names(run)}
+    for label in run.recipe.evaluation.beside:
+        if label in taken or Path(label).name != label:
+            raise RecipeError(f"evaluation.beside: {label!r} is taken, or no name of a folder")
+
+
 def measure(run: Run) -> None:
     """Write ``evaluation/<who>/results.json``.
 
@@ -79,10 +89,12 @@ def measure(run: Run) -> None:
     with run.forwards():
         score(CHANCE, ChanceEncoder())
         score(BEFORE, MTEBEncoder(run.new_student(), remember=True))
+        wanted = run.recipe.evaluation
+        for who, name in wanted.beside.items():
+            score(who, MTEBEncoder(SentenceTransformer(resolve_model(name)), remember=True))
         for number, (who, spec) in enumerate(zip(teacher_names(run), run.teachers, strict=True)):
             if spec.endpoint is None:
                 score(who, MTEBEncoder(run.teacher(number), remember=True))
-        wanted = run.recipe.evaluation
         width = model[0].get_embedding_dimension()
         dims = {width, *(wanted.dims or model[0].matryoshka_dims)}
         settings = Settings("all", tuple(sorted(dims)), wanted.precisions)
@@ -99,6 +111,7 @@ def records_of(run: Run) -> dict[str, dict[str, Row]]:
     return {
         CHANCE: rows(CHANCE),
         BEFORE: rows(BEFORE),
+        **{who: rows(who) for who in run.recipe.evaluation.beside},
         **{adapter: rows(MODEL, adapter) for adapter in (BASE, *run.recipe.adapters)},
         **{who: rows(who) for who in teacher_names(run) if (folder / who).exists()},
     }

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedConfig
 
 from st_jv5.batching import default_budget
+from st_jv5.cpu import attention_in_float32
 from st_jv5.modules.routed_linear import Route, routed
 from training.cost import ADAPTER, Costs, backbone, batch, with_layers
 
@@ -80,6 +81,7 @@ def probe(
             def step(inputs: dict[str, torch.Tensor] = inputs) -> None:
                 with (
                     routed(Route(ADAPTER if rank else None)),
+                    attention_in_float32(),
                     torch.autocast(device, torch.bfloat16, enabled=bfloat16),
                     torch.set_grad_enabled(trained),
                 ):

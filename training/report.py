@@ -16,6 +16,7 @@ from st_jv5.hub import model_card
 from st_jv5.licenses import Licenses
 from st_jv5.tasks import BASE
 from training.context import Run
+from training.means import adapters_table, kept_table, means_table
 from training.measure import BEFORE, CHANCE, MODEL, TEACHER, records_of
 
 Records = dict[str, dict[str, Row]]
@@ -32,9 +33,11 @@ def report(run: Run) -> None:
     verdicts = best_adapters(
         records, list(run.recipe.adapters), tasks, run.recipe.evaluation.resamples
     )
+    summary = summary_tables(run, records, tasks, model["results"])
     page = run_page(model)
     page.title = f"st_jv5 {run.recipe.name}"
     own = Page("")
+    own.add("In all", *summary)
     own.add("Everyone on every task", *(part for part in (table, kept) if part))
     own.add("Each task's own adapter against the best", verdicts)
     own.add("Training", *loss_plots(run))
@@ -47,10 +50,30 @@ def report(run: Run) -> None:
             for who, found in records.items()
         },
     )
-    scores = "\n\n".join(part.markdown() for part in (table, kept) if part)
+    scores = "\n\n".join(part.markdown() for part in (*summary, table, kept) if part)
     write_text(run.folder / "model" / "README.md", model_card(card_facts(run, scores)))
     print(f"{scores}\n\n{verdicts.markdown()}\n")
     print(f"model:  {run.folder / 'model'}\nreport: {folder / 'report.html'}")
+
+
+def summary_tables(run: Run, records: Records, tasks: list[str], found: list[Row]) -> list[Table]:
+    """Means with 95% intervals: of everyone, of each adapter, of cut and smaller vectors."""
+    resamples = run.recipe.evaluation.resamples
+    adapters = run.recipe.adapters
+    routed = {task: records[adapter_for(records[BASE][task]["type"])][task] for task in tasks}
+    others = {label(who): rows for who, rows in records.items() if who not in (CHANCE, *adapters)}
+    beside = next(iter(run.recipe.evaluation.beside), BEFORE)
+    whole = TEACHER if TEACHER in records else ""
+    tables = [means_table({"routed": routed, **others}, tasks, resamples, beside, whole)]
+    if adapters:
+        tables.append(adapters_table(records, list(adapters), resamples))
+    kept = kept_table(found, resamples)
+    return [*tables, kept] if kept else tables
+
+
+def label(who: str) -> str:
+    """What a row of scores is called."""
+    return "base (stage 1)" if who == BASE else who
 
 
 def score(records: Records, who: str, task: str) -> float:
@@ -63,8 +86,7 @@ def score_table(records: Records, tasks: list[str]) -> Table:
     cells: list[list[Cell]] = [["metric", *(records[CHANCE][task]["metric"] for task in tasks)]]
     bold = set()
     for who in records:
-        label = "base (stage 1)" if who == BASE else who
-        cells.append([label, *(score(records, who, task) for task in tasks)])
+        cells.append([label(who), *(score(records, who, task) for task in tasks)])
         for x, task in enumerate(tasks, start=1):
             if adapter_for(records[who][task]["type"]) == who:
                 bold.add((len(cells) - 1, x))
@@ -195,11 +217,5 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         "licenses": license_table(licenses),
         "command": f"python -m training.run training/recipes/{recipe.name}.yaml",
         "commit": (told["commit"] or "unknown")[:12],
-        "limits": (
-            "Trained for minutes on a few thousand English encyclopaedia openings and dictionary "
-            "definitions: a demonstration of the recipe, not a general model. The scores are on "
-            "the same kinds of text."
-            if recipe.name == "demo"
-            else "See the scores."
-        ),
+        "limits": recipe.limits.strip(),
     }

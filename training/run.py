@@ -82,16 +82,17 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     """Find what cannot work before any long work starts."""
     local = [spec.model for spec in run.teachers if spec.endpoint is None]
     try:
-        for name in (*local, run.recipe.student.base):
+        for name in (*local, run.recipe.student.base, *run.recipe.evaluation.beside.values()):
             resolve_model(name)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     if {"teacher", "stage1", "adapters"} & set(stages):
         _ = run.rows
     if "evaluation" in stages:
-        from training.measure import chosen_tasks
+        from training.measure import check_beside, chosen_tasks
 
         chosen_tasks(run)
+        check_beside(run)
     if "stage1" in stages and not (run.folder / "stage1" / "done.json").exists():
         try:
             student = run.new_student()
