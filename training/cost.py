@@ -36,13 +36,13 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward of some texts of one length, and its backward."""
+    """One forward of a text, or of each of several, and its backward."""
 
-    flops: float
+    flops: Array
     """Of the forward."""
-    backward_flops: float
+    backward_flops: Array
     """Of the backward; 0 where nothing is trained."""
-    activations: float
+    activations: Array
     """Bytes that autograd keeps, weights in lower precision not among them."""
 
 
@@ -133,18 +133,23 @@ class Costs:
         return Weights(sum(sizes.values()), lora or sum(sizes.values()), linear)
 
     def forward(
-        self, tokens: float, rank: int = 0, trained: bool = True, checkpointing: bool = False
+        self,
+        tokens: float | Array,
+        rank: int = 0,
+        trained: bool = True,
+        checkpointing: bool = False,
     ) -> Forward:
-        """Of one text.
+        """Of one text, or of each of several.
 
         Args:
-            tokens: Of the text.
+            tokens: Of the text, or ``(n,)`` of each; what is found has this shape.
             rank: Of the adapter that is trained; 0: the whole backbone, or none.
             trained: Whether there is a backward pass.
             checkpointing: Whether blocks are run again in it.
         """
         linear, square = self.polynomial(rank, trained, checkpointing)
-        return Forward(*(a * tokens + b * tokens**2 for a, b in zip(linear, square, strict=True)))
+        length = np.asarray(tokens, dtype=float)
+        return Forward(*(a * length + b * length**2 for a, b in zip(linear, square, strict=True)))
 
     def _polynomial(
         self, rank: int, trained: bool, checkpointing: bool

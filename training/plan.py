@@ -5,12 +5,15 @@ python -m training.run training/recipes/small.yaml --plan
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from eval.page import Cell, Table
@@ -21,6 +24,7 @@ from training.cost import Costs, Weights, optimizer_bytes, read_config
 from training.data import read_rows
 from training.probe import Machine, probe
 
+Array = np.ndarray[Any, Any]
 GIB = 1 << 30
 CHARACTERS_PER_TOKEN = 4.7
 """Of English text in WordPiece, measured on wikipedia extracts; where no tokenizer is at hand."""
@@ -28,6 +32,8 @@ SPECIAL_TOKENS = 2
 PROMPT_TOKENS = 3
 SAMPLE = 1000
 """Texts of a role that are tokenised."""
+LARGEST = 3
+"""Standard deviations by which the largest of a phase's batches is above their mean."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,9 @@ class SetFacts:
     """How much there is in a data set."""
 
     rows: int | None
-    tokens: dict[str, float]
-    """Role -> mean tokens of its texts, uncut; empty: not known, and the limit is taken."""
+    tokens: dict[str, Array]
+    """Role -> tokens of some of its texts, uncut, or their mean alone; empty: not known, and the
+    limit is taken."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +113,21 @@ class Planner:
     # ---------------------------------------------------------------------------------- the data
 
     def _facts(self, name: str, spec: DataSet) -> SetFacts:
+        told = {role: np.array([mean]) for role, mean in spec.tokens.items()}
         if not spec.is_file:
-            return SetFacts(spec.limit or spec.rows, spec.tokens)
+            return SetFacts(spec.limit or spec.rows, told)
         rows = read_rows(name, spec, self.recipe.seed)
         if spec.kind == "synset_pairs":
-            return SetFacts(spec.limit, self._means([{"query": r["gloss"]} for r in rows]))
-        return SetFacts(len(rows), {**self._means(rows), **spec.tokens})
+            return SetFacts(spec.limit, self._lengths([{"query": r["gloss"]} for r in rows]))
+        return SetFacts(len(rows), {**self._lengths(rows), **told})
 
-    def _means(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+    def _lengths(self, rows: list[dict[str, Any]]) -> dict[str, Array]:
         texts: dict[str, list[str]] = {}
-        for row in rows[:SAMPLE]:
+        for row in random.Random(self.recipe.seed).sample(rows, min(SAMPLE, len(rows))):
             for role, value in row.items():
-                if isinstance(value, str):
+                if isinstance(value, str) and role != "label":
                     texts.setdefault(role, []).append(value)
-        return {
-            role: sum(map(self._length, found)) / len(found)
-            for role, found in texts.items()
-            if role != "label"
-        }
+        return {role: np.array([*map(self._length, found)]) for role, found in texts.items()}
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -141,8 +145,8 @@ class Planner:
             return SPECIAL_TOKENS + len(text) / CHARACTERS_PER_TOKEN
         return len(self.tokenizer.encode(text).ids)
 
-    def columns(self, name: str, limit: int) -> list[int]:
-        """Tokens of each text of a row, behind its prompt and cut at the limit."""
+    def columns(self, name: str, limit: int) -> list[Array]:
+        """Tokens of some texts of each column, behind their prompt and cut at the limit."""
         spec, facts = self.recipe.data_sets[name], self.facts[name]
         if spec.kind == "texts":
             roles = ["text"]
@@ -151,9 +155,9 @@ class Planner:
         else:
             own = sum(map(is_negative, spec.columns))
             roles = ["query", "positive", *["positive"] * (own or spec.negatives)]
-        known = facts.tokens
-        lengths = [known.get(role, known.get("query", limit)) + PROMPT_TOKENS for role in roles]
-        return [max(1, round(min(length, limit))) for length in lengths]
+        known, whole = facts.tokens, np.array([limit])
+        lengths = [known.get(role, known.get("query", whole)) for role in roles]
+        return [np.clip(texts + PROMPT_TOKENS, 1, limit) for texts in lengths]
 
     # -------------------------------------------------------------------------------- the phases
 
@@ -176,19 +180,21 @@ class Planner:
             limit = phase.max_tokens.get(data_set, self.recipe.student.max_tokens)
             lengths = self.columns(data_set, limit)
             batch = phase.batch_sizes.get(data_set, phase.batch_size)
-            own_tokens = own_flops = own_seconds = kept = 0.0
-            for length in lengths:
-                cost = self.costs.forward(length, rank, True, phase.gradient_checkpointing)
+            own_tokens = own_flops = own_seconds = kept = spread = 0.0
+            for texts in lengths:
+                cost = self.costs.forward(texts, rank, True, phase.gradient_checkpointing)
                 passes = 1 + cached + from_base
-                work = batch * (passes * cost.flops + cost.backward_flops)
+                work = batch * (passes * cost.flops + cost.backward_flops).mean()
                 own_flops += work
-                own_tokens += batch * length * (1 + from_base)
-                kept += batch * cost.activations
+                own_tokens += batch * texts.mean() * (1 + from_base)
+                kept += batch * cost.activations.mean()
+                spread += batch * cost.activations.var()
                 if self.machine is not None:
                     speed = self.machine.adapter if rank else self.machine.base
-                    own_seconds += speed.seconds(work, length)
+                    own_seconds += speed.seconds(work, texts.mean())
+            kept += LARGEST * math.sqrt(spread)
             if isinstance(chunk_tokens, int):  # GradCache keeps one chunk's
-                kept *= min(1, chunk_tokens / (batch * sum(lengths)))
+                kept *= min(1, chunk_tokens / (batch * sum(texts.mean() for texts in lengths)))
             elif isinstance(chunk_rows, int):
                 kept *= min(1, chunk_rows / (batch * len(lengths)))
             part = phase.steps * share / sum(shares.values())
@@ -214,7 +220,7 @@ class Planner:
             found["bfloat16 copies"] = 2 * weights.linear
         found["activations"] = activations
         if self.machine is not None and self.machine.process:
-            found["process"] = self.machine.process
+            found |= {"process": self.machine.process, "kernels and holes": self.machine.holes}
         return found
 
     # ------------------------------------------------------------------------------- the teacher
@@ -242,13 +248,13 @@ class Planner:
                     if key in seen:
                         continue
                     seen.add(key)
-                    length = round(min(facts.tokens.get(role, spec.max_tokens), spec.max_tokens))
+                    cut = np.array([spec.max_tokens])
+                    lengths = np.clip(facts.tokens.get(role, cut), 1, spec.max_tokens)
                     count = facts.rows
                     texts = None if texts is None or count is None else texts + count
-                    tokens += (count or 0) * length
+                    tokens += (count or 0) * lengths.mean()
                     if costs is not None:
-                        one = costs.forward(max(1, length), 0, False)
-                        flops += (count or 0) * one.flops
+                        flops += (count or 0) * costs.forward(lengths, 0, False).flops.mean()
         width = self.teacher.hidden_size if self.teacher is not None else 0
         each = width * (4 if spec.store_dtype == "float32" else 2) + 16  # a vector, and a hash
         mean = tokens / texts if texts else 64
@@ -314,7 +320,8 @@ def _gpus(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
         rate = UTILISATION * gpu.bfloat16_flops
         hours = [one.flops / rate / 3600 for one in phases]
         teacher = teaching.flops / rate / 3600
-        needed = max(one.bytes - one.memory.get("process", 0) for one in phases) / GIB
+        own = ("process", "kernels and holes")  # of this machine
+        needed = max(one.bytes - sum(one.memory.get(k, 0) for k in own) for one in phases) / GIB
         rows.append(
             [name, f"{teacher:.1f}", *(f"{each:.1f}" for each in hours),
              f"{teacher + sum(hours):.1f}", f"{gpu.price * (teacher + sum(hours)):,.0f}",

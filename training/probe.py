@@ -1,13 +1,15 @@
-"""How fast this machine is at what a plan counts: twenty seconds of real forwards and backwards."""
+"""How fast this machine is at what a plan counts: real forwards and backwards, half a minute."""
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 import psutil
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -17,6 +19,7 @@ from st_jv5.batching import default_budget
 from st_jv5.cpu import attention_in_float32
 from st_jv5.modules.routed_linear import Route, routed
 from training.cost import ADAPTER, Costs, backbone, batch, with_layers
+from training.train import peak_memory_mib, reset_peak_memory
 
 LENGTHS = (16, 64, 256)
 """Tokens of a text at which it measures."""
@@ -33,8 +36,9 @@ class Speed:
 
     def seconds(self, flops: float, tokens: float) -> float:
         """How long so many operations take on texts of so many tokens."""
-        nearest = min(self.at, key=lambda known: abs(math.log(known / max(tokens, 1))))
-        return flops / self.at[nearest]
+        known = sorted(self.at)
+        rates = [self.at[length] for length in known]
+        return flops / float(np.interp(math.log(max(tokens, 1)), np.log(known), rates))
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ class Machine:
     update: float
     """Seconds of clipping and AdamW per parameter."""
     process: float
-    """Bytes of this process without model and data; 0 on a GPU."""
+    """Bytes of this process before it loads a model; 0 on a GPU."""
+    holes: float
+    """Bytes that kernels and the allocator hold beyond weights, gradients and activations, in steps
+    of many shapes; 0 on a GPU."""
 
 
 def probe(
@@ -62,7 +69,7 @@ def probe(
         student: Its architecture, also where it is not on this disk.
         teacher: None: no local teacher.
         bfloat16: Whether forwards run in it.
-        seconds: In all, loading apart.
+        seconds: For speed; half as many again for memory. Loading comes on top.
     """
     before = psutil.Process().memory_info().rss
     share = seconds / (3 * len(LENGTHS) + 1)
@@ -90,9 +97,11 @@ def probe(
                     vectors.float().sum().backward()
 
             cost = costs.forward(tokens, rank, trained)
-            found[tokens] = rows * (cost.flops + cost.backward_flops) / timed(step, share)
+            work = float(cost.flops + cost.backward_flops)
+            found[tokens] = rows * work / timed(step, share)
         return Speed(found)
 
+    holes = _holes(student, bfloat16, seconds / 2) if device == "cpu" else 0
     base = speed(student, 0, trained=True)
     return Machine(
         base=base,
@@ -100,6 +109,7 @@ def probe(
         teacher=speed(teacher, 0, trained=False) if teacher is not None else base,
         update=_update_seconds(device, share),
         process=before if device == "cpu" else 0,
+        holes=holes,
     )
 
 
@@ -118,6 +128,25 @@ def timed(work: Callable[[], None], seconds: float) -> float:
     while sum(taken) < seconds:
         taken.append(once())
     return median(taken)
+
+
+def _holes(config: PreTrainedConfig, bfloat16: bool, seconds: float) -> float:
+    """Steps as stage 1 has them: some chunks of any width, forward, then backward."""
+    config = _shallow(config)
+    model, costs = backbone(config).train(), Costs(config, bfloat16)
+    widths, draw = range(8, 160), random.Random(0)
+    before = psutil.Process().memory_info().rss
+    reset_peak_memory()
+    kept, started = 0.0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        rows = [(default_budget("cpu") // width, width) for width in draw.choices(widths, k=3)]
+        kept = max(kept, *(n * float(costs.forward(width).activations) for n, width in rows))
+        with attention_in_float32(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            found = [model(**batch(config, *one)).last_hidden_state[:, -1] for one in rows]
+        torch.cat(found).float().sum().backward()
+    peak = (peak_memory_mib() or 0) * 2**20
+    gradients = 4 * costs.weights().all
+    return max(0.0, peak - before - gradients - kept)
 
 
 def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:

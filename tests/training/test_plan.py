@@ -109,9 +109,12 @@ def test_local_texts_are_counted_with_the_students_tokenizer():
     planner = Planner(Run(load_recipe(DEMO)))
     glosses = planner.facts["wordnet-glosses"]
     assert glosses.rows == 8000
-    assert glosses.tokens["text"] == pytest.approx(12.6, rel=0.1)
-    assert planner.columns("wordnet-nouns", 64) == [18] * 9  # nouns' glosses are longer
-    assert planner.columns("wikipedia-extracts", 64) == [64]
+    assert glosses.tokens["text"].mean() == pytest.approx(12.6, rel=0.1)
+    nouns = planner.columns("wordnet-nouns", 64)  # their glosses are longer
+    assert [texts.mean() for texts in nouns] == pytest.approx([18] * 9, rel=0.1)
+    (extracts,) = planner.columns("wikipedia-extracts", 64)
+    assert extracts.max() == 64
+    assert 50 < extracts.mean() < 64
 
 
 def test_the_plan_is_printed_before_anything_is_written(tmp_path, capsys, monkeypatch):
@@ -140,4 +143,4 @@ def test_chunks_and_checkpoints_hold_less_than_a_whole_batch(tiny, tmp_path):
     whole = memory()
     assert memory("stage1.loss={mini_batch_tokens: 512}") < 0.5 * whole
     assert memory("stage1.gradient_checkpointing=true") < 0.5 * whole
-    assert memory("stage1.batch_size=128") == pytest.approx(2 * whole, rel=0.01)
+    assert 1.7 * whole < memory("stage1.batch_size=128") < 2 * whole  # the largest, not the mean
