@@ -82,11 +82,15 @@ class Run:
     @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """Data set -> its rows, for those that a phase trains on."""
-        barred = frozenset[int]().union(*map(read_hashes, self.recipe.decontaminate))
-        return {
-            name: read_rows(name, spec, self.recipe.seed, barred)
-            for name, spec in self.used_sets.items()
-        }
+        return {name: self.read(name) for name in self.used_sets}
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """A data set's rows, those with a test text left out."""
+        return read_rows(name, self.recipe.data_sets[name], self.recipe.seed, self._barred)
+
+    @cached_property
+    def _barred(self) -> frozenset[int]:
+        return frozenset[int]().union(*map(read_hashes, self.recipe.decontaminate))
 
     @property
     def used_sets(self) -> dict[str, DataSet]:

@@ -21,7 +21,6 @@ from st_jv5.teacher.sources import resolve_model
 from training.config import AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
 from training.cost import Costs, Weights, optimizer_bytes, read_config
-from training.data import read_rows
 from training.probe import Machine, probe
 
 Array = np.ndarray[Any, Any]
@@ -101,14 +100,18 @@ class TeacherPlan:
 class Planner:
     """Reads a recipe and what of its data lies on this disk."""
 
-    def __init__(self, run: Run, machine: Machine | None = None) -> None:
+    def __init__(self, run: Run) -> None:
         self.run, self.recipe = run, run.recipe
         self.student = read_config(self.recipe.student, "student")
         local = self.recipe.teacher.endpoint is None
         self.teacher = read_config(self.recipe.teacher, "teacher") if local else None
         self.costs = Costs(self.student, run.bfloat16)
-        self.machine = machine
+        self.machine: Machine | None = None
         self.facts = {name: self._facts(name, spec) for name, spec in run.used_sets.items()}
+
+    def measure(self) -> None:
+        """Time this machine, so that phases have seconds."""
+        self.machine = probe(self.student, self.teacher, self.run.bfloat16)
 
     # ---------------------------------------------------------------------------------- the data
 
@@ -116,7 +119,7 @@ class Planner:
         told = {role: np.array([mean]) for role, mean in spec.tokens.items()}
         if not spec.is_file:
             return SetFacts(spec.limit or spec.rows, told)
-        rows = read_rows(name, spec, self.recipe.seed)
+        rows = self.run.read(name)
         if spec.kind == "synset_pairs":
             return SetFacts(spec.limit, self._lengths([{"query": r["gloss"]} for r in rows]))
         return SetFacts(len(rows), {**self._lengths(rows), **told})
@@ -269,7 +272,7 @@ def plan(run: Run, measured: bool = True) -> str:
     """The whole plan, as Markdown."""
     planner = Planner(run)
     if measured:
-        planner.machine = probe(planner.student, planner.teacher, run.bfloat16)
+        planner.measure()
     teaching, phases = planner.teaching(), list(planner.phases())
     told = [f"# {run.recipe.name}: the plan", "", _work(teaching, phases).markdown(), ""]
     told += ["## Memory per device, in GiB", "", _memory(phases).markdown(), ""]
