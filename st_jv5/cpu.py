@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-KERNELS = "64"
+KERNELS = "16"
 """Compiled kernels that oneDNN keeps, one for each shape it meets; its own default is 1024."""
 
 

@@ -88,12 +88,12 @@ def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     return changed
 
 
-def backbone(config: PreTrainedConfig, rank: int = 0) -> Any:
+def backbone(config: PreTrainedConfig, rank: int = 0, dropout: float = 0.0) -> Any:
     """A backbone with fresh weights, with an adapter on every linear layer of its blocks."""
     model = AutoModel.from_config(config)
     if rank:
         path, _ = transformer_blocks(model)
-        lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=[
+        lora = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=[
             name for name, module in model.named_modules()
             if name.startswith(path) and isinstance(module, nn.Linear)
         ])  # fmt: skip
@@ -138,6 +138,7 @@ class Costs:
         rank: int = 0,
         trained: bool = True,
         checkpointing: bool = False,
+        dropout: float = 0.0,
     ) -> Forward:
         """Of one text, or of each of several.
 
@@ -146,20 +147,21 @@ class Costs:
             rank: Of the adapter that is trained; 0: the whole backbone, or none.
             trained: Whether there is a backward pass.
             checkpointing: Whether blocks are run again in it.
+            dropout: Before each LoRA.
         """
-        linear, square = self.polynomial(rank, trained, checkpointing)
+        linear, square = self.polynomial(rank, trained, checkpointing, dropout)
         length = np.asarray(tokens, dtype=float)
         return Forward(*(a * length + b * length**2 for a, b in zip(linear, square, strict=True)))
 
     def _polynomial(
-        self, rank: int, trained: bool, checkpointing: bool
+        self, rank: int, trained: bool, checkpointing: bool, dropout: float
     ) -> tuple[Sequence[float], Sequence[float]]:
         """Linear and quadratic part: two lengths say all, for attention alone is quadratic."""
 
         def count(rows: int, tokens: int) -> Array:
             # Blocks are alike: one and two of them say what any number costs.
             one, two = (
-                np.array(self._count(layers, rows, tokens, rank, trained, checkpointing))
+                np.array(self._count(layers, rows, tokens, rank, trained, checkpointing, dropout))
                 for layers in (1, 2)
             )
             return one + (self.config.num_hidden_layers - 1) * (two - one)
@@ -173,7 +175,14 @@ class Costs:
         return at_short / short - square * short, square
 
     def _count(
-        self, layers: int, rows: int, tokens: int, rank: int, trained: bool, checkpointing: bool
+        self,
+        layers: int,
+        rows: int,
+        tokens: int,
+        rank: int,
+        trained: bool,
+        checkpointing: bool,
+        dropout: float,
     ) -> tuple[float, float, float]:
         kept: dict[int, int] = {}
 
@@ -183,7 +192,7 @@ class Costs:
             return tensor
 
         with torch.device("meta"):
-            model = backbone(with_layers(self.config, layers), rank)
+            model = backbone(with_layers(self.config, layers), rank, dropout)
         with FakeTensorMode(), _as_trained(rank, self.bfloat16):
             _make_fake(model)
             model.train(trained)

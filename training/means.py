@@ -64,7 +64,8 @@ def means_table(
             of = names.index(whole)
             share = within(100 * found[i] / found[of], 100 * drawn[i] / drawn[of])
             rows[-1].append(share if i != of else "")
-    header = ["", f"mean of {len(tasks)} tasks", f"above {beside}"]
+    plural = "s" if len(tasks) > 1 else ""
+    header = ["", f"mean of {len(tasks)} task{plural}", f"above {beside}"]
     return Table([*header, f"% of the {whole}"] if whole else header, rows)
 
 

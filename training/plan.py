@@ -17,11 +17,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from eval.page import Cell, Table
+from st_jv5.tasks import TASKS
 from st_jv5.teacher.sources import resolve_model
 from training.config import AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
 from training.cost import Costs, Weights, optimizer_bytes, read_config
-from training.probe import Machine, probe
+from training.probe import Machine, Speed, probe
 
 Array = np.ndarray[Any, Any]
 GIB = 1 << 30
@@ -170,7 +171,10 @@ class Planner:
             yield self._phase(name, phase)
 
     def _phase(self, name: str, phase: Phase) -> PhasePlan:
-        rank = phase.rank if isinstance(phase, AdapterPhase) else 0
+        rank, dropout = 0, 0.0
+        if isinstance(phase, AdapterPhase):
+            table = TASKS[name.removeprefix("adapters.")].dropout
+            rank, dropout = phase.rank, table if phase.dropout is None else phase.dropout
         weights = self.costs.weights(rank)
         shares = {k: w ** (1 / phase.temperature) for k, w in phase.data.items()}
         from_base = name == "adapters.classification" and not phase.asks_of_labelled
@@ -185,7 +189,7 @@ class Planner:
             batch = phase.batch_sizes.get(data_set, phase.batch_size)
             own_tokens = own_flops = own_seconds = kept = spread = 0.0
             for texts in lengths:
-                cost = self.costs.forward(texts, rank, True, phase.gradient_checkpointing)
+                cost = self.costs.forward(texts, rank, True, phase.gradient_checkpointing, dropout)
                 passes = 1 + cached + from_base
                 work = batch * (passes * cost.flops + cost.backward_flops).mean()
                 own_flops += work
@@ -193,8 +197,7 @@ class Planner:
                 kept += batch * cost.activations.mean()
                 spread += batch * cost.activations.var()
                 if self.machine is not None:
-                    speed = self.machine.adapter if rank else self.machine.base
-                    own_seconds += speed.seconds(work, texts.mean())
+                    own_seconds += self._speed(rank, dropout).seconds(work, texts.mean())
             kept += LARGEST * math.sqrt(spread)
             if isinstance(chunk_tokens, int):  # GradCache keeps one chunk's
                 kept *= min(1, chunk_tokens / (batch * sum(texts.mean() for texts in lengths)))
@@ -216,6 +219,12 @@ class Planner:
             seconds if self.machine is not None else None,
             self._memory(phase, weights, most),
         )
+
+    def _speed(self, rank: int, dropout: float) -> Speed:
+        assert self.machine is not None
+        if not rank:
+            return self.machine.base
+        return self.machine.dropout if dropout else self.machine.adapter
 
     def _memory(self, phase: Phase, weights: Weights, activations: float) -> dict[str, float]:
         found: dict[str, float] = dict(optimizer_bytes(weights))

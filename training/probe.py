@@ -48,7 +48,9 @@ class Machine:
     base: Speed
     """Forward and backward of the whole backbone."""
     adapter: Speed
-    """The same with an adapter that alone is trained."""
+    """The same with an adapter that alone is trained, without dropout."""
+    dropout: Speed
+    """The same with dropout before each LoRA, which a CPU draws on one thread."""
     teacher: Speed
     """The teacher's forward."""
     update: float
@@ -72,13 +74,13 @@ def probe(
         seconds: For speed; half as many again for memory. Loading comes on top.
     """
     before = psutil.Process().memory_info().rss
-    share = seconds / (3 * len(LENGTHS) + 1)
+    share = seconds / (4 * len(LENGTHS) + 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def speed(config: PreTrainedConfig, rank: int, trained: bool) -> Speed:
+    def speed(config: PreTrainedConfig, rank: int, trained: bool, dropout: float = 0.0) -> Speed:
         config = _shallow(config)
         costs = Costs(config, bfloat16)
-        model = backbone(config, rank).to(device).train(trained)
+        model = backbone(config, rank, dropout).to(device).train(trained)
         most = getattr(config, "max_position_embeddings", None) or math.inf
         found = {}
         for tokens in (length for length in LENGTHS if length <= most):
@@ -96,7 +98,7 @@ def probe(
                 if trained:
                     vectors.float().sum().backward()
 
-            cost = costs.forward(tokens, rank, trained)
+            cost = costs.forward(tokens, rank, trained, dropout=dropout)
             work = float(cost.flops + cost.backward_flops)
             found[tokens] = rows * work / timed(step, share)
         return Speed(found)
@@ -106,6 +108,7 @@ def probe(
     return Machine(
         base=base,
         adapter=speed(student, 32, trained=True),
+        dropout=speed(student, 32, trained=True, dropout=0.1),
         teacher=speed(teacher, 0, trained=False) if teacher is not None else base,
         update=_update_seconds(device, share),
         process=before if device == "cpu" else 0,
@@ -140,11 +143,11 @@ def _holes(config: PreTrainedConfig, bfloat16: bool, seconds: float) -> float:
     kept, started = 0.0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         rows = [(default_budget("cpu") // width, width) for width in draw.choices(widths, k=3)]
-        kept = max(kept, *(n * float(costs.forward(width).activations) for n, width in rows))
+        kept = max(kept, sum(n * float(costs.forward(width).activations) for n, width in rows))
         with attention_in_float32(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             found = [model(**batch(config, *one)).last_hidden_state[:, -1] for one in rows]
         torch.cat(found).float().sum().backward()
-    peak = (peak_memory_mib() or 0) * 2**20
+    peak = peak_memory_mib() * 2**20
     gradients = 4 * costs.weights().all
     return max(0.0, peak - before - gradients - kept)
 

@@ -217,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report-to", nargs="+", default=["none"], help="tensorboard, trackio, wandb, ..."
     )
     parser.add_argument(
-        "--plan", action="store_true", help="print what it will cost, after a probe of 20 s"
+        "--plan",
+        action="store_true",
+        help="print what it will cost, after a short probe",
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from st_jv5 import rope
 from st_jv5.files import write_json
@@ -120,19 +121,35 @@ def train(
         loss=loss,
         callbacks=list(callbacks),
     )
-    reset_peak_memory()
-    started = time.time()
+    trainer.add_callback(spent := _Spent())
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if RANK == 0:
-        write_json(
-            checkpoints.parent / "log.json",
-            {
-                "seconds": round(time.time() - started, 1),
-                "peak_memory_mib": peak_memory_mib(),
-                "history": trainer.state.log_history,
-            },
-        )
+        told = {**spent.so_far(), "history": trainer.state.log_history}
+        write_json(checkpoints.parent / "log.json", told)
     student.eval()
+
+
+class _Spent(TrainerCallback, ExportableState):
+    """Seconds and peak memory of a phase; checkpoints keep those of the steps before them."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.started = time.time()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kept = state.stateful_callbacks.get(type(self).__name__, {})
+        self.before = kept.get("attributes", {})
+        reset_peak_memory()
+        self.started = time.time()
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": self.so_far()}
+
+    def so_far(self) -> dict[str, float]:
+        """Of this run, and of those that it goes on from."""
+        seconds = self.before.get("seconds", 0.0) + time.time() - self.started
+        peak = max(self.before.get("peak_memory_mib", 0.0), peak_memory_mib())
+        return {"seconds": round(seconds, 1), "peak_memory_mib": peak}
 
 
 def rows_here(phase: Phase, batch_size: int) -> int:
@@ -153,15 +170,15 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_mib() -> float | None:
-    """Most memory that was in use at once: the GPU's, or the process' own (Linux)."""
+def peak_memory_mib() -> float:
+    """Most memory that was in use at once: the GPU's, or the process' own (Linux); else 0."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return round(int(line.split()[1]) / 2**10, 1)
-    return None
+    return 0.0
 
 
 def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:

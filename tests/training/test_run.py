@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerState
 
 import st_jv5
 from training.run import main
+from training.train import _Spent
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,13 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
         for precision in ("float32", "binary")
     }
 
+    for heading in ("mean of 1 task | above", "its tasks | own | base", "stored as | tasks"):
+        assert heading in card
+    last = max((out / "stage1" / "checkpoints").glob("checkpoint-*"))
+    kept = json.loads((last / "trainer_state.json").read_text())["stateful_callbacks"]
+    told = json.loads((out / "stage1" / "log.json").read_text())
+    assert 0 < kept["_Spent"]["attributes"]["seconds"] <= told["seconds"]
+
     # A second run finds everything and trains nothing.
     before = (out / "model" / "model.safetensors").read_bytes()
     started = time.time()
@@ -76,9 +85,20 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
         main([recipe, "--set", "stage1.steps=3"])
 
 
+def test_a_phase_that_goes_on_counts_what_it_took_before():
+    spent = _Spent()
+    kept = {"seconds": 100.0, "peak_memory_mib": 1e9}
+    state = TrainerState(stateful_callbacks={"_Spent": {"args": {}, "attributes": kept}})
+    spent.on_train_begin(None, state, None)
+    assert 100 <= spent.so_far()["seconds"] < 101
+    assert spent.so_far()["peak_memory_mib"] == 1e9
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("evaluation.beside={model: x}", "evaluation.beside: 'model' is taken"),
+        ("evaluation.beside={a: package:no_such/x}", "pip install no-such"),
         ("student.layers=[0, 9]", r"student: layers must be indices in 0..5, not \[0, 9\]"),
         ("evaluation.tasks=[WordNetSTS, Nope]", "evaluation.tasks: unknown 'Nope'; known: Wiki"),
         ("data_sets.wordnet-verbs.path=absent.parquet", "wordnet-verbs.path: no file absent"),
