@@ -44,7 +44,7 @@ class Samples:
             a, b = rankdata(values, axis=1), rankdata(gold, axis=1)
             a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
             norms = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-            return (a * b).sum(axis=1) / norms
+            return (a * b).sum(axis=1) / np.maximum(norms, 1e-12)  # a constant one: 0
         order = np.argsort(-values, axis=1, kind="stable")
         hits = np.take_along_axis(gold, order, axis=1)
         precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
