@@ -137,6 +137,7 @@ def _holes(config: PreTrainedConfig, bfloat16: bool, seconds: float) -> float:
     """Steps as stage 1 has them: some chunks of any width, forward, then backward."""
     config = _shallow(config)
     model, costs = backbone(config).train(), Costs(config, bfloat16)
+    costs.forward(1)  # counted now: it takes memory of its own
     widths, draw = range(8, 160), random.Random(0)
     before = psutil.Process().memory_info().rss
     reset_peak_memory()

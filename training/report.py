@@ -60,7 +60,7 @@ def summary_tables(run: Run, records: Records, tasks: list[str], found: list[Row
     """Means with 95% intervals: of everyone, of each adapter, of cut and smaller vectors."""
     resamples = run.recipe.evaluation.resamples
     adapters = run.recipe.adapters
-    routed = {task: records[adapter_for(records[BASE][task]["type"])][task] for task in tasks}
+    routed = {task: records[own_adapter(records, task)][task] for task in tasks}
     others = {label(who): rows for who, rows in records.items() if who not in (CHANCE, *adapters)}
     beside = next(iter(run.recipe.evaluation.beside), BEFORE)
     whole = TEACHER if TEACHER in records else ""
@@ -69,6 +69,12 @@ def summary_tables(run: Run, records: Records, tasks: list[str], found: list[Row
         tables.append(adapters_table(records, list(adapters), resamples))
     kept = kept_table(found, resamples)
     return [*tables, kept] if kept else tables
+
+
+def own_adapter(records: Records, task: str) -> str:
+    """The adapter that a task is routed to; the base, where the recipe trains no such adapter."""
+    adapter = adapter_for(records[BASE][task]["type"])
+    return adapter if adapter in records else BASE
 
 
 def label(who: str) -> str:
@@ -106,7 +112,7 @@ def kept_of_teacher(records: Records, tasks: list[str]) -> Table:
     rows = [
         line(BEFORE, lambda task: BEFORE),
         line("base (stage 1)", lambda task: BASE),
-        line("routed", lambda task: adapter_for(records[BASE][task]["type"])),
+        line("routed", lambda task: own_adapter(records, task)),
     ]
     return Table(["% of the teacher", *tasks], rows)
 
