@@ -13,20 +13,24 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 KERNELS = "16"
-"""Compiled kernels that oneDNN keeps, one for each shape it meets; its own default is 1024."""
+"""Compiled kernels that are kept, one for each shape that is met."""
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""What says how many: oneDNN's own variable, and that of ideep, through which torch calls it and
+which holds kernels, too. Both keep 1024 by themselves."""
 
 
 def bound_kernel_cache() -> None:
-    """Let oneDNN keep few kernels, unless ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` says how many.
+    """Let oneDNN keep few kernels, unless its variables (:data:`KERNEL_CACHES`) say how many.
 
     Texts of any length give batches of any shape, and a kernel with its buffers is kept for each:
     hundreds of megabytes in the end. Our commands call it before their first forward, which is when
-    oneDNN reads the variable; a program of your own can, too.
+    the variables are read; a program of your own can, too.
 
     Example:
         >>> bound_kernel_cache()
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
+    for name in KERNEL_CACHES:
+        os.environ.setdefault(name, KERNELS)
 
 
 def give_back_memory() -> None:

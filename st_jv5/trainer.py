@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 LOSS_FILE = "loss.safetensors"
 """The trained parameters of the loss that are not the model's, such as a temperature."""
 
+GIVE_BACK_STEPS = 5
+"""On a CPU, freed memory goes back to the system every so many steps."""
+
 # ------------------------------------------------------------------------------------- batches
 
 
@@ -385,10 +388,8 @@ class _GradientCheck(TrainerCallback):
 class _MemoryCallback(TrainerCallback):
     """Gives freed memory back every few steps."""
 
-    every = 5
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0:
+        if state.global_step % GIVE_BACK_STEPS == 0:
             give_back_memory()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import psutil
@@ -11,9 +12,14 @@ import torch
 from transformers import BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from st_jv5.cpu import KERNELS, attention_in_float32, bound_kernel_cache, give_back_memory
-
-NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+from st_jv5.cpu import (
+    KERNEL_CACHES,
+    KERNELS,
+    attention_in_float32,
+    bound_kernel_cache,
+    give_back_memory,
+)
+from training.context import native_bfloat16
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
@@ -27,13 +33,37 @@ def test_freed_blocks_below_a_used_one_go_back_to_the_system():
     assert len(last) == 100_000
 
 
-def test_the_kernel_cache_is_bounded_unless_the_user_says_how(monkeypatch):
-    monkeypatch.delenv(NAME, raising=False)
+@pytest.mark.parametrize("name", KERNEL_CACHES)
+def test_the_kernel_cache_is_bounded_unless_the_user_says_how(monkeypatch, name):
+    for one in KERNEL_CACHES:
+        monkeypatch.delenv(one, raising=False)
     bound_kernel_cache()
-    assert os.environ[NAME] == KERNELS
-    monkeypatch.setenv(NAME, "7")
+    assert os.environ[name] == KERNELS
+    monkeypatch.setenv(name, "7")
     bound_kernel_cache()
-    assert os.environ[NAME] == "7"
+    assert os.environ[name] == "7"
+
+
+MANY_SHAPES = """
+import psutil, torch
+from st_jv5.cpu import bound_kernel_cache, give_back_memory
+bound_kernel_cache()
+weight = torch.nn.Parameter(torch.randn(384, 384))
+seen = []
+for rows in range(100, 180):
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.nn.functional.linear(torch.randn(rows, 384), weight).float().sum().backward()
+    give_back_memory()
+    seen.append(psutil.Process().memory_info().rss)
+print((seen[-1] - seen[20]) / 2**20)
+"""
+
+
+@pytest.mark.skipif(not native_bfloat16(), reason="oneDNN multiplies bfloat16 where there is some")
+def test_kernels_of_many_shapes_do_not_pile_up():
+    command = [sys.executable, "-c", MANY_SHAPES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 10  # 79 with both caches as they are by themselves
 
 
 def test_attention_trains_in_float32_and_reads_in_bfloat16(monkeypatch):

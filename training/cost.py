@@ -32,6 +32,8 @@ from training.strict import RecipeError
 
 Array = np.ndarray[Any, Any]
 ADAPTER = "adapter"
+Chunk = tuple[int, int]
+"""Rows of a forward, and the padded tokens of each."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,11 @@ def _as_trained(rank: int, bfloat16: bool) -> Iterator[None]:
 
 
 def batch(config: PreTrainedConfig, rows: int, tokens: int) -> dict[str, Tensor]:
-    """Inputs of a forward."""
+    """Inputs of a forward, the first row padded as most batches have some."""
     ids = torch.randint(0, config.vocab_size, (rows, tokens))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    mask = torch.ones_like(ids)
+    mask[0, 1:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 class Costs:
@@ -152,6 +156,20 @@ class Costs:
         linear, square = self.polynomial(rank, trained, checkpointing, dropout)
         length = np.asarray(tokens, dtype=float)
         return Forward(*(a * length + b * length**2 for a, b in zip(linear, square, strict=True)))
+
+    def kept(
+        self,
+        chunks: Sequence[Chunk],
+        rank: int = 0,
+        checkpointing: bool = False,
+        dropout: float = 0.0,
+    ) -> float:
+        """Bytes that autograd keeps of the forwards of these chunks, of which each casts the
+        weights anew."""
+        rows, tokens = np.array(chunks).T
+        activations = self.forward(tokens, rank, True, checkpointing, dropout).activations
+        copies = 2 * self.weights(rank).linear if self.bfloat16 else 0
+        return float(rows @ activations + len(rows) * copies)
 
     def _polynomial(
         self, rank: int, trained: bool, checkpointing: bool, dropout: float

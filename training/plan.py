@@ -5,7 +5,6 @@ python -m training.run training/recipes/small.yaml --plan
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
 from eval.page import Cell, Table
+from st_jv5.batching import default_budget, row_chunks
 from st_jv5.tasks import TASKS
 from st_jv5.teacher.sources import resolve_model
 from training.config import AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
-from training.cost import Costs, Weights, optimizer_bytes, read_config
+from training.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
 from training.probe import Machine, Speed, probe
 
-Array = np.ndarray[Any, Any]
 GIB = 1 << 30
 CHARACTERS_PER_TOKEN = 4.7
 """Of English text in WordPiece, measured on wikipedia extracts; where no tokenizer is at hand."""
@@ -32,8 +32,13 @@ SPECIAL_TOKENS = 2
 PROMPT_TOKENS = 3
 SAMPLE = 1000
 """Texts of a role that are tokenised."""
-LARGEST = 3
-"""Standard deviations by which the largest of a phase's batches is above their mean."""
+DRAWN = 100
+"""Batches of a data set that are drawn from their lengths: their mean is the time, the largest the
+memory."""
+REHEARSED = 12
+"""Steps that the probe repeats for each kind of phase, the largest among them."""
+MOST_CHUNKS = 8
+"""Of such a step."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class PhasePlan:
     steps: int
     devices: int
     tokens: float
-    """Of all steps, those that the base reads for relational distillation among them."""
+    """Of all steps, with padding, and with what the base reads for relational distillation."""
     flops: float
     seconds: float | None
     """Here; None where it was not measured."""
@@ -108,11 +113,36 @@ class Planner:
         self.teacher = read_config(self.recipe.teacher, "teacher") if local else None
         self.costs = Costs(self.student, run.bfloat16)
         self.machine: Machine | None = None
+        self.rows: dict[str, list[dict[str, Any]]] = {}  # kept, as training keeps them
         self.facts = {name: self._facts(name, spec) for name, spec in run.used_sets.items()}
 
     def measure(self) -> None:
-        """Time this machine, so that phases have seconds."""
-        self.machine = probe(self.student, self.teacher, self.run.bfloat16)
+        """Time this machine, so that phases have seconds.
+
+        Each is that of its forwards and backwards, chunk by chunk, and of the optimizer; reading
+        texts, the loss's own maths and checkpoints (some percent) are not counted.
+        """
+        steps: dict[str, list[list[Chunk]]] = {}
+        for name, phase in self.recipe.phases.items():
+            rank, dropout = adapter_settings(name, phase)
+            kind = "base" if not rank else "dropout" if dropout else "adapter"
+            steps.setdefault(kind, []).extend(
+                step for one in phase.data for step in self._rehearsal(phase, one)
+            )
+        for kind, all_steps in steps.items():
+            largest = max(all_steps, key=self.costs.kept)
+            random.Random(self.recipe.seed).shuffle(all_steps)
+            steps[kind] = [*all_steps[: REHEARSED - 1], largest]
+        self.machine = probe(self.student, self.teacher, self.run.bfloat16, steps)
+
+    def _rehearsal(self, phase: Phase, data_set: str) -> Iterator[list[Chunk]]:
+        """Steps on a data set, no larger than a machine like this one trains with."""
+        budget = default_budget(self.run.device)
+        for chunks in self.batches(phase, data_set):
+            one_by_one = [[chunk] for chunk in chunks]
+            for step in one_by_one if is_cached(phase) else [chunks]:
+                small = [(min(rows, max(1, budget // n)), min(n, budget)) for rows, n in step]
+                yield small[:MOST_CHUNKS]
 
     # ---------------------------------------------------------------------------------- the data
 
@@ -120,7 +150,7 @@ class Planner:
         told = {role: np.array([mean]) for role, mean in spec.tokens.items()}
         if not spec.is_file:
             return SetFacts(spec.limit or spec.rows, told)
-        rows = self.run.read(name)
+        rows = self.rows[name] = self.run.read(name)
         if spec.kind == "synset_pairs":
             return SetFacts(spec.limit, self._lengths([{"query": r["gloss"]} for r in rows]))
         return SetFacts(len(rows), {**self._lengths(rows), **told})
@@ -171,43 +201,27 @@ class Planner:
             yield self._phase(name, phase)
 
     def _phase(self, name: str, phase: Phase) -> PhasePlan:
-        rank, dropout = 0, 0.0
-        if isinstance(phase, AdapterPhase):
-            table = TASKS[name.removeprefix("adapters.")].dropout
-            rank, dropout = phase.rank, table if phase.dropout is None else phase.dropout
+        rank, dropout = adapter_settings(name, phase)
         weights = self.costs.weights(rank)
         shares = {k: w ** (1 / phase.temperature) for k, w in phase.data.items()}
         from_base = name == "adapters.classification" and not phase.asks_of_labelled
-        chunk_tokens, chunk_rows = (
-            phase.loss.get(f"mini_batch_{unit}") for unit in ("tokens", "size")
-        )
-        cached = bool(chunk_tokens or chunk_rows)
+        cached = is_cached(phase)
+        settings = rank, phase.gradient_checkpointing, dropout
         tokens = flops = seconds = most = 0.0
         for data_set, share in shares.items():
-            limit = phase.max_tokens.get(data_set, self.recipe.student.max_tokens)
-            lengths = self.columns(data_set, limit)
-            batch = phase.batch_sizes.get(data_set, phase.batch_size)
-            own_tokens = own_flops = own_seconds = kept = spread = 0.0
-            for texts in lengths:
-                cost = self.costs.forward(texts, rank, True, phase.gradient_checkpointing, dropout)
-                passes = 1 + cached + from_base
-                work = batch * (passes * cost.flops + cost.backward_flops).mean()
-                own_flops += work
-                own_tokens += batch * texts.mean() * (1 + from_base)
-                kept += batch * cost.activations.mean()
-                spread += batch * cost.activations.var()
+            batches = self.batches(phase, data_set)
+            part = phase.steps * share / sum(shares.values()) / len(batches)  # steps of each
+            for chunks in batches:
+                rows, widths = np.array(chunks).T
+                cost = self.costs.forward(widths, rank, True, *settings[1:])
+                work = rows * ((1 + cached + from_base) * cost.flops + cost.backward_flops)
+                tokens += part * phase.devices * (1 + from_base) * rows @ widths
+                flops += part * phase.devices * work.sum()
+                kept = [self.costs.kept([one], *settings) for one in chunks]
+                most = max(most, max(kept) if cached else sum(kept))  # GradCache keeps one chunk's
                 if self.machine is not None:
-                    own_seconds += self._speed(rank, dropout).seconds(work, texts.mean())
-            kept += LARGEST * math.sqrt(spread)
-            if isinstance(chunk_tokens, int):  # GradCache keeps one chunk's
-                kept *= min(1, chunk_tokens / (batch * sum(texts.mean() for texts in lengths)))
-            elif isinstance(chunk_rows, int):
-                kept *= min(1, chunk_rows / (batch * len(lengths)))
-            part = phase.steps * share / sum(shares.values())
-            tokens += part * phase.devices * own_tokens
-            flops += part * phase.devices * own_flops
-            seconds += part * own_seconds
-            most = max(most, kept)
+                    speed = self._speed(rank, dropout)
+                    seconds += part * speed.seconds(work, widths).sum()
         if self.machine is not None:
             seconds += phase.steps * weights.trained * self.machine.update
         return PhasePlan(
@@ -217,8 +231,25 @@ class Planner:
             tokens,
             flops,
             seconds if self.machine is not None else None,
-            self._memory(phase, weights, most),
+            self._memory(weights, most),
         )
+
+    def batches(self, phase: Phase, data_set: str) -> list[list[Chunk]]:
+        """Some batches of a data set on one device, cut into chunks as they are embedded."""
+        limit = phase.max_tokens.get(data_set, self.recipe.student.max_tokens)
+        columns = self.columns(data_set, limit)
+        size = phase.batch_sizes.get(data_set, phase.batch_size)
+        budget, most_rows = (phase.loss.get(f"mini_batch_{unit}") for unit in ("tokens", "size"))
+        if not isinstance(budget, int):
+            budget = default_budget(self.run.device)
+        draw = np.random.default_rng(self.recipe.seed)
+        found = []
+        for _ in range(DRAWN):
+            lengths = np.concatenate([draw.choice(texts, size) for texts in columns])
+            whole = torch.from_numpy(np.ceil(lengths).astype(int))
+            chunks = row_chunks(whole, budget, most_rows if isinstance(most_rows, int) else None)
+            found.append([(len(rows), int(whole[rows].max())) for rows in chunks])
+        return found
 
     def _speed(self, rank: int, dropout: float) -> Speed:
         assert self.machine is not None
@@ -226,10 +257,8 @@ class Planner:
             return self.machine.base
         return self.machine.dropout if dropout else self.machine.adapter
 
-    def _memory(self, phase: Phase, weights: Weights, activations: float) -> dict[str, float]:
+    def _memory(self, weights: Weights, activations: float) -> dict[str, float]:
         found: dict[str, float] = dict(optimizer_bytes(weights))
-        if self.run.bfloat16:
-            found["bfloat16 copies"] = 2 * weights.linear
         found["activations"] = activations
         if self.machine is not None and self.machine.process:
             found |= {"process": self.machine.process, "kernels and holes": self.machine.holes}
@@ -243,7 +272,7 @@ class Planner:
         costs = Costs(self.teacher, self.run.bfloat16) if self.teacher is not None else None
         seen: set[tuple[str, str | None]] = set()
         texts: int | None = 0
-        tokens = flops = 0.0
+        tokens = flops = seconds = 0.0
         for phase in self.recipe.phases.values():
             for name in phase.data:
                 data_set, facts = self.recipe.data_sets[name], self.facts[name]
@@ -266,12 +295,29 @@ class Planner:
                     texts = None if texts is None or count is None else texts + count
                     tokens += (count or 0) * lengths.mean()
                     if costs is not None:
-                        flops += (count or 0) * costs.forward(lengths, 0, False).flops.mean()
+                        each = costs.forward(lengths, 0, False).flops
+                        flops += (count or 0) * each.mean()
+                        if self.machine is not None:
+                            rows = np.maximum(1, default_budget(self.run.device) // lengths)
+                            spent = self.machine.teacher.seconds(rows * each, lengths) / rows
+                            seconds += (count or 0) * spent.mean()
         width = self.teacher.hidden_size if self.teacher is not None else 0
-        each = width * (4 if spec.store_dtype == "float32" else 2) + 16  # a vector, and a hash
-        mean = tokens / texts if texts else 64
-        seconds = self.machine.teacher.seconds(flops, mean) if self.machine is not None else None
-        return TeacherPlan(texts, tokens, flops, seconds, (texts or 0) * each)
+        row = width * (4 if spec.store_dtype == "float32" else 2) + 16  # a vector, and a hash
+        measured = seconds if self.machine is not None else None
+        return TeacherPlan(texts, tokens, flops, measured, (texts or 0) * row)
+
+
+def adapter_settings(name: str, phase: Phase) -> tuple[int, float]:
+    """Rank and dropout of a phase's adapter; 0 where it trains the base."""
+    if not isinstance(phase, AdapterPhase):
+        return 0, 0.0
+    table = TASKS[name.removeprefix("adapters.")].dropout
+    return phase.rank, table if phase.dropout is None else phase.dropout
+
+
+def is_cached(phase: Phase) -> bool:
+    """Whether chunks run twice (GradCache)."""
+    return bool(phase.loss.get("mini_batch_tokens") or phase.loss.get("mini_batch_size"))
 
 
 # ------------------------------------------------------------------------------------- what is told
