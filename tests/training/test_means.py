@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from training.means import adapters_table, kept_table, means, means_table
+from training.report import best_adapters, own_adapter
 
 
 def row(task: str, values: Any, kind: str = "Retrieval", **at: Any) -> dict[str, Any]:
@@ -64,3 +65,12 @@ def test_what_is_kept_is_of_the_tasks_that_have_it():
     assert (binary[0], binary[1], binary[4]) == ("384 dims, binary", 1, "90.0 [90.0, 90.0]")
     assert (cut[0], cut[1], cut[4]) == ("128 dims, float32", 2, "80.0 [80.0, 80.0]")
     assert kept_table(found[:2], 200) is None
+
+
+def test_a_task_whose_adapter_was_not_trained_goes_to_the_base():
+    records = {
+        who: {"a": row("a", draws(0)), "b": row("b", draws(1), "Clustering")}
+        for who in ("base", "retrieval")
+    }
+    assert [own_adapter(records, task) for task in "ab"] == ["retrieval", "base"]
+    assert [one[0] for one in best_adapters(records, ["retrieval"], ["a", "b"], 100).rows] == ["a"]
