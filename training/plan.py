@@ -23,7 +23,7 @@ from st_jv5.teacher.sources import resolve_model
 from training.config import AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
 from training.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
-from training.probe import Machine, Speed, probe
+from training.probe import Machine, probe
 
 GIB = 1 << 30
 CHARACTERS_PER_TOKEN = 4.7
@@ -124,11 +124,8 @@ class Planner:
         """
         steps: dict[str, list[list[Chunk]]] = {}
         for name, phase in self.recipe.phases.items():
-            rank, dropout = adapter_settings(name, phase)
-            kind = "base" if not rank else "dropout" if dropout else "adapter"
-            steps.setdefault(kind, []).extend(
-                step for one in phase.data for step in self._rehearsal(phase, one)
-            )
+            own = [step for one in phase.data for step in self._rehearsal(phase, one)]
+            steps.setdefault(kind_of(*adapter_settings(name, phase)), []).extend(own)
         for kind, all_steps in steps.items():
             largest = max(all_steps, key=self.costs.kept)
             random.Random(self.recipe.seed).shuffle(all_steps)
@@ -220,7 +217,7 @@ class Planner:
                 kept = [self.costs.kept([one], *settings) for one in chunks]
                 most = max(most, max(kept) if cached else sum(kept))  # GradCache keeps one chunk's
                 if self.machine is not None:
-                    speed = self._speed(rank, dropout)
+                    speed = self.machine.speeds[kind_of(rank, dropout)]
                     seconds += part * speed.seconds(work, widths).sum()
         if self.machine is not None:
             seconds += phase.steps * weights.trained * self.machine.update
@@ -250,12 +247,6 @@ class Planner:
             chunks = row_chunks(whole, budget, most_rows if isinstance(most_rows, int) else None)
             found.append([(len(rows), int(whole[rows].max())) for rows in chunks])
         return found
-
-    def _speed(self, rank: int, dropout: float) -> Speed:
-        assert self.machine is not None
-        if not rank:
-            return self.machine.base
-        return self.machine.dropout if dropout else self.machine.adapter
 
     def _memory(self, weights: Weights, activations: float) -> dict[str, float]:
         found: dict[str, float] = dict(optimizer_bytes(weights))
@@ -299,7 +290,9 @@ class Planner:
                         flops += (count or 0) * each.mean()
                         if self.machine is not None:
                             rows = np.maximum(1, default_budget(self.run.device) // lengths)
-                            spent = self.machine.teacher.seconds(rows * each, lengths) / rows
+                            spent = (
+                                self.machine.speeds["teacher"].seconds(rows * each, lengths) / rows
+                            )
                             seconds += (count or 0) * spent.mean()
         width = self.teacher.hidden_size if self.teacher is not None else 0
         row = width * (4 if spec.store_dtype == "float32" else 2) + 16  # a vector, and a hash
@@ -313,6 +306,13 @@ def adapter_settings(name: str, phase: Phase) -> tuple[int, float]:
         return 0, 0.0
     table = TASKS[name.removeprefix("adapters.")].dropout
     return phase.rank, table if phase.dropout is None else phase.dropout
+
+
+def kind_of(rank: int, dropout: float) -> str:
+    """What the probe calls a phase's work."""
+    if not rank:
+        return "base"
+    return "dropout" if dropout else "adapter"
 
 
 def is_cached(phase: Phase) -> bool:

@@ -48,14 +48,9 @@ class Speed:
 class Machine:
     """What was measured."""
 
-    base: Speed
-    """Forward and backward of the whole backbone."""
-    adapter: Speed
-    """The same with an adapter that alone is trained, without dropout."""
-    dropout: Speed
-    """The same with dropout before each LoRA, which a CPU draws on one thread."""
-    teacher: Speed
-    """The teacher's forward."""
+    speeds: Mapping[str, Speed]
+    """Forward and backward of the ``base``, of an ``adapter`` that alone is trained, and of one
+    with ``dropout`` before each LoRA, drawn on one thread of a CPU; forward of the ``teacher``."""
     update: float
     """Seconds of checking, clipping and AdamW per parameter."""
     process: float
@@ -115,10 +110,7 @@ def probe(
             holes = max(holes, own)
         speeds[name] = last
     return Machine(
-        base=speeds["base"],
-        adapter=speeds["adapter"],
-        dropout=speeds["dropout"],
-        teacher=speeds.get("teacher", speeds["base"]),
+        speeds=speeds,
         update=_update_seconds(device, seconds / 10),
         process=before if device == "cpu" else 0,
         holes=holes,
