@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from st_jv5 import rope
+from st_jv5.cpu import give_back_memory
 from st_jv5.files import write_json
 from st_jv5.losses import (
     CompositeLoss,
@@ -139,6 +140,7 @@ class _Spent(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         kept = state.stateful_callbacks.get(type(self).__name__, {})
         self.before = kept.get("attributes", {})
+        give_back_memory()  # what the phase before has left
         reset_peak_memory()
         self.started = time.time()
 
