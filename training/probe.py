@@ -26,6 +26,8 @@ from training.train import peak_memory_mib, reset_peak_memory
 
 LENGTHS = (16, 64, 256)
 """Tokens of a text between which speed is interpolated."""
+KINDS = {"base": (0, 0.0), "adapter": (32, 0.0), "dropout": (32, 0.1)}
+"""Rank and LoRA dropout of each kind of training that is measured."""
 MOST_PARAMETERS = 200_000_000
 """A larger backbone is measured on its first layers."""
 
@@ -84,17 +86,12 @@ def probe(
         student: Its architecture, also where it is not on this disk.
         teacher: None: no local teacher.
         bfloat16: Whether forwards run in it.
-        steps: Steps of training to run: of the ``base``, of an ``adapter`` and of one with
-            ``dropout``; what is not there is not measured, and goes as what is before it.
+        steps: Kind (:data:`KINDS`) -> steps of training to run.
         seconds: For each kind of work; loading comes on top.
     """
     before = psutil.Process().memory_info().rss
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    works = {
-        "base": _Work(student, steps.get("base", ())),
-        "adapter": _Work(student, steps.get("adapter", ()), rank=32),
-        "dropout": _Work(student, steps.get("dropout", ()), rank=32, dropout=0.1),
-    }
+    works = {name: _Work(student, own, *KINDS[name]) for name, own in steps.items()}
     if teacher is not None:
         most = getattr(teacher, "max_position_embeddings", None) or LENGTHS[-1]
         lengths = [min(length, most) for length in LENGTHS]
@@ -103,12 +100,11 @@ def probe(
         ]
         works["teacher"] = _Work(teacher, chunks, trained=False)
     speeds: dict[str, Speed] = {}
-    last, holes = Speed(0.0, np.zeros(len(LENGTHS))), 0.0
+    holes = 0.0
     for name, work in works.items():
-        if work.steps:
-            last, own = _measure(work, bfloat16, device, seconds)
+        speeds[name], own = _measure(work, bfloat16, device, seconds)
+        if work.trained:  # the teacher runs in a process of its own
             holes = max(holes, own)
-        speeds[name] = last
     return Machine(
         speeds=speeds,
         update=_update_seconds(device, seconds / 10),

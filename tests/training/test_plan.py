@@ -193,4 +193,4 @@ def test_chunks_and_checkpoints_hold_less_than_a_whole_batch(tiny, tmp_path):
     whole = memory()
     assert memory("stage1.loss={mini_batch_tokens: 512}") < 0.5 * whole
     assert memory("stage1.gradient_checkpointing=true") < 0.5 * whole
-    assert memory("stage1.batch_size=128") == pytest.approx(2 * whole, rel=0.2)
+    assert 1.7 * whole < memory("stage1.batch_size=128") <= 2 * whole
