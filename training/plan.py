@@ -40,6 +40,9 @@ REHEARSED = 12
 MOST_CHUNKS = 8
 """Of such a step."""
 
+OF_A_PROCESS = ("process", "kernels and holes", "left by earlier phases")
+"""Memory that is counted on a CPU alone."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -91,6 +94,11 @@ class PhasePlan:
     def bytes(self) -> float:
         return sum(self.memory.values())
 
+    @property
+    def on_device(self) -> float:
+        """Bytes without those that only a process on a CPU holds."""
+        return self.bytes - sum(self.memory.get(part, 0.0) for part in OF_A_PROCESS)
+
 
 @dataclass(frozen=True)
 class TeacherPlan:
@@ -126,6 +134,8 @@ class Planner:
         for name, phase in self.recipe.phases.items():
             own = [step for one in phase.data for step in self._rehearsal(phase, one)]
             steps.setdefault(kind_of(*adapter_settings(name, phase)), []).extend(own)
+            if is_cached(phase) or reads_base(name, phase):
+                steps.setdefault("reading", []).extend(own)
         for kind, all_steps in steps.items():
             largest = max(all_steps, key=self.costs.kept)
             random.Random(self.recipe.seed).shuffle(all_steps)
@@ -193,16 +203,21 @@ class Planner:
     # -------------------------------------------------------------------------------- the phases
 
     def phases(self) -> Iterator[PhasePlan]:
-        """Every phase that trains, in order."""
+        """Every phase that trains, in order, in one process."""
+        most = 0.0
         for name, phase in self.recipe.phases.items():
-            yield self._phase(name, phase)
+            one = self._phase(name, phase)
+            if self.machine is not None and self.machine.process:
+                # Freed blocks lie between living ones, and are touched again before new ones.
+                one.memory["left by earlier phases"] = max(0.0, most - one.bytes)
+                most = max(most, one.bytes)
+            yield one
 
     def _phase(self, name: str, phase: Phase) -> PhasePlan:
         rank, dropout = adapter_settings(name, phase)
         weights = self.costs.weights(rank)
         shares = {k: w ** (1 / phase.temperature) for k, w in phase.data.items()}
-        from_base = name == "adapters.classification" and not phase.asks_of_labelled
-        cached = is_cached(phase)
+        from_base, cached = reads_base(name, phase), is_cached(phase)
         settings = rank, phase.gradient_checkpointing, dropout
         tokens = flops = seconds = most = 0.0
         for data_set, share in shares.items():
@@ -211,14 +226,19 @@ class Planner:
             for chunks in batches:
                 rows, widths = np.array(chunks).T
                 cost = self.costs.forward(widths, rank, True, *settings[1:])
-                work = rows * ((1 + cached + from_base) * cost.flops + cost.backward_flops)
+                passes = [(kind_of(rank, dropout), rows * (cost.flops + cost.backward_flops))]
+                if cached:
+                    passes.append(("reading", rows * cost.flops))
+                if from_base:
+                    read = self.costs.forward(widths, trained=False)
+                    passes.append(("reading", rows * read.flops))
                 tokens += part * phase.devices * (1 + from_base) * rows @ widths
-                flops += part * phase.devices * work.sum()
+                flops += part * phase.devices * sum(work.sum() for _, work in passes)
                 kept = [self.costs.kept([one], *settings) for one in chunks]
                 most = max(most, max(kept) if cached else sum(kept))  # GradCache keeps one chunk's
                 if self.machine is not None:
-                    speed = self.machine.speeds[kind_of(rank, dropout)]
-                    seconds += part * speed.seconds(work, widths).sum()
+                    for kind, work in passes:
+                        seconds += part * self.machine.speeds[kind].seconds(work, widths).sum()
         if self.machine is not None:
             seconds += phase.steps * weights.trained * self.machine.update
         return PhasePlan(
@@ -315,6 +335,11 @@ def kind_of(rank: int, dropout: float) -> str:
     return "dropout" if dropout else "adapter"
 
 
+def reads_base(name: str, phase: Phase) -> bool:
+    """Whether the base embeds every batch, too: relational distillation from it."""
+    return name == "adapters.classification" and not phase.asks_of_labelled
+
+
 def is_cached(phase: Phase) -> bool:
     """Whether chunks run twice (GradCache)."""
     return bool(phase.loss.get("mini_batch_tokens") or phase.loss.get("mini_batch_size"))
@@ -378,8 +403,7 @@ def _gpus(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
         rate = UTILISATION * gpu.bfloat16_flops
         hours = [one.flops / rate / 3600 for one in phases]
         teacher = teaching.flops / rate / 3600
-        own = ("process", "kernels and holes")  # of this machine
-        needed = max(one.bytes - sum(one.memory.get(k, 0) for k in own) for one in phases) / GIB
+        needed = max(one.on_device for one in phases) / GIB
         rows.append(
             [name, f"{teacher:.1f}", *(f"{each:.1f}" for each in hours),
              f"{teacher + sum(hours):.1f}", f"{gpu.price * (teacher + sum(hours)):,.0f}",

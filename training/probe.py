@@ -26,8 +26,13 @@ from training.train import peak_memory_mib, reset_peak_memory
 
 LENGTHS = (16, 64, 256)
 """Tokens of a text between which speed is interpolated."""
-KINDS = {"base": (0, 0.0), "adapter": (32, 0.0), "dropout": (32, 0.1)}
-"""Rank and LoRA dropout of each kind of training that is measured."""
+KINDS = {
+    "base": (0, 0.0, True),
+    "adapter": (32, 0.0, True),
+    "dropout": (32, 0.1, True),
+    "reading": (0, 0.0, False),
+}
+"""Each kind of the student's work that is measured: rank, LoRA dropout, whether it is trained."""
 MOST_PARAMETERS = 200_000_000
 """A larger backbone is measured on its first layers."""
 
@@ -52,7 +57,8 @@ class Machine:
 
     speeds: Mapping[str, Speed]
     """Forward and backward of the ``base``, of an ``adapter`` that alone is trained, and of one
-    with ``dropout`` before each LoRA, drawn on one thread of a CPU; forward of the ``teacher``."""
+    with ``dropout`` before each LoRA, drawn on one thread of a CPU; forward alone of the base
+    (``reading``) and of the ``teacher``."""
     update: float
     """Seconds of checking, clipping and AdamW per parameter."""
     process: float
@@ -86,7 +92,7 @@ def probe(
         student: Its architecture, also where it is not on this disk.
         teacher: None: no local teacher.
         bfloat16: Whether forwards run in it.
-        steps: Kind (:data:`KINDS`) -> steps of training to run.
+        steps: Kind (:data:`KINDS`) -> steps to run.
         seconds: For each kind of work; loading comes on top.
     """
     before = psutil.Process().memory_info().rss
@@ -103,7 +109,7 @@ def probe(
     holes = 0.0
     for name, work in works.items():
         speeds[name], own = _measure(work, bfloat16, device, seconds)
-        if work.trained:  # the teacher runs in a process of its own
+        if work.trained:
             holes = max(holes, own)
     return Machine(
         speeds=speeds,

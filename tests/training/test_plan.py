@@ -18,7 +18,7 @@ from training.config import load_recipe
 from training.context import Run
 from training.cost import Costs, batch, read_config, with_layers
 from training.plan import Planner, plan
-from training.probe import LENGTHS, fit, probe
+from training.probe import LENGTHS, Machine, Speed, fit, probe
 from training.run import main
 from training.strict import RecipeError
 
@@ -178,6 +178,35 @@ def test_the_fit_finds_what_a_chunk_and_an_operation_take():
     operations[:, 2] = 0  # no chunk near the longest length
     _, found = fit(np.column_stack([chunks, operations]), 0.03 * chunks + operations @ at)
     assert found == pytest.approx([at[0], at[1], at[1]])
+
+
+def machine(**seconds: float) -> Machine:
+    """A made-up one: so many seconds a chunk, whatever is in it."""
+    speeds = {kind: Speed(each, np.zeros(len(LENGTHS))) for kind, each in seconds.items()}
+    return Machine(speeds, update=0, process=100, holes=0)
+
+
+def test_a_forward_of_the_base_takes_the_time_of_reading():
+    """Classification's base has no gradient, and no dropout."""
+    planner = Planner(Run(load_recipe(DEMO)))
+    seconds = []
+    for reading in (0.0, 1.0):
+        planner.machine = machine(base=1, adapter=1, dropout=1, reading=reading)
+        seconds.append({one.name: one.seconds for one in planner.phases()})
+    without, whole = seconds
+    for name, own in whole.items():
+        assert own == pytest.approx(without[name] * (1 + (name == "adapters.classification")))
+
+
+def test_a_phase_holds_what_the_largest_before_it_has_left():
+    planner = Planner(Run(load_recipe(DEMO)))
+    planner.machine = machine(base=1, adapter=1, dropout=1, reading=1)
+    phases = list(planner.phases())
+    own = [one.bytes - one.memory["left by earlier phases"] for one in phases]
+    assert [one.bytes for one in phases] == np.maximum.accumulate(own).tolist()
+    assert own[2] < own[1]  # text-matching after retrieval
+    for one, bytes_here in zip(phases, own, strict=True):
+        assert one.on_device == bytes_here - 100
 
 
 def quick_probe(student, teacher, bfloat16, steps):
