@@ -40,7 +40,7 @@ REHEARSED = 12
 MOST_CHUNKS = 8
 """Of such a step."""
 
-OF_A_PROCESS = ("process", "kernels and holes", "left by earlier phases")
+OF_A_PROCESS = ("process", "kernels and holes")
 """Memory that is counted on a CPU alone."""
 
 
@@ -203,15 +203,9 @@ class Planner:
     # -------------------------------------------------------------------------------- the phases
 
     def phases(self) -> Iterator[PhasePlan]:
-        """Every phase that trains, in order, in one process."""
-        most = 0.0
+        """Every phase that trains, in order."""
         for name, phase in self.recipe.phases.items():
-            one = self._phase(name, phase)
-            if self.machine is not None and self.machine.process:
-                # Freed blocks lie between living ones, and are touched again before new ones.
-                one.memory["left by earlier phases"] = max(0.0, most - one.bytes)
-                most = max(most, one.bytes)
-            yield one
+            yield self._phase(name, phase)
 
     def _phase(self, name: str, phase: Phase) -> PhasePlan:
         rank, dropout = adapter_settings(name, phase)
@@ -405,8 +399,8 @@ def _gpus(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
         teacher = teaching.flops / rate / 3600
         needed = max(one.on_device for one in phases) / GIB
         rows.append(
-            [name, f"{teacher:.1f}", *(f"{each:.1f}" for each in hours),
-             f"{teacher + sum(hours):.1f}", f"{gpu.price * (teacher + sum(hours)):,.0f}",
+            [name, _short(teacher), *map(_short, hours), _short(teacher + sum(hours)),
+             _short(gpu.price * (teacher + sum(hours))),
              "yes" if needed < gpu.memory_gib else f"no: {needed:.0f} of {gpu.memory_gib:.0f} GiB"]
         )  # fmt: skip
     names = [one.name.removeprefix("adapters.") for one in phases]
@@ -434,6 +428,11 @@ def _millions(number: float) -> str:
 
 def _tera(number: float) -> str:
     return f"{number / 1e12:,.1f}"
+
+
+def _short(number: float) -> str:
+    """Hours, dollars: also of a recipe that takes a GPU a minute."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
 
 
 def _minutes(seconds: float | None) -> str:

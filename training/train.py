@@ -135,7 +135,7 @@ class _Spent(TrainerCallback, ExportableState):
 
     def __init__(self) -> None:
         self.before: dict[str, float] = {}
-        self.started = time.time()
+        self.started: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         kept = state.stateful_callbacks.get(type(self).__name__, {})
@@ -148,7 +148,9 @@ class _Spent(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": self.so_far()}
 
     def so_far(self) -> dict[str, float]:
-        """Of this run, and of those that it goes on from."""
+        """Of this run, and of those that it goes on from; nothing before training begins."""
+        if self.started is None:  # the host asks once then: what was before is not the phase's
+            return {}
         seconds = self.before.get("seconds", 0.0) + time.time() - self.started
         peak = max(self.before.get("peak_memory_mib", 0.0), peak_memory_mib())
         return {"seconds": round(seconds, 1), "peak_memory_mib": peak}

@@ -198,17 +198,6 @@ def test_a_forward_of_the_base_takes_the_time_of_reading():
         assert own == pytest.approx(without[name] * (1 + (name == "adapters.classification")))
 
 
-def test_a_phase_holds_what_the_largest_before_it_has_left():
-    planner = Planner(Run(load_recipe(DEMO)))
-    planner.machine = machine(base=1, adapter=1, dropout=1, reading=1)
-    phases = list(planner.phases())
-    own = [one.bytes - one.memory["left by earlier phases"] for one in phases]
-    assert [one.bytes for one in phases] == np.maximum.accumulate(own).tolist()
-    assert own[2] < own[1]  # text-matching after retrieval
-    for one, bytes_here in zip(phases, own, strict=True):
-        assert one.on_device == bytes_here - 100
-
-
 def quick_probe(student, teacher, bfloat16, steps):
     return probe(student, teacher, bfloat16, steps, seconds=0.1)
 

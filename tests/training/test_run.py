@@ -14,7 +14,7 @@ from transformers import TrainerState
 
 import st_jv5
 from training.run import main
-from training.train import _Spent
+from training.train import _Spent, peak_memory_mib
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,16 @@ def test_a_phase_that_goes_on_counts_what_it_took_before():
     spent.on_train_begin(None, state, None)
     assert 100 <= spent.so_far()["seconds"] < 101
     assert spent.so_far()["peak_memory_mib"] == 1e9
+
+
+def test_a_phases_peak_is_not_that_of_what_ran_before_it():
+    """Reading, mining, the phase before: the host asks for a callback's state before it begins."""
+    block = np.ones(2**27)  # 1 GiB
+    del block
+    spent = _Spent()
+    highest = peak_memory_mib()
+    spent.on_train_begin(None, TrainerState(stateful_callbacks=[spent]), None)
+    assert 0 < spent.so_far()["peak_memory_mib"] < highest - 900
 
 
 @pytest.mark.parametrize(
