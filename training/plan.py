@@ -432,7 +432,7 @@ def _tera(number: float) -> str:
 
 def _short(number: float) -> str:
     """Hours, dollars: also of a recipe that takes a GPU a minute."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _minutes(seconds: float | None) -> str:

@@ -17,7 +17,7 @@ from tests.training.test_config import DEMO, RECIPES
 from training.config import load_recipe
 from training.context import Run
 from training.cost import Costs, batch, read_config, with_layers
-from training.plan import Planner, plan
+from training.plan import Planner, _short, plan
 from training.probe import LENGTHS, Machine, Speed, fit, probe
 from training.run import main
 from training.strict import RecipeError
@@ -196,6 +196,12 @@ def test_a_forward_of_the_base_takes_the_time_of_reading():
     without, whole = seconds
     for name, own in whole.items():
         assert own == pytest.approx(without[name] * (1 + (name == "adapters.classification")))
+
+
+def test_hours_and_dollars_have_two_figures_or_none_after_the_point():
+    assert [*map(_short, (0, 0.0123, 1.25, 9.96, 99.6, 1234.5))] == [
+        "0", "0.012", "1.2", "10", "100", "1,234"
+    ]  # fmt: skip
 
 
 def quick_probe(student, teacher, bfloat16, steps):
