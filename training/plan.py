@@ -40,8 +40,10 @@ REHEARSED = 12
 MOST_CHUNKS = 8
 """Of such a step."""
 
-OF_A_PROCESS = ("process", "kernels and holes")
-"""Memory that is counted on a CPU alone."""
+OF_A_PROCESS = ("process", "kernels and holes", "teacher's vectors")
+"""Memory that is counted on a CPU alone; the vectors' pages are mapped, and read at random."""
+Column = tuple[str, str | None]
+"""Texts that the teacher embeds: where they stand, and the teacher's prompt before them."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ class Planner:
             tokens,
             flops,
             seconds if self.machine is not None else None,
-            self._memory(weights, most),
+            self._memory(phase, weights, most),
         )
 
     def batches(self, phase: Phase, data_set: str) -> list[list[Chunk]]:
@@ -262,56 +264,60 @@ class Planner:
             found.append([(len(rows), int(whole[rows].max())) for rows in chunks])
         return found
 
-    def _memory(self, weights: Weights, activations: float) -> dict[str, float]:
+    def _memory(self, phase: Phase, weights: Weights, activations: float) -> dict[str, float]:
         found: dict[str, float] = dict(optimizer_bytes(weights))
         found["activations"] = activations
         if self.machine is not None and self.machine.process:
-            found |= {"process": self.machine.process, "kernels and holes": self.machine.holes}
+            texts = sum(count or 0 for count, _ in self._distilled(phase).values())
+            own = self.machine.process, self.machine.holes, texts * self.row_bytes
+            found |= zip(OF_A_PROCESS, own, strict=True)
         return found
 
     # ------------------------------------------------------------------------------- the teacher
 
     def teaching(self) -> TeacherPlan:
         """The vectors of every text that a phase distils or mines, each text once."""
-        spec = self.recipe.teacher
         costs = Costs(self.teacher, self.run.bfloat16) if self.teacher is not None else None
-        seen: set[tuple[str, str | None]] = set()
+        columns: dict[Column, tuple[int | None, Array]] = {}
+        for phase in self.recipe.phases.values():
+            columns = self._distilled(phase) | columns  # the first that names it
         texts: int | None = 0
         tokens = flops = seconds = 0.0
-        for phase in self.recipe.phases.values():
-            for name in phase.data:
-                data_set, facts = self.recipe.data_sets[name], self.facts[name]
-                distils = data_set.kind in ("pairs", "long", "texts") or (
-                    data_set.kind == "labelled" and phase.asks_of_labelled
-                )
-                roles = [r for r in data_set.columns if r != "label" and not is_negative(r)]
-                for role in roles if distils else ():
-                    key = (
-                        f"{data_set.path} {data_set.subset} {data_set.where} "
-                        + (data_set.columns[role]),
-                        phase.teacher_prompts.get(role),
-                    )
-                    if key in seen:
-                        continue
-                    seen.add(key)
-                    cut = np.array([spec.max_tokens])
-                    lengths = np.clip(facts.tokens.get(role, cut), 1, spec.max_tokens)
-                    count = facts.rows
-                    texts = None if texts is None or count is None else texts + count
-                    tokens += (count or 0) * lengths.mean()
-                    if costs is not None:
-                        each = costs.forward(lengths, 0, False).flops
-                        flops += (count or 0) * each.mean()
-                        if self.machine is not None:
-                            rows = np.maximum(1, default_budget(self.run.device) // lengths)
-                            spent = (
-                                self.machine.speeds["teacher"].seconds(rows * each, lengths) / rows
-                            )
-                            seconds += (count or 0) * spent.mean()
-        width = self.teacher.hidden_size if self.teacher is not None else 0
-        row = width * (4 if spec.store_dtype == "float32" else 2) + 16  # a vector, and a hash
+        for count, lengths in columns.values():
+            texts = None if texts is None or count is None else texts + count
+            tokens += (count or 0) * lengths.mean()
+            if costs is not None:
+                each = costs.forward(lengths, 0, False).flops
+                flops += (count or 0) * each.mean()
+                if self.machine is not None:
+                    rows = np.maximum(1, default_budget(self.run.device) // lengths)
+                    spent = self.machine.speeds["teacher"].seconds(rows * each, lengths) / rows
+                    seconds += (count or 0) * spent.mean()
         measured = seconds if self.machine is not None else None
-        return TeacherPlan(texts, tokens, flops, measured, (texts or 0) * row)
+        return TeacherPlan(texts, tokens, flops, measured, (texts or 0) * self.row_bytes)
+
+    def _distilled(self, phase: Phase) -> dict[Column, tuple[int | None, Array]]:
+        """Columns of texts that a phase distils or mines: how many, and tokens of some."""
+        most = self.recipe.teacher.max_tokens
+        found: dict[Column, tuple[int | None, Array]] = {}
+        for name in phase.data:
+            data_set, facts = self.recipe.data_sets[name], self.facts[name]
+            distils = data_set.kind in ("pairs", "long", "texts") or (
+                data_set.kind == "labelled" and phase.asks_of_labelled
+            )
+            roles = [r for r in data_set.columns if r != "label" and not is_negative(r)]
+            for role in roles if distils else ():
+                rows = f"{data_set.path} {data_set.subset} {data_set.where} "
+                column = rows + data_set.columns[role], phase.teacher_prompts.get(role)
+                lengths = facts.tokens.get(role, np.array([most]))
+                found.setdefault(column, (facts.rows, np.clip(lengths, 1, most)))
+        return found
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a text in the teacher's store: its vector, and its hash."""
+        width = self.teacher.hidden_size if self.teacher is not None else 0
+        return width * (4 if self.recipe.teacher.store_dtype == "float32" else 2) + 16
 
 
 def adapter_settings(name: str, phase: Phase) -> tuple[int, float]:

@@ -198,6 +198,21 @@ def test_a_forward_of_the_base_takes_the_time_of_reading():
         assert own == pytest.approx(without[name] * (1 + (name == "adapters.classification")))
 
 
+def test_a_phase_maps_the_vectors_that_it_distils():
+    planner = Planner(Run(load_recipe(DEMO)))
+    planner.machine = machine(base=1, adapter=1, dropout=1, reading=1)
+    phases = {one.name: one for one in planner.phases()}
+    texts = sum(planner.facts[name].rows for name in planner.recipe.phases["stage1"].data)
+    row = 2 * 384 + 16
+    assert row * texts < phases["stage1"].memory["teacher's vectors"] <= 2 * row * texts
+    # From the base, not from the teacher.
+    assert phases["adapters.classification"].memory["teacher's vectors"] == 0
+    for one in phases.values():
+        assert one.on_device == pytest.approx(
+            one.bytes - 100 - one.memory["teacher's vectors"], abs=1
+        )
+
+
 def test_hours_and_dollars_have_two_figures_or_none_after_the_point():
     assert [*map(_short, (0, 0.0123, 1.25, 9.96, 99.6, 1234.5))] == [
         "0", "0.012", "1.2", "10", "100", "1,234"
