@@ -337,7 +337,8 @@ def kind_of(rank: int, dropout: float) -> str:
 
 def reads_base(name: str, phase: Phase) -> bool:
     """Whether the base embeds every batch, too: relational distillation from it."""
-    return name == "adapters.classification" and not phase.asks_of_labelled
+    distils = phase.loss.get("rkd_weight") != 0 and not phase.asks_of_labelled
+    return name == "adapters.classification" and distils
 
 
 def is_cached(phase: Phase) -> bool:

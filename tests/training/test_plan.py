@@ -196,6 +196,9 @@ def test_a_forward_of_the_base_takes_the_time_of_reading():
     without, whole = seconds
     for name, own in whole.items():
         assert own == pytest.approx(without[name] * (1 + (name == "adapters.classification")))
+    alone = Planner(Run(load_recipe(DEMO, ["adapters.classification.loss={rkd_weight: 0}"])))
+    alone.machine = planner.machine
+    assert [one.seconds for one in alone.phases()] == pytest.approx([*without.values()])
 
 
 def test_a_phase_maps_the_vectors_that_it_distils():
