@@ -24,6 +24,7 @@ from st_jv5.adapters import (
     train_task,
 )
 from st_jv5.encoding import encode, encode_all_tasks, encode_mixed
+from st_jv5.interpolation import interpolate
 from st_jv5.jina import load_jina_v5
 from st_jv5.losses import (
     CompositeLoss,
@@ -71,6 +72,7 @@ __all__ = [
     "encode_mixed",
     "fill",
     "fit_projection",
+    "interpolate",
     "last_checkpoint",
     "load_jina_v5",
     "merge_task",

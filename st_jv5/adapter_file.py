@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,19 @@ class Adapter:
             {**config, "inference_mode": True, "base_model_name_or_path": None},
         )
         write_tensors(Path(folder) / WEIGHTS_FILE, self.tensors, {"st_jv5": json.dumps(told)})
+
+    def scaled(self, strength: float) -> Adapter:
+        """The same adapter with its update times ``strength`` (>= 0; 0 is the base, exactly).
+
+        B is scaled, not alpha: every engine reads the weights.
+        """
+        if not strength >= 0:
+            raise ValueError(f"strength must be 0 or more, not {strength}")
+        tensors = {
+            name: tensor * strength if ".lora_B." in name else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:

@@ -156,19 +156,23 @@ class Projection(nn.Module):
 
 def fit_projection(
     model: SentenceTransformer,
-    store: Vectors,
-    texts: Sequence[str],
-    prompt_name: str = "document",
+    store: Vectors | Mapping[str, Vectors],
+    texts: Sequence[str] | Mapping[str, Sequence[str]],
+    prompt_name: str | Mapping[str, str] = "document",
+    own_map_dims: Sequence[int] = (),
 ) -> Projection:
-    """Fit a projection to a frozen base by least squares, and make it the model's.
+    """Fit a projection to a base by least squares, and make it the model's.
 
-    For a base that came without the projection of its stage 1, such as a published model.
+    For a student before its first step (the identity joins unrelated spaces, and the student bends
+    to meet it), and for a base that came without the projection of its stage 1.
 
     Args:
         model: A model of ours; encoded as its base.
-        store: A space of a teacher store, or several as one.
-        texts: Texts whose vectors are in the store; at least as many as the student has dims.
-        prompt_name: The student's prompt for them.
+        store: A space of a teacher store, or several as one; or one for each role.
+        texts: Texts whose vectors are in the store, more than the student has dims; or a list for
+            each role, such as ``{"query": [...], "positive": [...]}``.
+        prompt_name: The student's prompt for them, or one for each role.
+        own_map_dims: Matryoshka dims that get a map of their own, fitted to the cut vectors.
 
     Returns:
         The projection, which is now ``model[0].projection``.
@@ -177,18 +181,31 @@ def fit_projection(
         >>> fit_projection(student, store, texts).teacher_dim
         384
     """
-    teacher = store.gather(store.rows(texts)).float()
-    student = model.encode(
-        list(texts), task="base", prompt_name=prompt_name, convert_to_tensor=True
+    by_role = texts if isinstance(texts, Mapping) else {"text": texts}
+    stores = store if isinstance(store, Mapping) else dict.fromkeys(by_role, store)
+    prompts = (
+        prompt_name if isinstance(prompt_name, Mapping) else dict.fromkeys(by_role, prompt_name)
     )
-    student = student.float().cpu()
-    if len(texts) <= student.shape[1]:
-        raise ValueError(f"{len(texts)} texts cannot fit {student.shape[1]} dims; pass more")
-    ones = torch.ones(len(student), 1)
-    solution = torch.linalg.lstsq(torch.cat([student, ones], dim=1), teacher).solution
-    projection = Projection(student.shape[1], teacher.shape[1], info=store.describe())
-    with torch.no_grad():
-        projection.linear.weight.copy_(solution[:-1].T)
-        projection.linear.bias.copy_(solution[-1])
+    count, width = sum(map(len, by_role.values())), model.get_embedding_dimension()
+    if count <= width:
+        raise ValueError(f"{count} texts cannot fit {width} dims; pass more")
+    seen, wanted = [], []
+    for role, own in by_role.items():
+        wanted.append(stores[role].gather(stores[role].rows(own)).float())
+        vectors = model.encode(
+            list(own), task="base", prompt_name=prompts[role], convert_to_tensor=True
+        )
+        seen.append(vectors.float().cpu())
+    student, teacher = torch.cat(seen), torch.cat(wanted)
+    info = stores[next(iter(by_role))].describe()
+    projection = Projection(width, teacher.shape[1], info=info, own_map_dims=own_map_dims)
+    for dim in (width, *projection.own_map_dims):
+        linear: Any = projection.own[str(dim)] if dim < width else projection.linear
+        cut = nn.functional.normalize(student[:, :dim], dim=-1)
+        inputs = torch.cat([cut, torch.ones(count, 1)], dim=1)
+        solution = torch.linalg.lstsq(inputs, teacher).solution
+        with torch.no_grad():
+            linear.weight.copy_(solution[:-1].T)
+            linear.bias.copy_(solution[-1])
     model[0].projection = projection.to(model.device)
     return projection

@@ -27,15 +27,18 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
     weights: torch.Tensor
     batch_size: int | None
     """None: the batches vary in size, which accelerate has to know."""
+    most_batches: list[int] | None = None
+    """Of each data set over all epochs; None: no end."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
         starts = [0, *accumulate(len(dataset) for dataset in self.dataset.datasets)]
         passes = [0] * len(self.batch_samplers)
         iterators = [self._one_pass(index, 0) for index in range(len(passes))]
-        for number in range(len(self)):
-            if number % get_world_size() == 0:
-                chosen = int(torch.multinomial(self.weights, 1, generator=generator))
+        drawn = [0] * len(passes)
+        for epoch in range(self.epoch if self.most_batches else 0):
+            for _ in self._choices(epoch, drawn):
+                pass  # what earlier epochs took counts; a resumed run has not drawn it
+        for chosen in self._choices(self.epoch, drawn):
             batch = next(iterators[chosen], None)
             if batch is None:
                 passes[chosen] += 1
@@ -47,6 +50,24 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
                     f"differ; add rows or shrink the batch"
                 )
             yield [starts[chosen] + index for index in batch]
+
+    def _choices(self, epoch: int, drawn: list[int]) -> Iterator[int]:
+        """The data set of each batch of an epoch; ``drawn`` counts the batches of each set."""
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        weights = self.weights.clone()
+        for number in range(len(self)):
+            if number % get_world_size() == 0:
+                if self.most_batches:
+                    left = torch.tensor(self.most_batches) > torch.tensor(drawn)
+                    weights = torch.where(left, self.weights, 0.0)
+                    if not bool(left.any()):
+                        raise ValueError(
+                            f"every data set has been read as often as max_epochs allows, after "
+                            f"{sum(drawn)} batches; train fewer steps, or raise max_epochs"
+                        )
+                chosen = int(torch.multinomial(weights, 1, generator=generator))
+            drawn[chosen] += 1
+            yield chosen
 
     def _one_pass(self, index: int, number: int) -> Iterator[list[int]]:
         # The samplers share the host's one generator: each pass seeds it anew before it shuffles.
@@ -66,6 +87,7 @@ class Weighted:
     weights: Mapping[str, float] | None
     temperature: float = 1.0
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
+    max_epochs: float | None = None
 
     @property
     def names(self) -> list[str]:
@@ -85,6 +107,10 @@ class Weighted:
         sizes = [len(one) for one in dataset.datasets]
         weights = list(self.weights.values()) if self.weights else sizes
         sampler.weights = torch.tensor(weights, dtype=torch.float64) ** (1 / self.temperature)
+        if self.max_epochs is not None:
+            sampler.most_batches = [
+                max(1, int(self.max_epochs * len(one))) for one in sampler.batch_samplers
+            ]
         if len({(one.batch_size, one.drop_last) for one in sampler.batch_samplers}) > 1:
             sampler.batch_size = None
         return sampler
@@ -94,6 +120,7 @@ def weighted(
     weights: Mapping[str, float] | None = None,
     temperature: float = 1.0,
     batch_sizes: Mapping[str, int] | None = None,
+    max_epochs: float | None = None,
 ) -> Weighted:
     """A sampler for ``args.multi_dataset_batch_sampler``: one data set per batch.
 
@@ -106,11 +133,16 @@ def weighted(
             above 1 evens them out.
         batch_sizes: Data set -> rows per batch (and process), for those that do not take
             ``args.per_device_train_batch_size``; for all, in order, where there are no weights.
+        max_epochs: Most passes over one data set: a set that was read so often is drawn no more,
+            and the others take its place. Its last pass may be cut short. None: no end.
+
+    Raises:
+        ValueError: While training, when no data set is left to draw from.
 
     Example:
         >>> args.multi_dataset_batch_sampler = weighted({"titles": 2, "questions": 1})
         >>> args.multi_dataset_batch_sampler = weighted(
-        ...     {"short": 2, "long": 1}, batch_sizes={"long": 16}
+        ...     {"short": 2, "long": 1}, batch_sizes={"long": 16}, max_epochs=10
         ... )
         >>> args.multi_dataset_batch_sampler = weighted(temperature=2.0)
     """
@@ -118,9 +150,11 @@ def weighted(
         raise ValueError(f"every data set needs a weight above 0, got {dict(weights)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
+    if max_epochs is not None and not max_epochs > 0:
+        raise ValueError(f"max_epochs must be positive, not {max_epochs}")
     batch_sizes = dict(batch_sizes or {})
     if weights and (unknown := [name for name in batch_sizes if name not in weights]):
         raise ValueError(f"batch_sizes: no data set {unknown[0]!r} among {', '.join(weights)}")
     if bad := [name for name, size in batch_sizes.items() if size < 1]:
         raise ValueError(f"batch_sizes: {bad[0]!r} must be positive, not {batch_sizes[bad[0]]}")
-    return Weighted(dict(weights) if weights else None, temperature, batch_sizes)
+    return Weighted(dict(weights) if weights else None, temperature, batch_sizes, max_epochs)

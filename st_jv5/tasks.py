@@ -56,8 +56,8 @@ BASE_TASK = Task(BASE, prompts=PROMPTS)
 def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
     """The prompt of each text column, as the trainer's ``args.prompts`` wants it.
 
-    The first text column is the query and gets the task's query prompt if it has one; every other
-    text column gets the document prompt.
+    The first of several text columns is the query and gets the task's query prompt if it has one;
+    every other text column, and a single one, gets the document prompt.
 
     Example:
         >>> column_prompts(TASKS["retrieval"], ["query", "positive", "label"])
@@ -68,7 +68,7 @@ def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
         raise ValueError(f"no text column among {list(columns)}; a data set needs at least one")
     document = task.prompts["document"]
     return {
-        column: task.prompts.get("query", document) if column == texts[0] else document
+        column: task.prompts.get("query", document) if column in texts[:-1][:1] else document
         for column in texts
     }
 

@@ -162,6 +162,13 @@ class Phase:
     """Data set -> weight with which a batch is drawn from it."""
     steps: int
     """Optimizer steps."""
+    replay: dict[str, float] = field(default_factory=dict)
+    """Further data sets -> weight: each of their texts by itself, distilled and nothing else. Text
+    of other kinds keeps the student from forgetting what it knows of it."""
+    replay_weight: float = 1.0
+    """Of distillation in a batch of ``replay``."""
+    max_epochs: float = 10.0
+    """Most passes over one data set; one that was read so often is drawn no more."""
     batch_size: int = 64
     """Rows per step and device."""
     batch_sizes: dict[str, int] = field(default_factory=dict)
@@ -181,9 +188,13 @@ class Phase:
     """AdamW's."""
     max_grad_norm: float = 1.0
     """Clip above this norm."""
-    fit_projection: int = 0
-    """Texts on which a projection that is not there yet is fitted by least squares before the first
-    step; 0: it starts as a rectangular identity."""
+    fit_projection: int = 20_000
+    """Texts, drawn from all of the phase's data sets, on which a projection that is not there yet
+    is fitted by least squares before the first step; 0: it starts as a rectangular identity, which
+    joins unrelated spaces."""
+    own_map_dims: tuple[int, ...] = ()
+    """Matryoshka dims at which a cut student meets a projection of its own, instead of the first
+    columns of the whole one."""
     theta: float | None = None
     """RoPE's theta while it trains; None: the base's."""
     gradient_checkpointing: bool = False
@@ -198,6 +209,11 @@ class Phase:
     loss: dict[str, int | float | bool | str | Schedule] = field(default_factory=dict)
     """Overrides of the task's loss, such as ``temperature: 0.05``; a weight may move over the
     steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``."""
+
+    @property
+    def mix(self) -> dict[str, float]:
+        """All data sets that a batch is drawn from, with their weights."""
+        return {**self.data, **self.replay}
 
     @property
     def asks_of_labelled(self) -> bool:
@@ -217,6 +233,9 @@ class AdapterPhase(Phase):
     """LoRA dropout; None: the task table's."""
     average: tuple[int, ...] = ()
     """Average the checkpoints of these steps and the last one; empty: the last alone."""
+    strengths: tuple[float, ...] = (1.0,)
+    """Factors on the adapter's update. Several: each is scored on the adapter's validation tasks,
+    near and far alike, and the best is taken."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +273,11 @@ class Recipe:
     """Task -> its phase."""
     long: Phase | None = None
     """Stage 1's second phase, on long texts, after ``stage1``."""
+    keep: tuple[float, ...] | None = None
+    """How much of the weights that training began with stays in the base: 0 none, 1 all. Several:
+    each is scored on the validation tasks, near and far alike, and the best is taken. None: half,
+    where the student begins as a whole sentence-transformers model, pooled and prompted in its own
+    way; else 0."""
     more_teachers: tuple[Teacher, ...] = ()
     """The student learns from all teachers at once: their vectors side by side, each of unit length
     and weighted."""
@@ -389,23 +413,37 @@ def check(recipe: Recipe) -> None:
                     f"{path}.{setting} must be above 0, not {getattr(teacher, setting)}"
                 )
     for path, phase in recipe.phases.items():
-        for name, weight in phase.data.items():
-            if name not in recipe.data_sets:
+        for part in ("data", "replay"):
+            for name, weight in getattr(phase, part).items():
+                if name not in recipe.data_sets:
+                    raise RecipeError(
+                        f"{path}.{part}: unknown data set {name!r}; known: "
+                        f"{', '.join(recipe.data_sets)}"
+                    )
+                if weight <= 0:
+                    raise RecipeError(
+                        f"{path}.{part}.{name}: the weight must be above 0, not {weight}"
+                    )
+        for name in phase.replay:
+            if name in phase.data:
+                raise RecipeError(f"{path}.replay.{name}: {path}.data has it already")
+            if recipe.data_sets[name].kind == "synset_pairs":
                 raise RecipeError(
-                    f"{path}.data: unknown data set {name!r}; known: {', '.join(recipe.data_sets)}"
+                    f"{path}.replay.{name}: synset_pairs names no columns to replay; make the set "
+                    f"of kind texts"
                 )
-            if weight <= 0:
-                raise RecipeError(f"{path}.data.{name}: the weight must be above 0, not {weight}")
         if not phase.data:
             raise RecipeError(f"{path}.data names no data set")
         for setting in ("batch_sizes", "max_tokens"):
             for name, number in getattr(phase, setting).items():
-                if name not in phase.data:
-                    raise RecipeError(f"{path}.{setting}: {path}.data has no {name!r}")
+                if name not in phase.mix:
+                    raise RecipeError(
+                        f"{path}.{setting}: neither {path}.data nor {path}.replay has {name!r}"
+                    )
                 if number < 1:
                     raise RecipeError(f"{path}.{setting}.{name} must be above 0, not {number}")
         settings = ("steps", "batch_size", "devices", "learning_rate", "checkpoint_steps",
-                    "temperature", "theta")  # fmt: skip
+                    "temperature", "theta", "max_epochs", "replay_weight")  # fmt: skip
         for setting in settings:
             if (getattr(phase, setting) or 0) <= 0 and getattr(phase, setting) is not None:
                 raise RecipeError(
@@ -418,12 +456,22 @@ def check(recipe: Recipe) -> None:
                 f"{path}.dim_weights has {len(phase.dim_weights)} entries for {len(dims)} "
                 f"student.matryoshka_dims"
             )
+        for strength in getattr(phase, "strengths", ()):
+            if not strength >= 0:
+                raise RecipeError(f"{path}.strengths must be 0 or more, not {strength}")
+        if getattr(phase, "strengths", None) == ():
+            raise RecipeError(f"{path}.strengths is empty; [1.0] takes the adapter as it is")
         for step in getattr(phase, "average", ()):
             if step % phase.checkpoint_steps or not 0 < step < phase.steps:
                 raise RecipeError(
                     f"{path}.average: step {step} has no checkpoint; there is one every "
                     f"{phase.checkpoint_steps} steps up to {phase.steps}"
                 )
+    for share in recipe.keep or ():
+        if not 0 <= share < 1:
+            raise RecipeError(f"keep must lie in 0..1, below 1, not {share}")
+    if recipe.keep == ():
+        raise RecipeError("keep is empty; [0] keeps nothing of the start")
     for name in recipe.student.vocabulary:
         if name not in recipe.data_sets:
             raise RecipeError(f"student.vocabulary: unknown data set {name!r}")
@@ -463,6 +511,8 @@ def _check_teacher_prompts(
                     f"{', '.join(teacher.prompts) or 'none'}"
                 )
     kinds = {recipe.data_sets[name].kind for name in phase.data}
+    if phase.replay:
+        kinds.add("texts")
     first = {phase.teacher_prompts.get(role) for role in ("query", "text")}
     if kinds & PAIRED and kinds & {"texts", "labelled"} and len(first) > 1:
         raise RecipeError(

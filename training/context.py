@@ -95,7 +95,7 @@ class Run:
     @property
     def used_sets(self) -> dict[str, DataSet]:
         """The data sets that a phase trains on."""
-        used = {name for phase in self.recipe.phases.values() for name in phase.data}
+        used = {name for phase in self.recipe.phases.values() for name in phase.mix}
         used |= {*self.recipe.student.vocabulary}
         return {name: spec for name, spec in self.recipe.data_sets.items() if name in used}
 
@@ -155,7 +155,8 @@ class Run:
         """Where the vectors of each role's texts are read, for the roles of a phase's data sets."""
         kinds = {self.recipe.data_sets[name].kind for name in phase.data}
         roles = ["query", "positive"] if kinds & PAIRED else []
-        if "texts" in kinds or ("labelled" in kinds and phase.asks_of_labelled):
+        asks = "labelled" in kinds and phase.asks_of_labelled
+        if "texts" in kinds or asks or phase.replay:
             roles.append("text")
         weights = [spec.weight for spec in self.teachers]
         found: dict[str, Vectors] = {}
@@ -206,7 +207,7 @@ class Run:
     @property
     def base(self) -> Path:
         """The frozen model that the adapters stand on."""
-        return self.folder / [*self.recipe.base_phases][-1] / "model"
+        return self.folder / "base" / "model"
 
 
 def wait_for_all() -> None:

@@ -10,7 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,23 @@ def teacher_texts(spec: DataSet, rows: Rows, labelled: bool = False) -> dict[str
         return {}
     roles = [role for role in spec.columns if not is_negative(role)]
     return {role: [row[role] for row in rows] for role in roles}
+
+
+def replay_texts(rows: Rows) -> list[str]:
+    """Every text of a data set, each once: of pairs both sides."""
+    return list(dict.fromkeys(chain.from_iterable(map(texts_of, rows))))
+
+
+def replay_set(rows: Rows, store: Vectors) -> Dataset:
+    """A data set's texts as the trainer takes them to distil: ``text``, and its row of the store.
+
+    Args:
+        rows: Of any kind but synset_pairs.
+        store: The teacher's vectors of single texts.
+    """
+    texts = replay_texts(rows)
+    labels = store.rows(texts)[:, None].tolist()
+    return Dataset.from_dict({"text": texts, "label": labels})
 
 
 def training_set(

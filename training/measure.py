@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 
-from eval.local_tasks import local_tasks
+from eval.local_tasks import local_tasks, text_kinds
 from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
+from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.tasks import BASE, TASKS
 from st_jv5.teacher.sources import resolve_model
 from training.context import Run, require
@@ -54,9 +55,9 @@ class ChanceEncoder(AbsEncoder):
         return np.random.default_rng(seed).standard_normal(self.dim).astype(np.float32)
 
 
-def chosen_tasks(run: Run) -> list[Any]:
-    """The recipe's local tasks."""
-    split = run.recipe.evaluation.split
+def chosen_tasks(run: Run, split: Literal["test", "validation"] | None = None) -> list[Any]:
+    """The recipe's local tasks, on its split or another."""
+    split = split or run.recipe.evaluation.split
     known = dict(zip(local_tasks(), local_tasks(split).values(), strict=True))
     names = run.recipe.evaluation.tasks or tuple(known)
     if unknown := [name for name in names if name not in known]:
@@ -99,6 +100,39 @@ def measure(run: Run) -> None:
         dims = {width, *(wanted.dims or model[0].matryoshka_dims)}
         settings = Settings("all", tuple(sorted(dims)), wanted.precisions)
         score(MODEL, MTEBEncoder(model, remember=True), settings)
+
+
+def validation_means(
+    run: Run, model: SentenceTransformer, task: str, folder: Path
+) -> dict[str, float]:
+    """Mean scores in percent on the validation split, to choose by.
+
+    Args:
+        run: Its recipe names the tasks.
+        model: A model of ours.
+        task: An adapter, scored on the tasks that are routed to it; or the base, on all.
+        folder: Of the record.
+
+    Returns:
+        ``near``, ``far`` (whichever there are), and ``both``: the mean of the two.
+    """
+    tasks = [
+        one
+        for one in chosen_tasks(run, "validation")
+        if task == BASE or adapter_for(one.metadata.type) == task
+    ]
+    with run.forwards():
+        rows = evaluate(
+            MTEBEncoder(model, remember=True), tasks, folder, Settings(task), label=folder.name
+        )
+    kinds = text_kinds()
+    sides: dict[str, list[float]] = {"near": [], "far": []}
+    for row in rows:
+        name = str(row["task"]).removesuffix("Validation")
+        side = "near" if kinds[name] in run.recipe.text_kinds else "far"
+        sides[side].append(100 * float(row["main_score"]))
+    means = {side: float(np.mean(scores)) for side, scores in sides.items() if scores}
+    return means | {"both": float(np.mean([*means.values()]))}
 
 
 def records_of(run: Run) -> dict[str, dict[str, Row]]:

@@ -134,7 +134,7 @@ class Planner:
         """
         steps: dict[str, list[list[Chunk]]] = {}
         for name, phase in self.recipe.phases.items():
-            own = [step for one in phase.data for step in self._rehearsal(phase, one)]
+            own = [step for one in phase.mix for step in self._rehearsal(phase, one)]
             steps.setdefault(kind_of(*adapter_settings(name, phase)), []).extend(own)
             if is_cached(phase) or reads_base(name, phase):
                 steps.setdefault("reading", []).extend(own)
@@ -188,9 +188,12 @@ class Planner:
             return SPECIAL_TOKENS + len(text) / CHARACTERS_PER_TOKEN
         return len(self.tokenizer.encode(text).ids)
 
-    def columns(self, name: str, limit: int) -> list[Array]:
+    def columns(self, name: str, limit: int, replayed: bool = False) -> list[Array]:
         """Tokens of some texts of each column, behind their prompt and cut at the limit."""
         spec, facts = self.recipe.data_sets[name], self.facts[name]
+        if replayed:  # every text by itself
+            texts = np.concatenate([*facts.tokens.values()] or [np.array([limit])])
+            return [np.clip(texts + PROMPT_TOKENS, 1, limit)]
         if spec.kind == "texts":
             roles = ["text"]
         elif spec.kind == "labelled":
@@ -212,7 +215,7 @@ class Planner:
     def _phase(self, name: str, phase: Phase) -> PhasePlan:
         rank, dropout = adapter_settings(name, phase)
         weights = self.costs.weights(rank)
-        shares = {k: w ** (1 / phase.temperature) for k, w in phase.data.items()}
+        shares = {k: w ** (1 / phase.temperature) for k, w in phase.mix.items()}
         from_base, cached = reads_base(name, phase), is_cached(phase)
         settings = rank, phase.gradient_checkpointing, dropout
         tokens = flops = seconds = most = 0.0
@@ -250,7 +253,7 @@ class Planner:
     def batches(self, phase: Phase, data_set: str) -> list[list[Chunk]]:
         """Some batches of a data set on one device, cut into chunks as they are embedded."""
         limit = phase.max_tokens.get(data_set, self.recipe.student.max_tokens)
-        columns = self.columns(data_set, limit)
+        columns = self.columns(data_set, limit, data_set in phase.replay)
         size = phase.batch_sizes.get(data_set, phase.batch_size)
         budget, most_rows = (phase.loss.get(f"mini_batch_{unit}") for unit in ("tokens", "size"))
         if not isinstance(budget, int):
@@ -300,15 +303,15 @@ class Planner:
         """Columns of texts that a phase distils or mines: how many, and tokens of some."""
         most = self.recipe.teacher.max_tokens
         found: dict[Column, tuple[int | None, Array]] = {}
-        for name in phase.data:
+        for name in phase.mix:
             data_set, facts = self.recipe.data_sets[name], self.facts[name]
-            distils = data_set.kind in ("pairs", "long", "texts") or (
-                data_set.kind == "labelled" and phase.asks_of_labelled
-            )
+            distils = data_set.kind in ("pairs", "long", "texts") or name in phase.replay
+            distils = distils or (data_set.kind == "labelled" and phase.asks_of_labelled)
             roles = [r for r in data_set.columns if r != "label" and not is_negative(r)]
             for role in roles if distils else ():
                 rows = f"{data_set.path} {data_set.subset} {data_set.where} "
-                column = rows + data_set.columns[role], phase.teacher_prompts.get(role)
+                prompt = phase.teacher_prompts.get("text" if name in phase.replay else role)
+                column = rows + data_set.columns[role], prompt
                 lengths = facts.tokens.get(role, np.array([most]))
                 found.setdefault(column, (facts.rows, np.clip(lengths, 1, most)))
         return found

@@ -38,6 +38,7 @@ from training.context import (
     save_whole,
     wait_for_all,
 )
+from training.keep import choose_base, choose_strength, shares_kept
 from training.strict import RecipeError
 from training.teach import teach
 from training.train import train
@@ -50,7 +51,7 @@ STAGES = ("teacher", "stage1", "adapters", "model", "evaluation", "report")
 
 
 def upstream(recipe: Recipe) -> dict[str, Any]:
-    """The settings that the base depends on; the adapters depend on these and their own."""
+    """The settings that the phases of the base depend on."""
     tree = asdict(recipe)
     # How the vectors come, not what they are.
     where = ("endpoint", "device", "store", "shards", "config")
@@ -67,9 +68,16 @@ def upstream(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def kept(run: Run) -> dict[str, Any]:
+    """The settings that the base depends on: those of its phases, and what is chosen after."""
+    shares = shares_kept(run)
+    tasks = run.recipe.evaluation.tasks if len(shares) > 1 else None
+    return {**upstream(run.recipe), "keep": shares, "chosen_on": tasks}
+
+
 def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
     """A phase's settings, those of its data sets among them."""
-    return {**asdict(phase), "data_sets": _sets(recipe, phase.data)}
+    return {**asdict(phase), "data_sets": _sets(recipe, phase.mix)}
 
 
 def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
@@ -118,7 +126,10 @@ def run_teacher(run: Run) -> None:
 
 
 def run_stage1(run: Run) -> None:
-    """Distil the whole backbone: the general phase, then the long one where there is one."""
+    """Distil the whole backbone: the general phase, then the long one where there is one.
+
+    The base that the adapters stand on lies between what that leaves and the start (``keep``).
+    """
     settings = upstream(run.recipe)
     before: Path | None = None
     so_far: dict[str, Any] = {}
@@ -134,13 +145,21 @@ def run_stage1(run: Run) -> None:
                 mark_done(folder, own)
         wait_for_all()
         before = folder / "model"
+    settings = kept(run)
+    if RANK == 0 and not done(run.base.parent, settings):
+        assert before is not None
+        save_whole(choose_base(run, before, run.base.parent), run.base)
+        mark_done(run.base.parent, settings)
+    wait_for_all()
 
 
 def run_adapters(run: Run) -> None:
     """Train each adapter on the frozen base, on its own."""
     for task, phase in run.recipe.adapters.items():
         folder = run.folder / "adapters" / task
-        settings = {**upstream(run.recipe), "adapter": settings_of(run.recipe, phase)}
+        settings = {**kept(run), "adapter": settings_of(run.recipe, phase)}
+        if len(phase.strengths) > 1:
+            settings["chosen_on"] = run.recipe.evaluation.tasks
         if done(folder, settings):
             continue
         student = SentenceTransformer(str(require(run.base, "stage1")))
@@ -155,6 +174,7 @@ def run_adapters(run: Run) -> None:
             if phase.average:
                 steps = [checkpoints / f"checkpoint-{s}" / "adapters" / task for s in phase.average]
                 chosen, lost = st_jv5.average_adapters([*steps, folder / "last"])
+            chosen = choose_strength(run, task, phase, run.base, chosen, folder)
             chosen.save(folder / "adapter")
             mark_done(folder, settings, averaged=[*phase.average], lost=lost)
         wait_for_all()
@@ -164,7 +184,7 @@ def run_model(run: Run) -> None:
     """Put the adapters on the frozen base: the one folder."""
     folder, recipe = run.folder / "model", run.recipe
     settings = {
-        **upstream(recipe),
+        **kept(run),
         "serve_theta": recipe.student.serve_theta,
         "adapters": {task: settings_of(recipe, one) for task, one in recipe.adapters.items()},
     }

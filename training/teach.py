@@ -16,7 +16,7 @@ from st_jv5.cpu import bound_kernel_cache
 from st_jv5.teacher.fill import Engine, fill
 from training.config import load_recipe
 from training.context import RANK, WORLD_SIZE, Run
-from training.data import teacher_texts
+from training.data import replay_texts, teacher_texts
 from training.strict import RecipeError
 
 logger = logging.getLogger("training")
@@ -30,6 +30,8 @@ def wanted(run: Run) -> dict[str | None, list[str]]:
             spec = run.recipe.data_sets[name]
             for role, texts in teacher_texts(spec, run.rows[name], phase.asks_of_labelled).items():
                 found[phase.teacher_prompts.get(role)].extend(texts)
+        for name in phase.replay:
+            found[phase.teacher_prompts.get("text")].extend(replay_texts(run.rows[name]))
     return {prompt: list(dict.fromkeys(texts)) for prompt, texts in found.items()}
 
 

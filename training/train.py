@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from st_jv5.cpu import give_back_memory
 from st_jv5.files import write_json
 from st_jv5.losses import (
     CompositeLoss,
+    ProjectedCosineDistillLoss,
     classification_loss,
     clustering_loss,
     retrieval_loss,
@@ -31,11 +33,14 @@ from st_jv5.losses import (
 from st_jv5.projection import fit_projection
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
+from st_jv5.teacher.views import Vectors
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
 from training.config import Phase
 from training.context import RANK, WORLD_SIZE, Run
-from training.data import teacher_texts, training_set
+from training.data import replay_set, replay_texts, teacher_texts, training_set
 from training.strict import RecipeError
+
+logger = logging.getLogger("training")
 
 LOSSES: dict[str, Callable[..., CompositeLoss]] = {
     # Stage 1 is distillation alone; its recipe may give the other two terms a weight.
@@ -72,20 +77,13 @@ def train(
         name: training_set(name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks)
         for name in phase.data
     }
+    sets |= {name: replay_set(run.rows[name], stores["text"]) for name in phase.replay}
     if phase.theta is not None:
         rope.train_at(student, phase.theta, task)
-    if phase.fit_projection and student[0].projection is None:
-        role = "positive" if "positive" in stores else "text"
-        specs = run.recipe.data_sets
-        known = (teacher_texts(specs[name], run.rows[name], asks) for name in phase.data)
-        texts = [*dict.fromkeys(chain(*(found.get(role, ()) for found in known)))]
-        chosen = random.Random(seed).sample(texts, min(phase.fit_projection, len(texts)))
-        try:
-            with run.forwards():
-                fit_projection(student, stores[role], chosen)
-        except ValueError as error:
-            raise RecipeError(f"fit_projection: {error}") from error
+    if phase.fit_projection and student[0].projection is None and stores:
+        fit(run, student, phase, stores)
     loss = loss or make_loss(run, student, task, phase)
+    replay = make_replay_loss(run, student, phase, stores) if phase.replay else None
     args = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=phase.steps,
@@ -101,9 +99,10 @@ def train(
         use_cpu=run.device == "cpu",
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         multi_dataset_batch_sampler=weighted(
-            phase.data,
+            phase.mix,
             phase.temperature,
             {name: rows_here(phase, size) for name, size in phase.batch_sizes.items()},
+            phase.max_epochs,
         ),
         dataloader_drop_last=True,
         logging_steps=max(1, phase.steps // 20),
@@ -119,7 +118,7 @@ def train(
         tasks=task,
         train_dataset=DatasetDict(sets),
         max_tokens=phase.max_tokens or None,
-        loss=loss,
+        loss={name: replay if name in phase.replay else loss for name in sets} if replay else loss,
         callbacks=list(callbacks),
     )
     trainer.add_callback(spent := _Spent())
@@ -185,6 +184,63 @@ def peak_memory_mib() -> float:
     return 0.0
 
 
+def fit(
+    run: Run, student: SentenceTransformer, phase: Phase, stores: Mapping[str, Vectors]
+) -> None:
+    """Fit the projection on texts of all the phase's data sets, each by its weight.
+
+    A query is encoded behind the query prompt, every other text behind the document prompt.
+    """
+    draw, asks = random.Random(run.recipe.seed), phase.asks_of_labelled
+    whole = sum(phase.mix.values())
+    texts: dict[str, dict[str, None]] = defaultdict(dict)
+    for name, weight in phase.mix.items():
+        spec, rows = run.recipe.data_sets[name], run.rows[name]
+        by_role = (
+            {"text": replay_texts(rows)}
+            if name in phase.replay
+            else (teacher_texts(spec, rows, asks))
+        )
+        known = [(role, text) for role, own in by_role.items() for text in dict.fromkeys(own)]
+        count = min(len(known), round(phase.fit_projection * weight / whole))
+        for role, text in draw.sample(known, count):
+            texts[role][text] = None
+    if sum(map(len, texts.values())) <= 2 * student.get_embedding_dimension():
+        logger.warning(
+            "%d texts are too few to fit a projection; it starts as the identity",
+            sum(map(len, texts.values())),
+        )
+        return
+    with run.forwards():
+        fit_projection(
+            student,
+            stores,
+            {role: [*found] for role, found in texts.items()},
+            {role: "query" if role == "query" else "document" for role in texts},
+            own_map_dims=phase.own_map_dims,
+        )
+
+
+def make_replay_loss(
+    run: Run, student: SentenceTransformer, phase: Phase, stores: Mapping[str, Vectors]
+) -> CompositeLoss:
+    """Distillation alone, of single texts; the projection is the phase's."""
+    settings = dict[str, Any](phase.loss)
+    distill = ProjectedCosineDistillLoss(
+        student,
+        stores["text"].dim,
+        store=stores["text"],
+        train_projection=settings.get("train_projection", True),
+    )
+    return CompositeLoss(
+        student,
+        {"distill": (distill, phase.replay_weight)},
+        dims=student[0].matryoshka_dims,
+        dim_weights=phase.dim_weights or None,
+        **{n: value for n, value in settings.items() if n.startswith("mini_batch_")},
+    )
+
+
 def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
     """The task's loss at the student's dims, reading the teacher store."""
     store = run.loss_store(phase)
@@ -194,6 +250,7 @@ def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -
         store=store,
         dims=student[0].matryoshka_dims,
         dim_weights=phase.dim_weights or None,
+        **({"own_map_dims": phase.own_map_dims} if phase.own_map_dims else {}),
         **dict[str, Any](phase.loss),
     )
     if student[0].projection is not None and store is not None:

@@ -1,0 +1,98 @@
+"""How much of the start stays in a base, and how strongly an adapter acts: chosen on validation.
+
+Training on little text gains on text like it and loses elsewhere. Between the weights that training
+began with and those it ended with lie models that keep most of both; so do weaker adapters.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+import st_jv5
+from st_jv5.files import write_json
+from st_jv5.tasks import BASE
+from st_jv5.teacher.sources import resolve_model
+from training.config import AdapterPhase
+from training.context import Run
+from training.train import fit
+
+logger = logging.getLogger("training")
+
+SAFE = 0.5
+"""Of the start, where nothing is said: notes/log.md has what it costs and saves."""
+
+
+def shares_kept(run: Run) -> tuple[float, ...]:
+    """The recipe's ``keep``; where it says nothing, what is safe for its base."""
+    if run.recipe.keep is not None:
+        return run.recipe.keep
+    spec = run.recipe.student
+    own = spec.layers is None and not spec.pooling and spec.prompts == "own"
+    folder = Path(resolve_model(spec.base))
+    return (SAFE,) if own and (folder / "modules.json").is_file() else (0.0,)
+
+
+def choose_base(run: Run, end: Path, folder: Path) -> SentenceTransformer:
+    """The base that the adapters will stand on, with a projection that fits it.
+
+    Args:
+        run: Its recipe says how much of the start to try (``keep``).
+        end: What the base phases left.
+        folder: Of the scores; ``keep.json`` tells all of them.
+    """
+
+    def between(share: float) -> SentenceTransformer:
+        trained = SentenceTransformer(str(end))
+        return st_jv5.interpolate(run.new_student(), trained, 1 - share) if share else trained
+
+    share = best(run, shares_kept(run), between, folder, "keep", BASE)
+    base = between(share)
+    if share:
+        base[0].licenses = SentenceTransformer(str(end))[0].licenses
+        phase = run.recipe.stage1
+        fit(run, base, phase, run.role_stores(phase))
+    return base
+
+
+def choose_strength(
+    run: Run, task: str, phase: AdapterPhase, base: Path, adapter: st_jv5.Adapter, folder: Path
+) -> st_jv5.Adapter:
+    """An adapter at the best of the phase's strengths; ``strength.json`` tells all scores."""
+
+    def at(strength: float) -> SentenceTransformer:
+        model = SentenceTransformer(str(base))
+        st_jv5.put_task(model, adapter.scaled(strength))
+        return model
+
+    return adapter.scaled(best(run, phase.strengths, at, folder, "strength", task))
+
+
+def best(
+    run: Run,
+    candidates: Sequence[float],
+    model_of: Callable[[float], SentenceTransformer],
+    folder: Path,
+    what: str,
+    task: str,
+) -> float:
+    """The candidate with the best mean of near and far on validation; a single one unmeasured."""
+    if len(candidates) == 1:
+        return candidates[0]
+    from training.measure import validation_means  # needs the extra `eval`
+
+    found: dict[float, Mapping[str, Any]] = {}
+    for candidate in candidates:
+        model = model_of(candidate)
+        found[candidate] = validation_means(run, model, task, folder / f"{what}-{candidate:g}")
+        told = ", ".join(f"{side} {mean:.1f}" for side, mean in found[candidate].items())
+        logger.info("%s %g: %s (validation)", what, candidate, told)
+    chosen = max(candidates, key=lambda one: found[one]["both"])
+    logger.info("%s: %g is taken", what, chosen)
+    told_all = {f"{one:g}": dict(means) for one, means in found.items()}
+    write_json(folder / f"{what}.json", {"chosen": chosen, "validation": told_all})
+    return chosen
