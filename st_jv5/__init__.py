@@ -40,7 +40,7 @@ from st_jv5.losses import (
     retrieval_loss,
     text_matching_loss,
 )
-from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate, TokenPooling
 from st_jv5.projection import Projection, fit_projection
 from st_jv5.sampling import weighted
 from st_jv5.student import new_student
@@ -63,6 +63,7 @@ __all__ = [
     "RelationalKDLoss",
     "Schedule",
     "TeacherStore",
+    "TokenPooling",
     "add_task",
     "average_adapters",
     "classification_loss",
@@ -100,7 +101,7 @@ def __getattr__(name: str) -> Any:
 def _make_modules_loadable() -> None:
     classes = {
         f"{module.__module__}.{module.__name__}": module
-        for module in (AdapterRouter, LastTokenPooling, MatryoshkaTruncate)
+        for module in (AdapterRouter, LastTokenPooling, TokenPooling, MatryoshkaTruncate)
     }
     known = getattr(BaseModel, "_module_classes", None)
     if isinstance(known, dict):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from st_jv5.adapter_file import Adapter
 from st_jv5.modules.adapter_router import TEXT_ONLY, AdapterRouter
 from st_jv5.modules.merging import fold
+from st_jv5.modules.pooling import pooling_mode
 from st_jv5.student import transformer_blocks
 from st_jv5.tasks import BASE, TASKS, Task, unknown_name
 
@@ -63,8 +64,8 @@ def add_task(
         rank: LoRA rank.
         alpha: LoRA alpha; the update is scaled by ``alpha / rank``.
         dropout: LoRA dropout; None takes the task table's (0.1; classification 0.05).
-        prompts: Prompt name -> text; None takes the task table's, for your own task the document
-            prompt.
+        prompts: Prompt name -> text; None takes the model's own of the names that the task table
+            has: retrieval's are query and document, every other task's is document.
         target_modules: Names of the linear layers to adapt, as PEFT takes them; None takes every
             linear layer of the blocks.
 
@@ -75,10 +76,11 @@ def add_task(
     """
     router = router_of(model)
     task = TASKS.get(name, Task(name))
-    if prompts is not None:
-        if "document" not in prompts:
-            raise ValueError(f"prompts need a 'document' entry, got {sorted(prompts)}")
-        task = replace(task, prompts=dict(prompts))
+    if prompts is None:
+        prompts = {kind: router.prompts[kind] for kind in task.prompts}
+    elif "document" not in prompts:
+        raise ValueError(f"prompts need a 'document' entry, got {sorted(prompts)}")
+    task = replace(task, prompts=dict(prompts))
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -332,7 +334,7 @@ def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
     return SentenceTransformer(
         modules=[
             transformer,
-            Pooling(router.get_embedding_dimension(), pooling_mode="lasttoken"),
+            Pooling(router.get_embedding_dimension(), pooling_mode(model)),
             Normalize(),
         ],
         prompts=dict(model.prompts),

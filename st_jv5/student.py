@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from st_jv5.files import read_json
 from st_jv5.licenses import Licenses
-from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+from st_jv5.modules import AdapterRouter, MatryoshkaTruncate
 from st_jv5.modules.adapter_router import SETTINGS_FILE
+from st_jv5.modules.pooling import MODES, pooling_module
+from st_jv5.own_way import OwnWay
 from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS
 from st_jv5.vocabulary import cut_vocabulary
 
@@ -28,12 +30,18 @@ DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dr
 def new_student(
     base: str | Path | SentenceTransformer,
     layers: Sequence[int] | int | None = None,
-    append_eos: bool = True,
+    append_eos: bool | None = None,
     matryoshka_dims: Sequence[int] | None = None,
     dtype: torch.dtype | str | None = None,
     vocabulary: Iterable[str] | None = None,
+    pooling: str | None = None,
+    prompts: Mapping[str, str] | None = None,
 ) -> SentenceTransformer:
-    """A student: a backbone, last-token pooling, the Matryoshka cut, and the paper's prompts.
+    """A student: a backbone, pooling, the Matryoshka cut, and prompts.
+
+    A base of sentence-transformers keeps its own pooling and prompts, so that the student starts
+    with the base's vectors. A plain transformers folder says nothing of either: it pools the last
+    token and gets the paper's prompts.
 
     The backbone's own dropout is set to 0, as in the paper's students (Qwen3 and EuroBERT train
     without any): a target that is met exactly is not met through noise.
@@ -43,30 +51,51 @@ def new_student(
             licences that a model of ours names go along.
         layers: Indices of the blocks to keep, in order, or how many: evenly spaced, the first and
             the last among them. None keeps all.
-        append_eos: End every input with EOS or SEP, whose state is the embedding. An error if the
-            tokenizer has neither.
+        append_eos: End every input with EOS or SEP. An error if the tokenizer has neither. None
+            does so where the last token is pooled, whose state is the embedding, and leaves the
+            tokenizer alone elsewhere.
         matryoshka_dims: Dims to train, each at most the width; None takes
             :data:`MATRYOSHKA_DIMS` below the width, and the width.
         dtype: Of the weights; None as the base's config says.
         vocabulary: Texts whose tokens are kept, all others dropped: see
             :func:`~st_jv5.vocabulary.cut_vocabulary`. None keeps all.
+        pooling: ``"mean"``, ``"cls"`` (the first token) or ``"lasttoken"``. None takes the base's
+            own way, and the last token where the base does not say.
+        prompts: Name -> text, ``"query"`` and ``"document"`` among the names; they become the
+            model's ``prompts``, from which the base is trained and :func:`~st_jv5.add_task` takes
+            its own. None takes the base's own, empty texts where a model of sentence-transformers
+            has none, and the paper's where the base does not say.
 
     Returns:
         A model without adapters: it encodes as its base.
+
+    Raises:
+        ValueError: The base pools in a way that a student does not have, or has a layer behind its
+            pooling, and ``pooling`` does not say what to do instead.
 
     Example:
         >>> student = new_student(teacher_folder, layers=[0, 2, 5])
         >>> student.encode(["hello"]).shape
         (1, 384)
     """
+    own = OwnWay.of(base)
+    pooling = own.pooling_mode() if pooling is None else pooling
+    if pooling not in MODES:
+        raise ValueError(f"pooling must be one of {', '.join(MODES)}, not {pooling!r}")
+    prompts = own.prompts() if prompts is None else dict(prompts)
+    if missing := set(PROMPTS) - set(prompts):
+        raise ValueError(f"prompts lack {min(missing)!r}; they are {prompts}")
+    append_eos = pooling == "lasttoken" if append_eos is None else append_eos
     if vocabulary is not None and not isinstance(base, SentenceTransformer):
-        base = new_student(base, append_eos=append_eos)
+        base = new_student(base, append_eos=append_eos, pooling=pooling, prompts=prompts)
     if isinstance(base, SentenceTransformer):
         with tempfile.TemporaryDirectory() as folder:
             _save_stock(base, folder)
             if vocabulary is not None:
                 cut_vocabulary(folder, vocabulary)
-            student = new_student(folder, layers, append_eos, matryoshka_dims, dtype)
+            student = new_student(
+                folder, layers, append_eos, matryoshka_dims, dtype, pooling=pooling, prompts=prompts
+            )
         student.max_seq_length = min(student.max_seq_length, base.max_seq_length)
         if isinstance(base[0], AdapterRouter):
             student[0].licenses = deepcopy(base[0].licenses)
@@ -89,8 +118,8 @@ def new_student(
         raise ValueError(f"matryoshka_dims must lie in 1..{width}, not {list(matryoshka_dims)}")
     router.matryoshka_dims = tuple(sorted(set(matryoshka_dims)))
     return SentenceTransformer(
-        modules=[router, LastTokenPooling(width), MatryoshkaTruncate()],
-        prompts=dict(PROMPTS),
+        modules=[router, pooling_module(width, pooling), MatryoshkaTruncate()],
+        prompts=prompts,
         default_prompt_name=DEFAULT_PROMPT_NAME,
         similarity_fn_name="cosine",
     )

@@ -11,7 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 PROMPTS: Mapping[str, str] = {"query": "Query: ", "document": "Document: "}
-"""Prompt name -> prompt, with one trailing space (section 3 of arXiv:2602.15547)."""
+"""Prompt name -> prompt, with one trailing space (section 3 of arXiv:2602.15547).
+
+A model's own ``prompts`` are what it encodes and trains with; these seed a model whose base has
+none of its own.
+"""
 
 DEFAULT_PROMPT_NAME = "document"
 
@@ -48,9 +52,6 @@ TASKS: Mapping[str, Task] = {
         Task("classification", dropout=0.05),
     )
 }
-
-BASE_TASK = Task(BASE, prompts=PROMPTS)
-"""Stage 1 trains the backbone with the query prompt on queries, the document prompt elsewhere."""
 
 
 def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:

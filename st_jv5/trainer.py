@@ -33,7 +33,7 @@ from st_jv5.losses.composite import CompositeLoss
 from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
 from st_jv5.projection import Projection
 from st_jv5.sampling import Weighted
-from st_jv5.tasks import BASE, BASE_TASK, LABEL_COLUMNS, Task, column_prompts, unknown_name
+from st_jv5.tasks import BASE, LABEL_COLUMNS, Task, column_prompts, unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +75,9 @@ class AdapterCollator(SentenceTransformerDataCollator):
 class AdapterTrainer(SentenceTransformerTrainer):
     """SentenceTransformerTrainer for the adapters (or the base) of a model of ours.
 
-    Freezes everything but the tasks, fills ``args.prompts`` from the model's task table unless
-    they are given, tells :class:`~st_jv5.CompositeLoss` the step, and stops when training goes
-    wrong.
+    Freezes everything but the tasks, fills ``args.prompts`` from the model's own prompts and its
+    tasks' unless they are given, tells :class:`~st_jv5.CompositeLoss` the step, and stops when
+    training goes wrong.
 
     A checkpoint holds the trained adapters, the trained projection, the loss's own parameters,
     optimizer, scheduler and random states, not the frozen base: it resumes on the model that the
@@ -432,7 +432,7 @@ def trainer_prompts(
 
     def prompts(task: str, data: Dataset) -> dict[str, str]:
         name = None if task == BASE else router.resolve(task)
-        table: Task = router.tasks[name] if name else BASE_TASK
+        table: Task = router.tasks[name] if name else router.base_task
         return column_prompts(table, data.column_names)
 
     if isinstance(train_dataset, dict):

@@ -16,7 +16,7 @@ from st_jv5 import rope
 from st_jv5.adapters import merge_task, router_of
 from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json, write_text
-from st_jv5.modules.pooling import LastTokenPooling
+from st_jv5.modules.pooling import TokenPooling, pooling_mode
 from st_jv5.tasks import DEFAULT_PROMPT_NAME
 
 MODULES = (
@@ -58,7 +58,7 @@ def write_merged(
     write_json(folder / "config.json", {**config, "torch_dtype": config.get("dtype", "float32")})
     _write_tokenizer(stock, folder)
     width = router.get_embedding_dimension()
-    pooling = LastTokenPooling(width).get_config_dict()
+    pooling = TokenPooling(width, pooling_mode(model)).get_config_dict()
     pooling.pop("embedding_dimension")  # the old class takes no argument of that name
     for place, settings in (("1_Pooling", pooling), ("2_Normalize", {})):
         write_json(folder / place / "config.json", settings)

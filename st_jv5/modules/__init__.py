@@ -2,6 +2,6 @@
 
 from st_jv5.modules.adapter_router import AdapterRouter
 from st_jv5.modules.matryoshka import MatryoshkaTruncate
-from st_jv5.modules.pooling import LastTokenPooling
+from st_jv5.modules.pooling import LastTokenPooling, TokenPooling
 
-__all__ = ["AdapterRouter", "LastTokenPooling", "MatryoshkaTruncate"]
+__all__ = ["AdapterRouter", "LastTokenPooling", "MatryoshkaTruncate", "TokenPooling"]

@@ -25,9 +25,10 @@ from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json
 from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.merging import MergedAdapters
+from st_jv5.modules.owner import Owner
 from st_jv5.modules.routed_linear import Route, RoutedLinear, active_route, routed
 from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
-from st_jv5.tasks import BASE, BASE_TASK, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
+from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
 from st_jv5.trust import (
     CONFIGS,
     FORMAT,
@@ -111,9 +112,24 @@ class AdapterRouter(Transformer):
         self.theta_train: dict[str, float] = {} if theta is None else {BASE: theta}
         self.merging = MergedAdapters()
         self._base_sha256: str | None = None
+        self._model = Owner()
         self._tokenizer_lock = threading.RLock()
         if append_eos:
             make_tokenizer_append_eos(self.tokenizer)
+
+    def on_model_ready(self, model: Any) -> None:
+        self._model = Owner(model)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Name -> text of the model's own prompts, the base's; a router alone has the paper's."""
+        own = getattr(self._model(), "prompts", {})
+        return {**PROMPTS, **{name: text for name, text in own.items() if text is not None}}
+
+    @property
+    def base_task(self) -> Task:
+        """Stage 1's: the query prompt on queries, the document prompt elsewhere."""
+        return Task(BASE, prompts=self.prompts)
 
     # -------------------------------------------------------------- a batch, from text to tokens
 
@@ -130,7 +146,8 @@ class AdapterRouter(Transformer):
         The host resolves ``prompt`` before it calls this and falls back to the default (document)
         prompt, so ``task="query"`` turns that prompt into the query prompt; to encode documents
         name ``task="document"`` or ``"retrieval"``. Where there is no prompt at all (a trainer's
-        ``router_mapping``), ``"query"`` and ``"document"`` bring theirs.
+        ``router_mapping``), ``"query"`` and ``"document"`` bring theirs. A prompt is known by its
+        text: of a model whose document prompt is empty, ``prompt=""`` is the document prompt.
 
         Args:
             inputs: Texts; anything else raises with its index.
@@ -175,21 +192,26 @@ class AdapterRouter(Transformer):
         return {key: join(key) for key in blocks[0]}
 
     def prompt_for(self, task: str, prompt: str | None) -> str | None:
-        """What goes in front of a task's texts: its own prompt of that name, where it has one."""
+        """What goes in front of a task's texts: its own prompt of that name, where it has one.
+
+        Args:
+            task: Task or alias.
+            prompt: The model's prompt, whose text tells its name, any other text, or None.
+        """
         if task in PROMPTS:
             # The host names these two when it only counts tokens, too; forward will refuse them
             # if there is no adapter that answers to them.
-            owner = next((t for t in self.tasks.values() if task in t.aliases), BASE_TASK)
+            owner = next((t for t in self.tasks.values() if task in t.aliases), self.base_task)
         else:
             name = self.resolve(task)
-            owner = self.tasks[name] if name else BASE_TASK
-        prompts = owner.prompts
-        asked = next((key for key, text in PROMPTS.items() if text == prompt), None)
+            owner = self.tasks[name] if name else self.base_task
+        named = [key for key, text in self.prompts.items() if text == prompt]
+        asked = DEFAULT_PROMPT_NAME if DEFAULT_PROMPT_NAME in named else next(iter(named), None)
         if prompt is None and task in PROMPTS:
             asked = task
         elif task == "query" and asked == DEFAULT_PROMPT_NAME:
             asked = "query"
-        return prompt if asked is None else prompts.get(asked, prompt)
+        return prompt if asked is None else owner.prompts.get(asked, prompt)
 
     # ------------------------------------------------------------ a batch, from tokens to states
 
@@ -294,6 +316,7 @@ class AdapterRouter(Transformer):
                 the culprit.
         """
         self._check_name(task)
+        self._check_prompts(task)
         config._register_custom_module({nn.Linear: RoutedLinear})
         # Tensors made in inference mode, inside encode, could not be trained.
         with torch.inference_mode(False), warnings.catch_warnings():
@@ -317,6 +340,16 @@ class AdapterRouter(Transformer):
         reserved = task.name == BASE or task.name in PROMPTS
         if reserved or hasattr(nn.ModuleDict(), task.name):  # PEFT keeps adapters in ModuleDicts
             raise ValueError(f"{task.name!r} is reserved; choose another name for the task")
+
+    def _check_prompts(self, task: Task) -> None:
+        own, its = self.prompts, task.prompts
+        if own["query"] == own["document"] and its.get("query", its["document"]) != its["document"]:
+            raise ValueError(
+                f"the task {task.name!r} has a prompt for queries, {its['query']!r}, and one for "
+                f"documents, {its['document']!r}, but this model has {own['query']!r} for both, so "
+                f"prompt_name could not tell which is meant; give the model prompts that differ "
+                f"(st_jv5.new_student(..., prompts=...)), or the task equal ones"
+            )
 
     def fill_adapter(self, name: str, tensors: Mapping[str, Tensor], source: str | Path) -> None:
         """Replace an adapter's weights."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from typing import Any, ClassVar
 
 import torch
 from sentence_transformers.base.modules import Module
 from torch import Tensor
+
+from st_jv5.modules.owner import Owner
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +40,11 @@ class MatryoshkaTruncate(Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._model: weakref.ReferenceType[Any] | None = None
+        self._model = Owner()
         self._warned: set[int] = set()
 
     def on_model_ready(self, model: Any) -> None:
-        self._model = weakref.ref(model)
-
-    # A weak reference cannot be pickled. The owner is pickled in its place: pickle and deepcopy
-    # follow the cycle back to the copy of the model that this module belongs to.
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": self._model and self._model()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        owner = state.pop("_model")
-        super().__setstate__(state)
-        self._model = None if owner is None else weakref.ref(owner)
+        self._model = Owner(model)
 
     def forward(
         self, features: dict[str, Tensor | Any], dim: int | None = None, **kwargs: Any
@@ -71,13 +62,13 @@ class MatryoshkaTruncate(Module):
         return features
 
     def _truncate_dim(self) -> int | None:
-        model = self._model() if self._model and torch.is_inference_mode_enabled() else None
+        model = self._model() if torch.is_inference_mode_enabled() else None
         return getattr(model, "truncate_dim", None)
 
     def _checked(self, dim: int, width: int) -> int:
         if not 1 <= dim <= width:
             raise ValueError(f"dim must lie in 1..{width} (the model's width), not {dim}")
-        model = self._model() if self._model else None
+        model = self._model()
         trained = getattr(model[0], "matryoshka_dims", ()) if model is not None else ()
         if trained and dim not in (*trained, width) and dim not in self._warned:
             self._warned.add(dim)

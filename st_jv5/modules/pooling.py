@@ -1,9 +1,10 @@
-"""Last-token pooling."""
+"""How a text's token states become one vector."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -18,19 +19,76 @@ OLD_MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
+MODES = ("mean", "cls", "lasttoken")
+"""The modes that a student may have: all engines that we export to know them."""
+
+
+def modes_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modes of a pooling config, in the new or the old keys; none named is the mean.
+
+    Example:
+        >>> modes_of({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+        ('cls',)
+    """
+    told = config.get("pooling_mode")
+    if told is not None:
+        return (told,) if isinstance(told, str) else tuple(told)
+    return tuple(mode for key, mode in OLD_MODES.items() if config.get(key)) or ("mean",)
+
 
 def is_last_token(path: str | Path) -> bool:
     """Whether a pooling config says so, in the new or the old keys."""
-    config = read_json(path) if Path(path).is_file() else {}
-    return bool(config.get("pooling_mode") == "lasttoken" or config.get("pooling_mode_lasttoken"))
+    return Path(path).is_file() and modes_of(read_json(path)) == ("lasttoken",)
 
 
-class LastTokenPooling(Pooling):
+class TokenPooling(Pooling):
+    """The mean of a text's states, its first or its last one, wherever the padding stands.
+
+    The host's ``Pooling`` at one of :data:`MODES`, a prompt's tokens among the others. Its config
+    also carries the keys of sentence-transformers before 5.4, because vLLM and TEI read only those
+    and would otherwise mean-pool without a word.
+
+    Args:
+        embedding_dimension: Width of the token embeddings.
+        pooling_mode: ``"mean"``, ``"cls"`` (the first token) or ``"lasttoken"``.
+
+    Example:
+        >>> TokenPooling(384, "mean").pooling_mode
+        'mean'
+    """
+
+    modes: ClassVar[tuple[str, ...]] = MODES
+
+    def __init__(self, embedding_dimension: int, pooling_mode: str = "mean") -> None:
+        super().__init__(embedding_dimension, pooling_mode=self._checked(pooling_mode))
+
+    @classmethod
+    def _checked(cls, mode: object) -> str:
+        if not isinstance(mode, str) or mode not in cls.modes:
+            known = " or ".join(map(repr, cls.modes))
+            raise ValueError(f"{cls.__name__} has no pooling_mode {mode!r}; it must be {known}")
+        return mode
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        config = super().load_config(*args, **kwargs)
+        mode = cls._checked(config.get("pooling_mode"))
+        return {"embedding_dimension": config["embedding_dimension"], "pooling_mode": mode}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        old = {key: mode == self.pooling_mode for key, mode in OLD_MODES.items()}
+        # vLLM takes the first key that is true for the mode, so include_prompt comes after.
+        return {
+            "word_embedding_dimension": self.embedding_dimension,
+            **old,
+            **super().get_config_dict(),
+        }
+
+
+class LastTokenPooling(TokenPooling):
     """The hidden state of the last real token, for left, right and flattened padding alike.
 
-    The host's ``Pooling`` fixed to ``"lasttoken"``. Its config also carries the keys of
-    sentence-transformers before 5.4, because vLLM and TEI read only those and would otherwise
-    mean-pool without a word.
+    :class:`TokenPooling` fixed to ``"lasttoken"``, under the name that saved models carry.
 
     Args:
         embedding_dimension: Width of the token embeddings.
@@ -40,24 +98,24 @@ class LastTokenPooling(Pooling):
         384
     """
 
-    def __init__(self, embedding_dimension: int) -> None:
-        super().__init__(embedding_dimension, pooling_mode="lasttoken")
+    modes: ClassVar[tuple[str, ...]] = ("lasttoken",)
 
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        config = super().load_config(*args, **kwargs)
-        if config.get("pooling_mode") != "lasttoken":
-            raise ValueError(
-                f"LastTokenPooling cannot load a config of pooling_mode "
-                f"{config.get('pooling_mode')!r}; it must be 'lasttoken'"
-            )
-        return {"embedding_dimension": config["embedding_dimension"]}
+    def __init__(self, embedding_dimension: int, pooling_mode: str = "lasttoken") -> None:
+        super().__init__(embedding_dimension, pooling_mode)
 
-    def get_config_dict(self) -> dict[str, Any]:
-        old = {key: mode == "lasttoken" for key, mode in OLD_MODES.items()}
-        # vLLM takes the first key that is true for the mode, so include_prompt comes after.
-        return {
-            "word_embedding_dimension": self.embedding_dimension,
-            **old,
-            **super().get_config_dict(),
-        }
+
+def pooling_module(embedding_dimension: int, mode: str) -> TokenPooling:
+    """The module of a mode, under the class name that saved models carry."""
+    kind = LastTokenPooling if mode == "lasttoken" else TokenPooling
+    return kind(embedding_dimension, mode)
+
+
+def pooling_mode(model: Iterable[Any]) -> str:
+    """The mode of a model of ours: ``"mean"``, ``"cls"`` or ``"lasttoken"``.
+
+    Example:
+        >>> pooling_mode(student)
+        'mean'
+    """
+    (mode,) = (module.pooling_mode for module in model if isinstance(module, Pooling))
+    return str(mode)

@@ -15,7 +15,6 @@ from st_jv5.fingerprint import fingerprint
 from st_jv5.jina import load_model
 from st_jv5.modules.adapter_router import AdapterRouter
 from st_jv5.precision import Array, from_codes
-from st_jv5.tasks import PROMPTS
 from st_jv5.vectors.folder import VectorFolder
 
 RESCORED = 10
@@ -100,7 +99,7 @@ def query_vectors(
     if isinstance(router, AdapterRouter):
         known = router.tasks.get(task)
         if known is not None and "query" in known.aliases:
-            prompt = known.prompts.get("query", PROMPTS["query"])
+            prompt = known.prompts.get("query", router.prompts["query"])
     elif "query" in loaded.prompts:
         prompt = loaded.prompts["query"]
     dim = folder.dim if isinstance(router, AdapterRouter) else None
