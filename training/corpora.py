@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 DATA = Path(__file__).parent / "data"
+MOST_MISSED = 10
+"""Turns in a row, of some thousand draws each, after which a kind of pair counts as used up."""
 
 
 @cache
@@ -84,10 +86,11 @@ def path_similarity(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """Gloss pairs over the whole range of path similarity.
+    """Gloss pairs over the whole range of path similarity, never a gloss with itself or a repeat.
 
     A third are synsets under one parent, a third under one grandparent, a third any two of a part
-    of speech.
+    of speech. A kind of which draw after draw finds no new pair is left out from there on, so small
+    splits have fewer near pairs than a third, and fewer than ``count`` where no kind has more.
     """
     draw = random.Random(seed)
     pool = [row for row in synsets if row["hypernym_path"]]
@@ -97,23 +100,28 @@ def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> li
         defaultdict(list),
     ]
     for row in pool:
-        path = row["hypernym_path"].split()
-        for level, key in enumerate((path[0], path[min(1, len(path) - 1)], row["synset"][0])):
+        for level, key in enumerate(_kin_of(row)):
             kin[level][key].append(row)
     pairs: list[dict[str, Any]] = []
     seen: set[frozenset[str]] = set()
-    while len(pairs) < count:
+    turn = 0
+    missed = [0] * len(kin)  # turns in a row that found nothing
+    while pool and len(pairs) < count and min(missed) < MOST_MISSED:
+        level = turn % len(kin)
+        if missed[level] >= MOST_MISSED:
+            turn += 1
+            continue
         one = draw.choice(pool)
-        path = one["hypernym_path"].split()
-        level = len(pairs) % 3
-        key = (path[0], path[min(1, len(path) - 1)], one["synset"][0])[level]
-        other = draw.choice(kin[level][key])
-        ids = frozenset((one["synset"], other["synset"]))
-        if len(ids) < 2 or ids in seen or one["gloss"] == other["gloss"]:
-            if draw.random() < 0.999:  # an only child: draw another
-                continue
-            level = 2
-        seen.add(ids)
+        other = draw.choice(kin[level][_kin_of(one)[level]])
+        glosses = frozenset((one["gloss"], other["gloss"]))
+        if len(glosses) < 2 or glosses in seen:
+            if draw.random() >= 0.999:  # enough draws: the next kind's turn
+                turn += 1
+                missed[level] += 1
+            continue
+        seen.add(glosses)
+        turn += 1
+        missed[level] = 0
         pairs.append(
             {
                 "sentence1": one["gloss"],
@@ -122,6 +130,12 @@ def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> li
             }
         )
     return pairs
+
+
+def _kin_of(synset: dict[str, Any]) -> tuple[str, str, str]:
+    """Parent, grandparent (the parent, where there is none) and part of speech."""
+    path = synset["hypernym_path"].split()
+    return path[0], path[min(1, len(path) - 1)], synset["synset"][0]
 
 
 def example_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
