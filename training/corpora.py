@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ MOST_MISSED = 10
 
 @cache
 def rows(name: str, split: str, lang: str = "en") -> list[dict[str, Any]]:
-    """The rows of one data file, split and language (en, fr, es; office_help en, de, ja, ru)."""
+    """The rows of one data file, split and language; training/data/README.md lists them."""
     table = pq.read_table(DATA / f"{name}.parquet").to_pylist()
     return [row for row in table if row["split"] == split and row.get("lang", "en") == lang]
 
@@ -158,12 +159,61 @@ def example_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> list[
     return pairs
 
 
+NO_SECTIONS = re.compile(
+    r"cli-mono|debug|devel|doc|gnu-r|golang|gnustep|haskell|interpreters|introspection|java|"
+    r"javascript|kernel|libdevel|libs|lisp|localization|metapackages|ocaml|oldlibs|perl|php|"
+    r"python|ruby|rust|tasks|tex|zope"
+)
+"""Of Debian's sections those that name a language or a form."""
+FAMILIES = re.compile(
+    r"aspell|cl-|education|elpa|fonts-noto|gir1|golang|haskell|hunspell|hyphen|lib|mythes|node|perl|"
+    r"php|python|r-|ruby|task|tesseract|texlive|xfonts|xserver"
+)
+"""How the names of packages begin whose descriptions read alike."""
+
+
+@cache
+def packages(split: str) -> list[dict[str, Any]]:
+    """Debian's packages in English, without the families that read alike.
+
+    Of packages whose names begin alike (``gcompris-qt``, ``gcompris-qt-data``) the first alone.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows("debian", split):
+        if not NO_SECTIONS.fullmatch(row["section"]) and not FAMILIES.match(row["package"]):
+            found.setdefault(row["package"].split("-")[0], row)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts of a data file that have a label."""
+
+    file: str
+    text: str
+    label: str
+    """A column."""
+    kept: str = ".+"
+    """Pattern of the labels that are kept."""
+
+
+SECTIONS = (
+    "database|editors|electronics|games|graphics|hamradio|mail|math|"
+    "net|science|sound|text|video|web"
+)
+"""Of Debian that are topics."""
+LABELLED = {
+    "topic": Labelled("wikipedia", "extract", "topic"),
+    "category": Labelled("wordnet", "gloss", "category", r"noun\.(?!Tops).*|verb\..*"),
+    "section": Labelled("debian", "long", "section", SECTIONS),
+    "section_of_short": Labelled("debian", "short", "section", SECTIONS),
+    "library_topic": Labelled("docstrings", "rest", "topic"),
+    "library_topic_of_summary": Labelled("docstrings", "summary", "topic"),
+}
+
+
 def labelled(name: str, split: str) -> list[tuple[str, str]]:
-    """(text, label): extracts with a topic, or glosses of nouns and verbs with a category."""
-    if name == "topic":
-        return [(r["extract"], r["topic"]) for r in rows("wikipedia", split) if r["topic"]]
-    return [
-        (r["gloss"], r["category"])
-        for r in rows("wordnet", split)
-        if r["category"].startswith(("noun.", "verb.")) and r["category"] != "noun.Tops"
-    ]
+    """(text, label) of one entry of :data:`LABELLED`, Debian's of :func:`packages`."""
+    spec = LABELLED[name]
+    found = packages(split) if spec.file == "debian" else rows(spec.file, split)
+    return [(r[spec.text], r[spec.label]) for r in found if re.fullmatch(spec.kept, r[spec.label])]

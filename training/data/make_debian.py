@@ -86,7 +86,7 @@ def rows() -> Iterator[dict[str, str]]:
         ):
             package = packages.get(one["Package"])
             text = one.get(f"Description-{language}", "")
-            if package is None or not text or count[language] == MOST_ROWS and language != "en":
+            if package is None or not text or (count[language] == MOST_ROWS and language != "en"):
                 continue
             short, long = described(text)
             english = package["Description"]
