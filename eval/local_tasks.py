@@ -25,40 +25,39 @@ WordNetSTS               STS                 glosses of two synsets, scored 1 / 
 
 The classifiers' few training texts come from the train split; a clustering score is the mean of
 twenty clusterings, for one alone varies by several points.
+
+Tasks on text that no recipe trains on are in eval/far_tasks.py. ``text_kind`` tells whether a task
+is near or far: near to a model trained on the train split of the file of that name.
+
+OfficeHelp is nearer than its split by page tells. 77 of its 962 test queries and 38 of the 221 help
+titles are queries of the train split too, with other pages, and 20 of the 221 English test pages
+are near copies of a training page (half or more of their four-word sequences in common).
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from mteb.abstasks import (
-    AbsTask,
-    AbsTaskBitextMining,
-    AbsTaskClassification,
-    AbsTaskClustering,
-    AbsTaskPairClassification,
-    AbsTaskRetrieval,
-    AbsTaskSTS,
-)
+from mteb.abstasks import AbsTask, AbsTaskBitextMining, AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from eval.far_tasks import FAR_TASKS
 from eval.samples import ndcg_at_10
-from training.corpora import (
-    example_pairs,
-    joined_pages,
-    labelled,
-    parallel_openings,
-    rows,
-    similarity_pairs,
+from eval.task_families import (
+    SEED,
+    Local,
+    LocalClassification,
+    LocalClustering,
+    LocalPairs,
+    LocalRetrieval,
+    LocalSTS,
+    described,
+    retrieval_data,
 )
-
-SEED = 20260215
-TRAINING_TEXTS = 24
-"""Per label: the classifiers' experiments draw eight each from these."""
-
+from training.corpora import example_pairs, joined_pages, parallel_openings, similarity_pairs
 
 LONG_CHARACTERS = 8_000
 """Least length of a joined document, about 2,000 tokens."""
@@ -70,137 +69,64 @@ OPENING = 400
 """Characters of a page in bitext mining."""
 
 
-def _metadata(
-    name: str, kind: str, main_score: str, description: str, langs: tuple[str, ...] = ("eng-Latn",)
-) -> TaskMetadata:
-    return TaskMetadata(
-        name=name,
-        description=description,
-        type=kind,
-        main_score=main_score,
-        category="t2c" if kind in ("Classification", "Clustering") else "t2t",
-        modalities=["text"],
-        eval_splits=["test"],
-        eval_langs=list(langs),
-        dataset={"path": "local/st_jv5", "revision": "1"},
-        reference=None,
-        date=None,
-        domains=None,
-        task_subtypes=None,
-        license=None,
-        annotations_creators=None,
-        dialect=None,
-        sample_creation=None,
-        bibtex_citation="",
-    )
-
-
-class _Local(AbsTask):
-    """Where a task's test rows come from."""
-
-    part = "test"
-    """Split of training/data."""
-
-
-class _Retrieval(_Local, AbsTaskRetrieval):
-    source: ClassVar[str]
-    query: ClassVar[str]
-    document: ClassVar[str]
-    lang: ClassVar[str] = "en"
-    k_values = (1, 10)
-
-    def load_data(self, *args: Any, **kwargs: Any) -> None:
-        found = rows(self.source, self.part, self.lang)
-        relevant: dict[str, dict[str, int]] = defaultdict(dict)
-        for index, row in enumerate(found):
-            if row[self.query]:
-                relevant[row[self.query]][f"d{index}"] = 1
-        documents = {f"d{index}": row[self.document] for index, row in enumerate(found)}
-        self.dataset = {"default": {"test": retrieval_data(documents, relevant)}}
-        self.data_loaded = True
-
-
-def retrieval_data(
-    documents: dict[str, str],
-    relevant: dict[str, dict[str, int]],
-    top_ranked: dict[str, list[str]] | None = None,
-) -> dict[str, Any]:
-    """A split as mteb's retrieval tasks keep it.
-
-    Args:
-        documents: Id -> text.
-        relevant: Query's text -> ids of its documents.
-        top_ranked: Query's text -> ids to rank; None ranks all.
-    """
-    queries = {text: f"q{index}" for index, text in enumerate(relevant)}
-    ranked = top_ranked and {queries[text]: ids for text, ids in top_ranked.items()}
-    return {
-        "corpus": Dataset.from_list(
-            [{"id": key, "text": text, "title": ""} for key, text in documents.items()]
-        ),
-        "queries": Dataset.from_list([{"id": key, "text": text} for text, key in queries.items()]),
-        "relevant_docs": {queries[text]: found for text, found in relevant.items()},
-        "top_ranked": ranked,
-    }
-
-
-class WikipediaRetrieval(_Retrieval):
-    metadata = _metadata(
+class WikipediaRetrieval(LocalRetrieval):
+    metadata = described(
         "WikipediaRetrieval",
         "Retrieval",
         "ndcg_at_10",
         "Find an article by its description.",
     )
-    source, query, document = "wikipedia", "description", "extract"
+    text_kind, query, document = "wikipedia", "description", "extract"
 
 
-class WikipediaRetrievalFrench(_Retrieval):
-    metadata = _metadata(
+class WikipediaRetrievalFrench(LocalRetrieval):
+    metadata = described(
         "WikipediaRetrievalFrench",
         "Retrieval",
         "ndcg_at_10",
         "Find a French article by its description.",
         ("fra-Latn",),
     )
-    source, query, document, lang = "wikipedia", "description", "extract", "fr"
+    text_kind, query, document, lang = "wikipedia", "description", "extract", "fr"
 
 
-class WikipediaRetrievalSpanish(_Retrieval):
-    metadata = _metadata(
+class WikipediaRetrievalSpanish(LocalRetrieval):
+    metadata = described(
         "WikipediaRetrievalSpanish",
         "Retrieval",
         "ndcg_at_10",
         "Find a Spanish article by its description.",
         ("spa-Latn",),
     )
-    source, query, document, lang = "wikipedia", "description", "extract", "es"
+    text_kind, query, document, lang = "wikipedia", "description", "extract", "es"
 
 
-class WordNetRetrieval(_Retrieval):
-    metadata = _metadata(
+class WordNetRetrieval(LocalRetrieval):
+    metadata = described(
         "WordNetRetrieval", "Retrieval", "ndcg_at_10", "Find the definition of a word."
     )
-    source, query, document = "wordnet", "lemmas", "gloss"
+    text_kind, query, document = "wordnet", "lemmas", "gloss"
 
 
-class OfficeHelpRetrieval(_Retrieval):
-    metadata = _metadata(
+class OfficeHelpRetrieval(LocalRetrieval):
+    metadata = described(
         "OfficeHelpRetrieval", "Retrieval", "ndcg_at_10", "Find a help page by its title."
     )
-    source, query, document = "office_help", "title", "body"
+    text_kind, query, document = "office_help", "title", "body"
 
 
-class OfficeLongRetrieval(_Local, AbsTaskRetrieval):
-    metadata = _metadata(
+class OfficeLongRetrieval(Local, AbsTaskRetrieval):
+    metadata = described(
         "OfficeLongRetrieval",
         "Retrieval",
         "ndcg_at_10",
         "Find the long document that holds the help page of a title.",
     )
+    text_kind = "office_help"
     k_values = (1, 10)
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
-        pages = rows("office_help", self.part)
+        pages = self.found()
         documents = joined_pages(pages, LONG_CHARACTERS, SEED)
         place = {
             page: (f"d{index}", offset)
@@ -235,13 +161,14 @@ class OfficeLongRetrieval(_Local, AbsTaskRetrieval):
         return found
 
 
-class WikipediaReranking(_Local, AbsTaskRetrieval):
-    metadata = _metadata(
+class WikipediaReranking(Local, AbsTaskRetrieval):
+    metadata = described(
         "WikipediaReranking",
         "Reranking",
         "ndcg_at_10",
         "Rank the articles that share words with a description.",
     )
+    text_kind = "wikipedia"
     k_values = (1, 10)
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
@@ -269,8 +196,10 @@ class WikipediaReranking(_Local, AbsTaskRetrieval):
         self.data_loaded = True
 
 
-class _Bitext(_Local, AbsTaskBitextMining):
+class _Bitext(Local, AbsTaskBitextMining):
+    text_kind = "office_help"
     lang: ClassVar[str]
+    """Of the other side."""
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
         pairs = parallel_openings(self.part, self.lang, OPENING)
@@ -281,7 +210,7 @@ class _Bitext(_Local, AbsTaskBitextMining):
 
 def _bitext(name: str, language: str, code: str) -> TaskMetadata:
     about = f"Find the {language} page of an English one."
-    return _metadata(name, "BitextMining", "accuracy", about, ("eng-Latn", code))
+    return described(name, "BitextMining", "accuracy", about, ("eng-Latn", code))
 
 
 class OfficeBitextGerman(_Bitext):
@@ -299,120 +228,59 @@ class OfficeBitextJapanese(_Bitext):
     lang = "ja"
 
 
-def first_of_each(pairs: list[tuple[str, str]], most: int | None) -> list[tuple[str, str]]:
-    """The first ``most`` texts of each label."""
-    seen: Counter[str] = Counter()
-    kept = []
-    for text, label in pairs:
-        seen[label] += 1
-        if most is None or seen[label] <= most:
-            kept.append((text, label))
-    return kept
-
-
-class _Classification(_Local, AbsTaskClassification):
-    labels_of: ClassVar[str]
-    samples_per_label = 8
-    n_experiments = 5
-
-    def _calculate_scores(self, y_test: Any, y_pred: Any) -> Any:
-        # mteb hands sklearn a lazy column, which it would read row by row, many times.
-        return super()._calculate_scores(np.asarray(y_test[:]), y_pred)
-
-    def load_data(self, *args: Any, **kwargs: Any) -> None:
-        names = sorted({label for _, label in labelled(self.labels_of, self.part)})
-        self.dataset = DatasetDict(
-            {
-                split: Dataset.from_list(
-                    [
-                        {"text": text, "label": names.index(label)}
-                        for text, label in first_of_each(labelled(self.labels_of, part), most)
-                        if label in names
-                    ]
-                )
-                for split, part, most in (
-                    ("train", "train", TRAINING_TEXTS),
-                    ("test", self.part, None),
-                )
-            }
-        )
-        self.data_loaded = True
-
-
-class TopicClassification(_Classification):
-    metadata = _metadata(
+class TopicClassification(LocalClassification):
+    metadata = described(
         "TopicClassification", "Classification", "accuracy", "Name an article's topic."
     )
-    labels_of = "topic"
+    text_kind, labels_of = "wikipedia", "topic"
 
 
-class CategoryClassification(_Classification):
-    metadata = _metadata(
+class CategoryClassification(LocalClassification):
+    metadata = described(
         "CategoryClassification",
         "Classification",
         "accuracy",
         "Name a definition's category.",
     )
-    labels_of = "category"
+    text_kind, labels_of = "wordnet", "category"
 
 
-class _Clustering(_Local, AbsTaskClustering):
-    labels_of: ClassVar[str]
-    max_fraction_of_documents_to_embed = None
-    max_documents_per_cluster = 2048
-    n_clusters = 20
-
-    def load_data(self, *args: Any, **kwargs: Any) -> None:
-        found = labelled(self.labels_of, self.part)
-        self.dataset = DatasetDict(
-            {
-                "test": Dataset.from_dict(
-                    {"sentences": [t for t, _ in found], "labels": [c for _, c in found]}
-                )
-            }
-        )
-        self.data_loaded = True
+class TopicClustering(LocalClustering):
+    metadata = described("TopicClustering", "Clustering", "v_measure", "Group articles by topic.")
+    text_kind, labels_of = "wikipedia", "topic"
 
 
-class TopicClustering(_Clustering):
-    metadata = _metadata("TopicClustering", "Clustering", "v_measure", "Group articles by topic.")
-    labels_of = "topic"
-
-
-class CategoryClustering(_Clustering):
-    metadata = _metadata(
+class CategoryClustering(LocalClustering):
+    metadata = described(
         "CategoryClustering", "Clustering", "v_measure", "Group definitions by lexicographer file."
     )
-    labels_of = "category"
+    text_kind, labels_of = "wordnet", "category"
 
 
-class GlossExamplePairs(_Local, AbsTaskPairClassification):
-    metadata = _metadata(
+class GlossExamplePairs(LocalPairs):
+    metadata = described(
         "GlossExamplePairs",
         "PairClassification",
         "max_ap",
         "Is the word used as defined?",
     )
+    text_kind = "wordnet"
 
-    def load_data(self, *args: Any, **kwargs: Any) -> None:
-        pairs = example_pairs(rows("wordnet", self.part), count=3000, seed=SEED)
-        self.dataset = DatasetDict({"test": Dataset.from_list(pairs)})
-        self.data_loaded = True
+    def pairs(self) -> list[dict[str, Any]]:
+        return example_pairs(self.found(), count=3000, seed=SEED)
 
 
-class WordNetSTS(_Local, AbsTaskSTS):
-    metadata = _metadata(
+class WordNetSTS(LocalSTS):
+    metadata = described(
         "WordNetSTS", "STS", "cosine_spearman", "How near are two definitions in WordNet's tree?"
     )
-    min_score, max_score = 0, 1
+    text_kind = "wordnet"
 
-    def load_data(self, *args: Any, **kwargs: Any) -> None:
-        pairs = similarity_pairs(rows("wordnet", self.part), count=3000, seed=SEED)
-        self.dataset = DatasetDict({"test": Dataset.from_list(pairs)})
-        self.data_loaded = True
+    def pairs(self) -> list[dict[str, Any]]:
+        return similarity_pairs(self.found(), count=3000, seed=SEED)
 
 
-LOCAL_TASKS: tuple[type[AbsTask], ...] = (
+LOCAL_TASKS: tuple[type[Local], ...] = (
     WikipediaRetrieval,
     WikipediaRetrievalFrench,
     WikipediaRetrievalSpanish,
@@ -429,6 +297,7 @@ LOCAL_TASKS: tuple[type[AbsTask], ...] = (
     OfficeBitextRussian,
     OfficeBitextJapanese,
     WordNetSTS,
+    *FAR_TASKS,
 )
 
 
@@ -445,3 +314,8 @@ def local_tasks(part: str = "test") -> dict[str, type[AbsTask]]:
         metadata = task.metadata.model_copy(update={"name": name})
         found[name] = type(name, (task,), {"metadata": metadata, "part": part})
     return found
+
+
+def text_kinds() -> dict[str, str]:
+    """The kind of text of every local task by name: the stem of its file in training/data."""
+    return {task.metadata.name: task.text_kind for task in LOCAL_TASKS}

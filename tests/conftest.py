@@ -223,16 +223,19 @@ def published(request, backbones, tmp_path) -> tuple[str, str]:
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The local tasks on few rows of the same text."""
-    from eval import local_tasks
+    from eval import far_tasks, local_tasks, task_families
 
     def few(name: str, most: int, **settings: int) -> None:
         def read(*args, **kwargs) -> list:
             whole = getattr(corpora, name)(*args, **(kwargs | settings))
             return whole[:: max(1, len(whole) // most)][:most]  # from all over: labels are sorted
 
-        monkeypatch.setattr(local_tasks, name, read)
+        for module in (far_tasks, local_tasks, task_families):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, read)
 
     few("rows", 150)
+    few("packages", 150)
     few("labelled", 200)
     few("parallel_openings", 40)
     few("similarity_pairs", 60, count=60)

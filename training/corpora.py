@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -15,11 +16,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 DATA = Path(__file__).parent / "data"
+MOST_MISSED = 10
+"""Turns in a row, of some thousand draws each, after which a kind of pair counts as used up."""
 
 
 @cache
 def rows(name: str, split: str, lang: str = "en") -> list[dict[str, Any]]:
-    """The rows of one data file, split and language (en, fr, es; office_help en, de, ja, ru)."""
+    """The rows of one data file, split and language; training/data/README.md lists them."""
     table = pq.read_table(DATA / f"{name}.parquet").to_pylist()
     return [row for row in table if row["split"] == split and row.get("lang", "en") == lang]
 
@@ -84,10 +87,11 @@ def path_similarity(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """Gloss pairs over the whole range of path similarity.
+    """Gloss pairs over the whole range of path similarity, never a gloss with itself or a repeat.
 
     A third are synsets under one parent, a third under one grandparent, a third any two of a part
-    of speech.
+    of speech. A kind of which draw after draw finds no new pair is left out from there on, so small
+    splits have fewer near pairs than a third, and fewer than ``count`` where no kind has more.
     """
     draw = random.Random(seed)
     pool = [row for row in synsets if row["hypernym_path"]]
@@ -97,23 +101,28 @@ def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> li
         defaultdict(list),
     ]
     for row in pool:
-        path = row["hypernym_path"].split()
-        for level, key in enumerate((path[0], path[min(1, len(path) - 1)], row["synset"][0])):
+        for level, key in enumerate(_kin_of(row)):
             kin[level][key].append(row)
     pairs: list[dict[str, Any]] = []
     seen: set[frozenset[str]] = set()
-    while len(pairs) < count:
+    turn = 0
+    missed = [0] * len(kin)  # turns in a row that found nothing
+    while pool and len(pairs) < count and min(missed) < MOST_MISSED:
+        level = turn % len(kin)
+        if missed[level] >= MOST_MISSED:
+            turn += 1
+            continue
         one = draw.choice(pool)
-        path = one["hypernym_path"].split()
-        level = len(pairs) % 3
-        key = (path[0], path[min(1, len(path) - 1)], one["synset"][0])[level]
-        other = draw.choice(kin[level][key])
-        ids = frozenset((one["synset"], other["synset"]))
-        if len(ids) < 2 or ids in seen or one["gloss"] == other["gloss"]:
-            if draw.random() < 0.999:  # an only child: draw another
-                continue
-            level = 2
-        seen.add(ids)
+        other = draw.choice(kin[level][_kin_of(one)[level]])
+        glosses = frozenset((one["gloss"], other["gloss"]))
+        if len(glosses) < 2 or glosses in seen:
+            if draw.random() >= 0.999:  # enough draws: the next kind's turn
+                turn += 1
+                missed[level] += 1
+            continue
+        seen.add(glosses)
+        turn += 1
+        missed[level] = 0
         pairs.append(
             {
                 "sentence1": one["gloss"],
@@ -122,6 +131,12 @@ def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> li
             }
         )
     return pairs
+
+
+def _kin_of(synset: dict[str, Any]) -> tuple[str, str, str]:
+    """Parent, grandparent (the parent, where there is none) and part of speech."""
+    path = synset["hypernym_path"].split()
+    return path[0], path[min(1, len(path) - 1)], synset["synset"][0]
 
 
 def example_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
@@ -144,12 +159,61 @@ def example_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> list[
     return pairs
 
 
+NO_SECTIONS = re.compile(
+    r"cli-mono|debug|devel|doc|gnu-r|golang|gnustep|haskell|interpreters|introspection|java|"
+    r"javascript|kernel|libdevel|libs|lisp|localization|metapackages|ocaml|oldlibs|perl|php|"
+    r"python|ruby|rust|tasks|tex|zope"
+)
+"""Of Debian's sections those that name a language or a form."""
+FAMILIES = re.compile(
+    r"aspell|cl-|education|elpa|fonts-noto|gir1|golang|haskell|hunspell|hyphen|lib|mythes|node|perl|"
+    r"php|python|r-|ruby|task|tesseract|texlive|xfonts|xserver"
+)
+"""How the names of packages begin whose descriptions read alike."""
+
+
+@cache
+def packages(split: str) -> list[dict[str, Any]]:
+    """Debian's packages in English, without the families that read alike.
+
+    Of packages whose names begin alike (``gcompris-qt``, ``gcompris-qt-data``) the first alone.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows("debian", split):
+        if not NO_SECTIONS.fullmatch(row["section"]) and not FAMILIES.match(row["package"]):
+            found.setdefault(row["package"].split("-")[0], row)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts of a data file that have a label."""
+
+    file: str
+    text: str
+    label: str
+    """A column."""
+    kept: str = ".+"
+    """Pattern of the labels that are kept."""
+
+
+SECTIONS = (
+    "database|editors|electronics|games|graphics|hamradio|mail|math|"
+    "net|science|sound|text|video|web"
+)
+"""Of Debian that are topics."""
+LABELLED = {
+    "topic": Labelled("wikipedia", "extract", "topic"),
+    "category": Labelled("wordnet", "gloss", "category", r"noun\.(?!Tops).*|verb\..*"),
+    "section": Labelled("debian", "long", "section", SECTIONS),
+    "section_of_short": Labelled("debian", "short", "section", SECTIONS),
+    "library_topic": Labelled("docstrings", "rest", "topic"),
+    "library_topic_of_summary": Labelled("docstrings", "summary", "topic"),
+}
+
+
 def labelled(name: str, split: str) -> list[tuple[str, str]]:
-    """(text, label): extracts with a topic, or glosses of nouns and verbs with a category."""
-    if name == "topic":
-        return [(r["extract"], r["topic"]) for r in rows("wikipedia", split) if r["topic"]]
-    return [
-        (r["gloss"], r["category"])
-        for r in rows("wordnet", split)
-        if r["category"].startswith(("noun.", "verb.")) and r["category"] != "noun.Tops"
-    ]
+    """(text, label) of one entry of :data:`LABELLED`, Debian's of :func:`packages`."""
+    spec = LABELLED[name]
+    found = packages(split) if spec.file == "debian" else rows(spec.file, split)
+    return [(r[spec.text], r[spec.label]) for r in found if re.fullmatch(spec.kept, r[spec.label])]

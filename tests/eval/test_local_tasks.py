@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import pytest
+
+from eval.far_tasks import FAR_TASKS, nearness
 from eval.local_tasks import (
+    LOCAL_TASKS,
     OfficeLongRetrieval,
     WikipediaReranking,
     WikipediaRetrieval,
     WikipediaRetrievalFrench,
     WikipediaRetrievalSpanish,
+    local_tasks,
+    text_kinds,
 )
+from eval.task_families import LocalClassification, LocalPairs, LocalRetrieval, LocalSTS
 from training import corpora
 
 
@@ -98,3 +107,91 @@ def test_parallel_pages_are_the_same_page_and_told_apart():
         pages = {row["body"][:400]: row["page"] for row in other}
         assert all(english[one] == pages[two] for one, two in pairs)
         assert len({one for one, _ in pairs}) == len({two for _, two in pairs}) == len(pairs)
+
+
+# ------------------------------------------------------------------------------------- far tasks
+
+FAR = [task.metadata.name for task in FAR_TASKS]
+
+
+def texts_under_test(task: Any) -> Iterator[str]:
+    """Each text of a task's test part, as often as it stands there."""
+    if "default" in task.dataset:
+        found = task.dataset["default"]["test"]
+        yield from [*found["queries"]["text"], *found["corpus"]["text"]]
+        return
+    for column in ("text", "sentences", "sentence1", "sentence2"):
+        if column in task.dataset["test"].column_names:
+            yield from task.dataset["test"][column]
+
+
+def loaded(name: str, part: str) -> Any:
+    task = dict(zip(text_kinds(), local_tasks(part).values(), strict=True))[name]()
+    task.load_data()
+    return task
+
+
+def test_every_task_names_the_file_of_its_text():
+    kinds = text_kinds()
+    assert list(kinds) == list(local_tasks())
+    assert set(kinds.values()) == {path.stem for path in corpora.DATA.glob("*.parquet")}
+
+
+def test_each_far_kind_has_every_family():
+    families: dict[str, set[str]] = {}
+    for task in FAR_TASKS:
+        families.setdefault(task.text_kind, set()).add(task.metadata.type)
+    for kind, types in families.items():
+        assert types >= {"Retrieval", "PairClassification", "Classification", "Clustering"}, kind
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_no_far_text_stands_in_two_parts(name):
+    test, validation = (loaded(name, part) for part in ("test", "validation"))
+    parts = [set(texts_under_test(task)) for task in (test, validation)]
+    assert min(map(len, parts)) > 200
+    assert not parts[0] & parts[1]
+    if isinstance(test, LocalClassification):
+        assert not set(test.dataset["train"]["text"]) & (parts[0] | parts[1])
+
+
+@pytest.mark.parametrize(("kind", "group"), [("docstrings", "module")])
+def test_no_group_of_far_texts_stands_in_two_parts(kind, group):
+    parts = ("train", "validation", "test")
+    held = [{row[group] for row in corpora.rows(kind, part)} for part in parts]
+    assert len(set().union(*held)) == sum(map(len, held))
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+@pytest.mark.parametrize("name", [t.metadata.name for t in LOCAL_TASKS])
+def test_tasks_repeat_nothing_and_teach_every_label(name, part):
+    task = loaded(name, part)
+    if isinstance(task, LocalClassification):
+        taught = np.bincount(task.dataset["train"]["label"])
+        assert set(task.dataset["test"]["label"]) == set(range(len(taught)))
+        assert taught.min() >= task.samples_per_label
+    if isinstance(task, LocalSTS) or (isinstance(task, LocalPairs) and name in FAR):
+        found = task.dataset["test"]
+        pairs = list(zip(found["sentence1"], found["sentence2"], strict=True))
+        assert len({frozenset(pair) for pair in pairs}) == len(pairs)
+        assert all(one != other for one, other in pairs)
+    if isinstance(task, LocalRetrieval) and name in FAR:
+        documents = task.dataset["default"]["test"]["corpus"]["text"]
+        assert len(set(documents)) == len(documents)
+
+
+def test_near_functions_are_of_one_module():
+    rows = [
+        {"module": module, "topic": topic}
+        for module, topic in (
+            ("scipy.stats._a", "statistics"),
+            ("scipy.stats._a", "statistics"),
+            ("scipy.stats._b", "statistics"),
+            ("statsmodels.b.c", "statistics"),
+            ("scipy.signal.d", "signal processing"),
+        )
+    ]
+    assert [nearness(rows[0], row) for row in rows[1:]] == [3, 2, 1, 0]
+    scores = loaded("DocstringSTS", "test").dataset["test"]["score"]
+    assert sorted(set(scores)) == [0, 1 / 3, 2 / 3, 1]
+    assert len({scores[:].count(score) for score in set(scores)}) == 1

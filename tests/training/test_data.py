@@ -151,14 +151,33 @@ def test_path_similarity_counts_edges():
     assert path_similarity(dog, synset("run", "move")) == 0
 
 
-def test_similarity_pairs_are_graded_distinct_and_of_their_split():
+def test_similarity_pairs_are_graded_and_of_their_split():
     synsets = rows("wordnet", "validation")
     pairs = similarity_pairs(synsets, 300, seed=0)
     glosses = {row["gloss"] for row in synsets}
     assert len(pairs) == 300
     assert len({round(pair["score"], 4) for pair in pairs}) > 8
     assert all(pair["sentence1"] in glosses and pair["sentence2"] in glosses for pair in pairs)
-    assert all(pair["sentence1"] != pair["sentence2"] for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("split", "count"), [("validation", 3000), ("test", 3000), ("train", 12_000)]
+)
+def test_no_similarity_pair_is_of_one_gloss_or_a_repeat(split, count):
+    pairs = similarity_pairs(rows("wordnet", split), count, seed=20260215)
+    both = {frozenset((pair["sentence1"], pair["sentence2"])) for pair in pairs}
+    assert len(pairs) == len(both) == count
+    assert all(len(glosses) == 2 for glosses in both)
+
+
+def test_similarity_pairs_end_where_there_are_no_more():
+    assert similarity_pairs([], 10, seed=0) == []
+    parent = [
+        {"synset": f"n{i}", "gloss": f"gloss {i}", "hypernym_path": "n9 n8"} for i in range(4)
+    ]
+    assert len(similarity_pairs(parent, 100, seed=0)) == 6  # 4 over 2
+    alike = [{**row, "gloss": "the same"} for row in parent]
+    assert similarity_pairs(alike, 100, seed=0) == []
 
 
 def test_example_pairs_are_balanced_within_a_category():
