@@ -107,6 +107,41 @@ class Projection(nn.Module):
                 teacher = nn.functional.linear(teacher.to(weight.dtype), weight[:dim], bias[:dim])
         return student, teacher
 
+    @classmethod
+    def fitted(
+        cls,
+        student: Tensor,
+        teacher: Tensor,
+        info: dict[str, Any] | None = None,
+        own_map_dims: Sequence[int] = (),
+    ) -> Projection:
+        """The student-up projection of least squared error, and so each map of its own.
+
+        Args:
+            student: Unit rows ``(n, student_dim)``, with ``n > student_dim``.
+            teacher: ``(n, teacher_dim)``, of the same texts.
+            info: As in the constructor.
+            own_map_dims: As in the constructor; each is fitted to the student cut to it.
+
+        Example:
+            >>> rows = torch.nn.functional.normalize(torch.randn(50, 8), dim=-1)
+            >>> up, _ = Projection.fitted(rows, 2 * rows)(rows, 2 * rows)
+            >>> torch.allclose(up, 2 * rows, atol=1e-4)
+            True
+        """
+        student, teacher = student.float(), teacher.float()
+        width = student.shape[1]
+        projection = cls(width, teacher.shape[1], info=info, own_map_dims=own_map_dims)
+        for dim in (width, *projection.own_map_dims):
+            linear: Any = projection.own[str(dim)] if dim < width else projection.linear
+            cut = nn.functional.normalize(student[:, :dim], dim=-1)
+            inputs = torch.cat([cut, torch.ones(len(cut), 1)], dim=1)
+            solution = torch.linalg.lstsq(inputs, teacher).solution
+            with torch.no_grad():
+                linear.weight.copy_(solution[:-1].T)
+                linear.bias.copy_(solution[-1])
+        return projection
+
     def save(self, folder: str | Path) -> None:
         """Write ``projection.safetensors`` and ``projection.json``."""
         folder = Path(folder)
@@ -156,10 +191,9 @@ class Projection(nn.Module):
 
 def fit_projection(
     model: SentenceTransformer,
-    store: Vectors | Mapping[str, Vectors],
-    texts: Sequence[str] | Mapping[str, Sequence[str]],
-    prompt_name: str | Mapping[str, str] = "document",
-    own_map_dims: Sequence[int] = (),
+    store: Vectors,
+    texts: Sequence[str],
+    prompt_name: str = "document",
 ) -> Projection:
     """Fit a projection to a base by least squares, and make it the model's.
 
@@ -168,11 +202,9 @@ def fit_projection(
 
     Args:
         model: A model of ours; encoded as its base.
-        store: A space of a teacher store, or several as one; or one for each role.
-        texts: Texts whose vectors are in the store, more than the student has dims; or a list for
-            each role, such as ``{"query": [...], "positive": [...]}``.
-        prompt_name: The student's prompt for them, or one for each role.
-        own_map_dims: Matryoshka dims that get a map of their own, fitted to the cut vectors.
+        store: A space of a teacher store, or several as one.
+        texts: Texts whose vectors are in the store; more than the student has dims.
+        prompt_name: The student's prompt for them.
 
     Returns:
         The projection, which is now ``model[0].projection``.
@@ -181,31 +213,13 @@ def fit_projection(
         >>> fit_projection(student, store, texts).teacher_dim
         384
     """
-    by_role = texts if isinstance(texts, Mapping) else {"text": texts}
-    stores = store if isinstance(store, Mapping) else dict.fromkeys(by_role, store)
-    prompts = (
-        prompt_name if isinstance(prompt_name, Mapping) else dict.fromkeys(by_role, prompt_name)
+    width = model.get_embedding_dimension()
+    if len(texts) <= width:
+        raise ValueError(f"{len(texts)} texts cannot fit {width} dims; pass more")
+    teacher = store.gather(store.rows(texts))
+    student = model.encode(
+        list(texts), task="base", prompt_name=prompt_name, convert_to_tensor=True
     )
-    count, width = sum(map(len, by_role.values())), model.get_embedding_dimension()
-    if count <= width:
-        raise ValueError(f"{count} texts cannot fit {width} dims; pass more")
-    seen, wanted = [], []
-    for role, own in by_role.items():
-        wanted.append(stores[role].gather(stores[role].rows(own)).float())
-        vectors = model.encode(
-            list(own), task="base", prompt_name=prompts[role], convert_to_tensor=True
-        )
-        seen.append(vectors.float().cpu())
-    student, teacher = torch.cat(seen), torch.cat(wanted)
-    info = stores[next(iter(by_role))].describe()
-    projection = Projection(width, teacher.shape[1], info=info, own_map_dims=own_map_dims)
-    for dim in (width, *projection.own_map_dims):
-        linear: Any = projection.own[str(dim)] if dim < width else projection.linear
-        cut = nn.functional.normalize(student[:, :dim], dim=-1)
-        inputs = torch.cat([cut, torch.ones(count, 1)], dim=1)
-        solution = torch.linalg.lstsq(inputs, teacher).solution
-        with torch.no_grad():
-            linear.weight.copy_(solution[:-1].T)
-            linear.bias.copy_(solution[-1])
+    projection = Projection.fitted(student.cpu(), teacher, info=store.describe())
     model[0].projection = projection.to(model.device)
     return projection

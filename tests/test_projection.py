@@ -62,3 +62,16 @@ def test_fitting_finds_the_map_that_made_the_teacher(student, texts, tmp_path):
     assert student[0].projection is projection
     with pytest.raises(ValueError, match="48 texts cannot fit 48 dims"):
         st_jv5.fit_projection(student, store, texts[:48])
+
+
+def test_fitted_with_a_map_of_its_own_a_cut_student_comes_nearer_its_teacher():
+    torch.manual_seed(0)
+    student = torch.nn.functional.normalize(torch.randn(200, 48), dim=-1)
+    teacher = student @ torch.randn(48, 9)
+    projection = Projection.fitted(student, teacher, own_map_dims=[16])
+    plain = Projection.fitted(student, teacher)
+    whole, _ = projection(student, teacher)
+    assert torch.allclose(whole, teacher, atol=1e-3)
+    cut = torch.nn.functional.normalize(student[:, :16], dim=-1)
+    own, first = projection(cut, teacher)[0], plain(cut, teacher)[0]
+    assert (own - teacher).norm() < 0.9 * (first - teacher).norm()

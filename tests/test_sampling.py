@@ -170,3 +170,34 @@ def test_weights_must_stand_in_the_order_of_the_data_sets(model, texts, tmp_path
             train_dataset=sets,
             loss=st_jv5.InfoNCELoss(model),
         )
+
+
+def test_a_set_that_was_read_max_epochs_times_is_drawn_no_more():
+    settings = {"weights": {"small": 9, "large": 1}, "max_epochs": 2}
+    drawn = [0, 0]
+    for epoch in range(2):  # 3 and 20 batches, so 23 an epoch
+        one = sampler([12, 80], **settings)
+        one.set_epoch(epoch)
+        for batch in one:
+            drawn[batch[0] >= 12] += 1
+    assert drawn == [6, 40]
+
+
+def test_a_later_epoch_counts_what_earlier_ones_took_though_it_did_not_draw_them():
+    settings = {"weights": {"small": 9, "large": 1}, "max_epochs": 2}
+    goes_on, resumed = sampler([12, 80], **settings), sampler([12, 80], **settings)
+    list(goes_on)
+    for one in (goes_on, resumed):
+        one.set_epoch(1)
+    assert list(goes_on) == list(resumed)
+    assert all(batch[0] >= 12 for batch in resumed)
+
+
+def test_when_no_set_is_left_it_says_so():
+    one = sampler([12, 12], max_epochs=1)
+    list(one)
+    one.set_epoch(1)
+    with pytest.raises(ValueError, match="as often as max_epochs allows, after 6 batches"):
+        list(one)
+    with pytest.raises(ValueError, match="max_epochs must be positive, not 0"):
+        st_jv5.weighted(max_epochs=0)

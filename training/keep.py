@@ -51,11 +51,11 @@ def choose_base(run: Run, end: Path, folder: Path) -> SentenceTransformer:
         return st_jv5.interpolate(run.new_student(), trained, 1 - share) if share else trained
 
     share = best(run, shares_kept(run), between, folder, "keep", BASE)
-    base = between(share)
+    base, phase = between(share), run.recipe.stage1
     if share:
-        base[0].licenses = SentenceTransformer(str(end))[0].licenses
-        phase = run.recipe.stage1
-        fit(run, base, phase, run.role_stores(phase))
+        base[0].projection = SentenceTransformer(str(end))[0].projection
+        if phase.fit_projection:
+            fit(run, base, phase, run.role_stores(phase))
     return base
 
 

@@ -21,6 +21,7 @@ from transformers.trainer_callback import ExportableState
 
 from st_jv5 import rope
 from st_jv5.cpu import give_back_memory
+from st_jv5.encoding import encode
 from st_jv5.files import write_json
 from st_jv5.losses import (
     CompositeLoss,
@@ -30,7 +31,7 @@ from st_jv5.losses import (
     retrieval_loss,
     text_matching_loss,
 )
-from st_jv5.projection import fit_projection
+from st_jv5.projection import Projection
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
 from st_jv5.teacher.views import Vectors
@@ -189,36 +190,47 @@ def fit(
 ) -> None:
     """Fit the projection on texts of all the phase's data sets, each by its weight.
 
-    A query is encoded behind the query prompt, every other text behind the document prompt.
+    As in training, a query stands behind the query prompt, every other text behind the document
+    prompt, and each is cut where the phase cuts it.
     """
+    if phase.fit_projection <= (width := student.get_embedding_dimension()):
+        raise RecipeError(
+            f"fit_projection: {phase.fit_projection} texts cannot fit {width} dims; ask for more, "
+            f"or for 0: no fit"
+        )
     draw, asks = random.Random(run.recipe.seed), phase.asks_of_labelled
-    whole = sum(phase.mix.values())
-    texts: dict[str, dict[str, None]] = defaultdict(dict)
+    whole, most = sum(phase.mix.values()), student.max_seq_length
+    texts: dict[tuple[str, int], dict[str, None]] = defaultdict(dict)
     for name, weight in phase.mix.items():
         spec, rows = run.recipe.data_sets[name], run.rows[name]
-        by_role = (
-            {"text": replay_texts(rows)}
-            if name in phase.replay
-            else (teacher_texts(spec, rows, asks))
-        )
-        known = [(role, text) for role, own in by_role.items() for text in dict.fromkeys(own)]
+        replayed = name in phase.replay
+        roles = {"text": replay_texts(rows)} if replayed else teacher_texts(spec, rows, asks)
+        known = [(role, text) for role, own in roles.items() for text in dict.fromkeys(own)]
         count = min(len(known), round(phase.fit_projection * weight / whole))
         for role, text in draw.sample(known, count):
-            texts[role][text] = None
-    if sum(map(len, texts.values())) <= 2 * student.get_embedding_dimension():
-        logger.warning(
-            "%d texts are too few to fit a projection; it starts as the identity",
-            sum(map(len, texts.values())),
-        )
+            texts[role, phase.max_tokens.get(name, most)][text] = None
+    count = sum(map(len, texts.values()))
+    if count <= 2 * width:
+        logger.warning("%d texts are too few to fit a projection; it stays as it is", count)
         return
-    with run.forwards():
-        fit_projection(
-            student,
-            stores,
-            {role: [*found] for role, found in texts.items()},
-            {role: "query" if role == "query" else "document" for role in texts},
-            own_map_dims=phase.own_map_dims,
-        )
+    seen, wanted = [], []
+    try:
+        for (role, limit), found in texts.items():
+            student.max_seq_length = limit
+            prompt = "query" if role == "query" else "document"
+            with run.forwards():
+                vectors = encode(student, [*found], task=BASE, prompt_name=prompt)
+            seen.append(torch.from_numpy(vectors))
+            wanted.append(stores[role].gather(stores[role].rows([*found])))
+    finally:
+        student.max_seq_length = most
+    fitted = Projection.fitted(
+        torch.cat(seen),
+        torch.cat(wanted),
+        info=next(iter(stores.values())).describe(),
+        own_map_dims=phase.own_map_dims,
+    )
+    student[0].projection = fitted.to(student.device)
 
 
 def make_replay_loss(

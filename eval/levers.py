@@ -1,0 +1,129 @@
+"""What each way of keeping what a student knows brings, alone and together, near and far.
+
+    python eval/levers.py                                     # eval/levers.yaml, into out/levers
+    python eval/levers.py --only all --seeds 0 --set teacher.model=PATH
+
+Stage 1 of a recipe is trained at a fraction of its steps, once for each arm and seed, and scored on
+the validation split: as training left it, and halfway back to the start. An arm that is scored is
+not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import yaml
+from sentence_transformers import SentenceTransformer
+
+import st_jv5
+from eval.page import Cell, Table
+from st_jv5.cpu import bound_kernel_cache
+from st_jv5.files import read_json, write_json
+from st_jv5.tasks import BASE
+from training.config import load_recipe
+from training.context import Run, save_whole
+from training.measure import validation_means
+from training.strict import RecipeError, build
+from training.train import train
+
+START = "start"
+"""The arm that trains nothing."""
+
+
+@dataclass(frozen=True)
+class Levers:
+    """The whole of levers.yaml."""
+
+    recipe: str
+    """Relative to the checkout."""
+    arms: dict[str, tuple[str, ...]]
+    """Name -> ``a.b=value`` on top of the recipe."""
+    fraction: float = 0.2
+    """Of stage 1's steps."""
+    seeds: tuple[int, ...] = (0, 1)
+    keep: tuple[float, ...] = (0.0, 0.5)
+    """How much of the start stays, scored in turn."""
+
+
+def score(levers: Levers, arm: str, seed: int, output: Path, overrides: Sequence[str]) -> None:
+    """Train and score one arm, unless its JSON is there."""
+    folder = output / f"{arm.replace(' ', '-')}-seed{seed}"
+    if folder.with_suffix(".json").exists():
+        return
+    own = [f"output={output}", f"seed={seed}"]
+    arms = () if arm == START else levers.arms[arm]
+    run = Run(load_recipe(levers.recipe, [*own, *arms, *overrides], levers.fraction))
+    started = time.time()
+    if arm == START:
+        models = {1.0: run.new_student()}
+    else:
+        if not (folder / "model").exists():
+            student = run.new_student()
+            train(run, student, BASE, run.recipe.stage1, folder / "checkpoints")
+            save_whole(student, folder / "model")
+        end = SentenceTransformer(str(folder / "model"))
+        models = {
+            share: st_jv5.interpolate(run.new_student(), end, 1 - share) if share else end
+            for share in levers.keep
+        }
+    seconds = time.time() - started
+    found = {
+        f"{share:g}": validation_means(run, model, BASE, folder / f"keep-{share:g}")
+        for share, model in models.items()
+    }
+    write_json(folder.with_suffix(".json"), {"means": found, "seconds": round(seconds)})
+
+
+def table(arms: Sequence[str], seeds: Sequence[int], output: Path) -> Table:
+    """Near and far means of each arm and share, seed by seed."""
+    rows: list[list[Cell]] = []
+    for arm in arms:
+        files = [output / f"{arm.replace(' ', '-')}-seed{seed}.json" for seed in seeds]
+        found = [read_json(path)["means"] for path in files if path.exists()]
+        for share in found[0] if found else ():
+            cells = [
+                " / ".join(f"{means[share][side]:.1f}" for means in found)
+                for side in ("near", "far", "both")
+            ]
+            rows.append([arm, share, *cells])
+    return Table(["", "kept of the start", "near", "far", "mean of the two"], rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    bound_kernel_cache()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--levers", default=str(Path(__file__).parent / "levers.yaml"))
+    parser.add_argument("--only", nargs="+", help="these arms alone")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of the file's")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    parser.add_argument("--output", default="out/levers")
+    args = parser.parse_args(argv)
+    try:
+        text = Path(args.levers).read_text(encoding="utf-8")
+        levers = build(Levers, yaml.safe_load(text), "")
+        arms = args.only or [START, *levers.arms]
+        if unknown := [arm for arm in arms if arm not in (START, *levers.arms)]:
+            raise RecipeError(f"no arm {unknown[0]!r}; known: {', '.join([START, *levers.arms])}")
+        seeds = args.seeds or levers.seeds
+        for seed in seeds:
+            for arm in arms:
+                score(levers, arm, seed, Path(args.output), args.set)
+        print(table(arms, seeds, Path(args.output)).markdown())
+    except RecipeError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""How much of the start stays in a base, how strongly an adapter acts, and replay beside a phase."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from tests.training.test_config import DEMO
+from training import keep, measure, train
+from training.config import load_recipe
+from training.context import Run
+from training.data import replay_texts
+from training.keep import best, shares_kept
+from training.run import main
+from training.strict import RecipeError
+
+WHOLE = ["student.layers=null"]
+REPLAY = "stage1.replay={wordnet-glosses: 2}"
+
+
+def test_the_best_mean_of_near_and_far_is_taken_and_all_are_told(tmp_path, monkeypatch):
+    scores = {0.0: (80, 50), 0.25: (78, 58), 0.5: (74, 60)}
+    asked = []
+
+    def means(run, model, task, folder):
+        asked.append((model, task))
+        near, far = scores[model]
+        return {"near": near, "far": far, "both": (near + far) / 2}
+
+    monkeypatch.setattr(measure, "validation_means", means)
+    run = Run(load_recipe(DEMO))
+    assert best(run, tuple(scores), lambda share: share, tmp_path, "keep", "base") == 0.25
+    assert asked == [(share, "base") for share in scores]
+    told = json.loads((tmp_path / "keep.json").read_text())
+    assert told["chosen"] == 0.25
+    assert told["validation"]["0.5"] == {"near": 74, "far": 60, "both": 67}
+    assert best(run, (0.5,), lambda share: share, tmp_path, "keep", "base") == 0.5
+    assert len(asked) == 3  # a single one is not measured
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shares"),
+    [
+        (WHOLE, (0.5,)),
+        ([], (0.0,)),  # cut layers: the start is no model to keep
+        ([*WHOLE, "student.pooling=lasttoken"], (0.0,)),
+        ([*WHOLE, "student.prompts=paper"], (0.0,)),
+        ([*WHOLE, "keep=[0, 0.75]"], (0.0, 0.75)),
+    ],
+)
+def test_half_of_a_whole_embedding_model_is_kept_where_the_recipe_says_nothing(overrides, shares):
+    assert shares_kept(Run(load_recipe(DEMO, overrides))) == shares
+
+
+def test_half_of_a_plain_backbone_is_not_kept(backbones):
+    recipe = load_recipe(DEMO, [*WHOLE, f"student.base={backbones['bert']}"])
+    assert shares_kept(Run(recipe)) == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("keep=[1]", "keep must lie in 0..1, below 1, not 1"),
+        ("keep=[]", "keep is empty"),
+        ("adapters.clustering.strengths=[-1]", "strengths must be 0 or more, not -1"),
+        ("adapters.clustering.strengths=[]", "strengths is empty"),
+        ("stage1.replay={nope: 1}", "stage1.replay: unknown data set 'nope'"),
+        ("stage1.replay={wordnet-lemmas: 1}", "wordnet-lemmas: stage1.data has it already"),
+        ("stage1.replay={wordnet-similarity: 1}", "synset_pairs names no columns to replay"),
+        ("stage1.replay={wordnet-glosses: 0}", "the weight must be above 0, not 0"),
+        ("stage1.max_epochs=0", "stage1.max_epochs must be above 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(DEMO, [override])
+
+
+def test_every_text_of_a_replayed_set_stands_alone_and_once():
+    rows = [{"query": "a", "positive": "b"}, {"query": "a", "positive": "c"}]
+    assert replay_texts(rows) == ["a", "b", "c"]
+    assert replay_texts([{"text": "x", "label": "y"}]) == ["x"]
+
+
+def test_replayed_batches_are_distilled_alone_and_the_projection_is_fitted(
+    tiny, tmp_path, monkeypatch
+):
+    """Stage 1 with InfoNCE on its own sets: a single text could not train it."""
+    recipe = tiny(tmp_path, steps=6)
+    seen = []
+    forward = train.CompositeLoss.forward
+
+    def watched(self, features, labels=None):
+        columns = list(features)
+        seen.append((len(columns), tuple(self.losses)))
+        return forward(self, columns, labels)
+
+    monkeypatch.setattr(train.CompositeLoss, "forward", watched)
+    settings = [
+        "student.layers=null",
+        "data_sets.wordnet-glosses.limit=900",
+        "stage1.replay={wordnet-glosses: 5}",
+        "stage1.loss={infonce_weight: 0.2}",
+        "keep=[0.5]",
+    ]
+    given = [argument for one in settings for argument in ("--set", one)]
+    main([recipe, *given, "--only", "teacher"])
+    main([recipe, *given, "--only", "stage1"])
+    assert (1, ("distill",)) in seen
+    assert (2, ("infonce", "distill")) in seen
+    assert {columns for columns, _ in seen} == {1, 2}
+    out = tmp_path / "out"
+    end = SentenceTransformer(str(out / "stage1" / "model"))
+    base = SentenceTransformer(str(out / "base" / "model"))
+    projection = end[0].projection.linear.weight
+    assert not torch.allclose(projection, torch.eye(384), atol=0.1)
+    start = Run(load_recipe(recipe, settings)).new_student()
+    vectors = [one.encode(["a text", "another"]) for one in (start, base, end)]
+    apart = [np.linalg.norm(one - other) for one, other in zip(vectors, vectors[1:], strict=False)]
+    assert np.linalg.norm(vectors[0] - vectors[2]) > max(apart) > 0
+    assert base[0].projection is not None
+
+
+def test_too_few_texts_to_fit_leave_the_identity_and_say_so(tiny, tmp_path, caplog):
+    recipe = tiny(tmp_path)
+    main([recipe, "--only", "teacher"])
+    main([recipe, "--only", "stage1"])
+    assert "texts are too few to fit a projection" in caplog.text
+    assert Path(tmp_path / "out" / "base" / "model").is_dir()
+    assert keep.SAFE == 0.5
