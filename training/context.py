@@ -23,6 +23,7 @@ from transformers.trainer_utils import set_seed
 
 import st_jv5
 from st_jv5.files import read_json, write_json
+from st_jv5.own_way import OwnWay
 from st_jv5.tasks import PROMPTS
 from st_jv5.teacher import (
     ColumnStores,
@@ -173,6 +174,14 @@ class Run:
             return roles["query"]
         return ColumnStores([roles["query"], roles["positive"]])
 
+    @cached_property
+    def prompts(self) -> dict[str, str]:
+        """The student's: name -> text."""
+        asked = self.recipe.student.prompts
+        if asked == "own":
+            return OwnWay.of(resolve_model(self.recipe.student.base)).prompts()
+        return dict(PROMPTS) if asked == "paper" else dict.fromkeys(PROMPTS, "")
+
     def new_student(self) -> SentenceTransformer:
         spec = self.recipe.student
         set_seed(self.recipe.seed)
@@ -184,6 +193,8 @@ class Run:
             append_eos=spec.append_eos,
             matryoshka_dims=spec.matryoshka_dims or None,
             vocabulary=self._words() if spec.vocabulary else None,
+            pooling=spec.pooling or None,
+            prompts=self.prompts,
         )
         student.max_seq_length = min(spec.max_tokens, student.max_seq_length)
         licenses = student[0].licenses
@@ -194,7 +205,7 @@ class Run:
 
     def _words(self) -> Iterator[str]:
         """Texts whose tokens the student keeps, its prompts among them."""
-        yield from PROMPTS.values()
+        yield from self.prompts.values()
         for name in self.recipe.student.vocabulary:
             for row in self.rows[name]:
                 yield from texts_of(row)
