@@ -27,6 +27,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from st_jv5.own_way import OwnWay
 from st_jv5.projection import Projection
 
 Array = np.ndarray[Any, Any]
@@ -124,7 +125,8 @@ class _Summed(nn.Module):
 def bare_backbone(folder: str, max_tokens: int) -> SentenceTransformer:
     """The backbone of a saved model under stock pooling: no adapter, no plugin."""
     transformer = Transformer(folder, max_seq_length=max_tokens)
-    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+    mode = OwnWay.of(folder).pooling_mode()
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
     return SentenceTransformer(modules=[transformer, pooling, Normalize()])
 
 

@@ -40,7 +40,8 @@ def self_test(folder: str | Path) -> list[str]:
 
     The files (:func:`~st_jv5.trust.check_folder`, no path of this machine, licences of base,
     teacher and data stated and the card's in accord), then for every task: finite unit vectors, one
-    text alone as in a batch, padding on either side, a long input cut with its EOS kept, cut dims.
+    text alone as in a batch, padding on either side, a long input cut with its EOS kept where
+    one is appended, cut dims.
 
     Returns:
         A line for each check.

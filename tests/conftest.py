@@ -157,10 +157,10 @@ def with_adapters(student: SentenceTransformer) -> SentenceTransformer:
     return student
 
 
-def adapted(backbone: str) -> SentenceTransformer:
+def adapted(backbone: str, **settings) -> SentenceTransformer:
     """A student with four adapters that differ; always the same one."""
     torch.manual_seed(0)
-    return with_adapters(st_jv5.new_student(backbone, matryoshka_dims=(8, 16, 48)))
+    return with_adapters(st_jv5.new_student(backbone, matryoshka_dims=(8, 16, 48), **settings))
 
 
 @pytest.fixture

@@ -152,11 +152,11 @@ class Student:
     append_eos: bool | None = None
     """End every input with EOS or SEP; None: where the last token is pooled."""
     pooling: Literal["", "mean", "cls", "lasttoken"] = ""
-    """How tokens become one vector; empty: the base's own way, and the last token where the base does
-    not say."""
+    """How tokens become one vector; empty: the base's own way, and the last token where it does not
+    say."""
     prompts: Literal["own", "paper", "none"] = "own"
-    """own: the base's, and the paper's where it does not say; paper: "Query: " and "Document: ";
-    none: empty ones."""
+    """own: the base's, and the paper's where it does not say; paper: "Query: ", "Document: "; none:
+    empty ones."""
     matryoshka_dims: tuple[int, ...] = ()
     """Dims to train; empty: the default ones."""
     max_tokens: int = 512

@@ -5,6 +5,7 @@ python -m training.run training/recipes/small.yaml --plan
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer
 
 from eval.page import Cell, Table
 from st_jv5.batching import default_budget, row_chunks
-from st_jv5.tasks import TASKS
+from st_jv5.tasks import PROMPTS, TASKS
 from st_jv5.teacher.sources import resolve_model
 from training.config import AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
@@ -29,7 +30,6 @@ GIB = 1 << 30
 CHARACTERS_PER_TOKEN = 4.7
 """Of English text in WordPiece, measured on wikipedia extracts; where no tokenizer is at hand."""
 SPECIAL_TOKENS = 2
-PROMPT_TOKENS = 3
 SAMPLE = 1000
 """Texts of a role that are tokenised."""
 DRAWN = 100
@@ -173,6 +173,15 @@ class Planner:
         return {role: np.array([*map(self._length, found)]) for role, found in texts.items()}
 
     @cached_property
+    def prompt_tokens(self) -> int:
+        """Of the student's longest prompt; a base that would have to be downloaded is taken to have
+        the paper's."""
+        spec = self.recipe.student
+        here = spec.prompts != "own" or Path(resolve_model(spec.base)).is_dir()
+        longest = max(map(len, (self.run.prompts if here else PROMPTS).values()))
+        return math.ceil(longest / CHARACTERS_PER_TOKEN)
+
+    @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The student's, where it lies on this disk."""
         file = Path(resolve_model(self.recipe.student.base)) / "tokenizer.json"
@@ -203,7 +212,7 @@ class Planner:
             roles = ["query", "positive", *["positive"] * (own or spec.negatives)]
         known, whole = facts.tokens, np.array([limit])
         lengths = [known.get(role, known.get("query", whole)) for role in roles]
-        return [np.clip(texts + PROMPT_TOKENS, 1, limit) for texts in lengths]
+        return [np.clip(texts + self.prompt_tokens, 1, limit) for texts in lengths]
 
     # -------------------------------------------------------------------------------- the phases
 

@@ -11,9 +11,11 @@ from eval.record import Row, read_record
 from eval.report import curve_table, run_page
 from eval.samples import Samples, paired_bootstrap
 from st_jv5.evaluation.mteb_encoder import adapter_for
+from st_jv5.export.merged import ENGINES_POOLING
 from st_jv5.files import read_json, write_json, write_text
 from st_jv5.hub import model_card
 from st_jv5.licenses import Licenses
+from st_jv5.own_way import OwnWay
 from st_jv5.tasks import BASE
 from training.context import Run
 from training.means import adapters_table, kept_table, means_table
@@ -183,6 +185,7 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     told = read_json(run.folder / "run.json")
     settings = read_json(run.folder / "model" / "st_jv5.json")
     curves = curve_table(read_record(run.folder / "evaluation" / MODEL)["results"])
+    student = OwnWay.of(run.folder / "model")
     licenses = Licenses.read(settings["licenses"], "st_jv5.json")
     config = read_json(run.folder / "model" / "config.json")
     dims = settings["matryoshka_dims"]
@@ -213,6 +216,9 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         "layers": str(list(recipe.student.layers))
         if isinstance(recipe.student.layers, tuple)
         else str(recipe.student.layers or "all"),
+        "pooling": ENGINES_POOLING[student.pooling_mode()]["said"],
+        "prompts": ", ".join(f"{name} `{text}`" for name, text in student.prompts().items() if text)
+        or "none",
         "max_tokens": str(recipe.student.max_tokens),
         "teacher_tokens": str(recipe.teacher.max_tokens),
         "precision": told["precision"],

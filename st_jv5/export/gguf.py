@@ -13,8 +13,9 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from st_jv5.export.merged import keep_only
+from st_jv5.export.merged import ENGINES_POOLING, keep_only
 from st_jv5.export.parity import Array, Parity, compare, prompted, source_vectors
+from st_jv5.modules.pooling import pooling_mode
 
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP"
@@ -66,7 +67,8 @@ def write(
     texts = fitting(model, task, texts)
     named, vectors = source_vectors(model, task, texts)
     texts = prompted(folder, named)
-    found = llama_vectors(embedder, folder / FILE, texts, model.max_seq_length)
+    pooling = ENGINES_POOLING[pooling_mode(model)]["llama.cpp"]
+    found = llama_vectors(embedder, folder / FILE, texts, model.max_seq_length, pooling)
     return [compare("gguf", folder / FILE, vectors, found)]
 
 
@@ -81,8 +83,10 @@ def fitting(model: SentenceTransformer, task: str, texts: Sequence[str]) -> list
     return kept
 
 
-def llama_vectors(embedder: str, path: Path, texts: Sequence[str], tokens: int) -> list[Array]:
-    """Run ``llama-embedding``: last token, unit vectors."""
+def llama_vectors(
+    embedder: str, path: Path, texts: Sequence[str], tokens: int, pooling: str
+) -> list[Array]:
+    """Run ``llama-embedding``: unit vectors, pooled as its ``--pooling`` names it."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "texts"
         prompts.write_text(SEPARATOR.join(texts), encoding="utf-8")
@@ -90,7 +94,7 @@ def llama_vectors(embedder: str, path: Path, texts: Sequence[str], tokens: int) 
         done = subprocess.run(
             [
                 embedder, "-m", str(path), "-f", str(prompts), "--embd-separator", SEPARATOR,
-                "--no-escape", "--pooling", "last", "--embd-normalize", "2",
+                "--no-escape", "--pooling", pooling, "--embd-normalize", "2",
                 "--embd-output-format", "json", "-c", size, "-b", size, "-ub", size,
             ],
             capture_output=True,

@@ -20,6 +20,7 @@ from st_jv5.adapters import router_of
 from st_jv5.export.merged import keep_only
 from st_jv5.export.parity import Array, Parity, compare, prompted, source_vectors
 from st_jv5.files import read_json
+from st_jv5.modules.pooling import pooling_mode
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "sentence_embedding"
@@ -45,10 +46,12 @@ class TokensToVectors(nn.Module):
     Args:
         backbone: Merged weights.
         absolute: Its positions are learned and absolute, so that padding in front would shift them.
+        pooling: ``"mean"``, ``"cls"`` or ``"lasttoken"``.
     """
 
-    def __init__(self, backbone: PreTrainedModel, absolute: bool) -> None:
+    def __init__(self, backbone: PreTrainedModel, absolute: bool, pooling: str) -> None:
         super().__init__()
+        self.pooling = pooling
         self.backbone = backbone
         self.absolute = absolute
 
@@ -58,10 +61,16 @@ class TokensToVectors(nn.Module):
         if self.absolute:
             told["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         states = self.backbone(**told)[0]
-        places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        last = (attention_mask * places).argmax(dim=1)
+        return nn.functional.normalize(self._pooled(states, attention_mask), dim=-1)
+
+    def _pooled(self, states: Tensor, mask: Tensor) -> Tensor:
+        if self.pooling == "mean":  # of any length: the row is made a unit one
+            return (states * mask.unsqueeze(-1).to(states.dtype)).sum(dim=1)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        if self.pooling == "cls":
+            places = mask.shape[1] - places
         rows = torch.arange(states.shape[0], device=states.device)
-        return nn.functional.normalize(states[rows, last], dim=-1)
+        return states[rows, (mask * places).argmax(dim=1)]
 
 
 def check_installed(kind: str, int8: bool) -> None:
@@ -84,7 +93,7 @@ def write(
     """Turn a merged folder into a graph's: tokenizer and prompts stay, the weights go."""
     keep_only(folder, KEPT)
     absolute = router_of(model).counts_from_the_left()
-    graph = TokensToVectors(backbone.cpu().float().eval(), absolute)
+    graph = TokensToVectors(backbone.cpu().float().eval(), absolute, pooling_mode(model))
     if kind == "onnx":
         files = [(write_onnx(graph, folder / "model.onnx"), True)]
         if int8:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -25,6 +25,13 @@ MODULES = (
     ("2_Normalize", "sentence_transformers.models.Normalize"),
 )
 """Class names that sentence-transformers 2 to 6 know, and vLLM, TEI and llama.cpp look for."""
+
+ENGINES_POOLING = {
+    "mean": {"said": "mean pooling", "TEI": "mean", "llama.cpp": "mean"},
+    "cls": {"said": "first-token (cls) pooling", "TEI": "cls", "llama.cpp": "cls"},
+    "lasttoken": {"said": "last-token pooling", "TEI": "last-token", "llama.cpp": "last"},
+}
+"""Mode -> what a card calls it, and what the engines' own ``--pooling`` does."""
 
 CARDS = Path(__file__).parent / "cards"
 FORMS = {
@@ -117,6 +124,7 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
     license_ = license_of(model)
     bound = f"\nThe weights are {license_}: not for commercial use.\n"
     pad = model.tokenizer.pad_token
+    pooling = ENGINES_POOLING[pooling_mode(model)]
     facts = {
         "license": f"license: {license_}\n" if license_ else "",
         "task": task,
@@ -124,7 +132,10 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
         "width": model.get_embedding_dimension(),
         "tokens": model.max_seq_length,
         "bound": bound if router.licenses.binding() else "",
-        "prompts": "\n".join(f"- {name}: `{prompt}`" for name, prompt in prompts.items()),
+        "prompts": _told(prompts),
+        "pooling": pooling["said"],
+        "tei_pooling": pooling["TEI"],
+        "llama_pooling": pooling["llama.cpp"],
         "prompt": prompts["document"],
         "pad": pad,
         "pad_id": model.tokenizer.convert_tokens_to_ids(pad),
@@ -132,6 +143,13 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
     usage = Template((CARDS / f"{kind}.md").read_text(encoding="utf-8")).substitute(facts)
     whole = Template((CARDS / "card.md").read_text(encoding="utf-8"))
     return whole.substitute(facts, usage=usage.rstrip("\n"))
+
+
+def _told(prompts: Mapping[str, str]) -> str:
+    if not any(prompts.values()):
+        return "No prompt stands in front of a text."
+    lines = [f"- {name}: `{text}`" if text else f"- {name}: none" for name, text in prompts.items()]
+    return "\n".join(["A prompt stands in front of every text:", "", *lines])
 
 
 def license_of(model: SentenceTransformer) -> str | None:

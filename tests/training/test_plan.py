@@ -145,7 +145,7 @@ def test_a_hub_model_that_the_recipe_does_not_describe_is_named():
 
 
 def test_local_texts_are_counted_with_the_students_tokenizer():
-    planner = Planner(Run(load_recipe(DEMO)))
+    planner = Planner(Run(load_recipe(DEMO, ["student.prompts=paper"])))
     glosses = planner.facts["wordnet-glosses"]
     assert glosses.rows == 8000
     assert glosses.tokens["text"].mean() == pytest.approx(12.6, rel=0.1)
@@ -154,6 +154,9 @@ def test_local_texts_are_counted_with_the_students_tokenizer():
     (extracts,) = planner.columns("wikipedia-extracts", 64)
     assert extracts.max() == 64
     assert 50 < extracts.mean() < 64
+    without = Planner(Run(load_recipe(DEMO, ["student.prompts=none"])))
+    own = without.columns("wordnet-nouns", 64)
+    assert [round(a.mean() - b.mean()) for a, b in zip(nouns, own, strict=True)] == [3] * 9
 
 
 def test_the_plan_is_printed_before_anything_is_written(tmp_path, capsys, monkeypatch):
