@@ -56,6 +56,9 @@ class DataSet:
     """How many there are, for the plan, where the set is not on this disk."""
     tokens: dict[str, float] = field(default_factory=dict)
     """Role -> mean tokens of its texts, for the plan; else counted from the file, or the limit."""
+    text_kind: str = ""
+    """Kind of its text, such as wikipedia; empty: the file's name without its ending (a Hub id: its
+    last part). The report tells tasks of the kinds that were trained on from all others."""
     source: str = ""
     """Where its name and columns were seen."""
     verified: bool = True
@@ -65,6 +68,12 @@ class DataSet:
     def is_file(self) -> bool:
         """Whether it lies on this disk; else it is the Hub's."""
         return Path(self.path).suffix in (".parquet", ".jsonl", ".json")
+
+    @property
+    def kind_of_text(self) -> str:
+        """``text_kind``, or what the path says."""
+        path = Path(self.path)
+        return self.text_kind or (path.stem if self.is_file else path.name)
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,13 @@ class Student:
     config: dict[str, bool | int | float | str] = field(default_factory=dict)
     """As ``teacher.config``."""
 
+    @property
+    def base_name(self) -> str:
+        """The base's name for people: all-MiniLM-L6-v2."""
+        name = self.source or self.base
+        package = name.removeprefix("package:")
+        return package if package != name else Path(name).name
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -236,8 +252,8 @@ class Evaluation:
     )
     """How vectors are stored, for the curves of retrieval and STS."""
     beside: dict[str, str] = field(default_factory=dict)
-    """Label -> another model to measure on the same tasks, as ``teacher.model``; the first is what
-    the report compares with, else the student before training."""
+    """Label -> another model to measure on the same tasks, as ``teacher.model``. The base that the
+    student is made of is always measured, and what the report compares with."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +296,12 @@ class Recipe:
         """All, by the name of their settings, in order."""
         adapters = {f"adapters.{task}": phase for task, phase in self.adapters.items()}
         return {**self.base_phases, **adapters}
+
+    @property
+    def text_kinds(self) -> frozenset[str]:
+        """Kinds of text that any phase trains on."""
+        names = {name for phase in self.phases.values() for name in phase.data}
+        return frozenset(self.data_sets[name].kind_of_text for name in names)
 
     @property
     def folder(self) -> Path:

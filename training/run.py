@@ -73,7 +73,7 @@ def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
 
 
 def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
-    told = ("source", "verified", "rows", "tokens", "license")
+    told = ("source", "verified", "rows", "tokens", "license", "text_kind")
     found = {name: asdict(recipe.data_sets[name]) for name in names}
     return {name: {k: v for k, v in one.items() if k not in told} for name, one in found.items()}
 
