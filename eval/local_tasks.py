@@ -445,3 +445,10 @@ def local_tasks(part: str = "test") -> dict[str, type[AbsTask]]:
         metadata = task.metadata.model_copy(update={"name": name})
         found[name] = type(name, (task,), {"metadata": metadata, "part": part})
     return found
+
+
+def text_kinds() -> dict[str, str]:
+    """Task, of either split -> kind of its text: the name of the file that it is built from."""
+    of = {"Wiki": "wikipedia", "Topi": "wikipedia", "Offi": "office_help"}
+    names = (*local_tasks("test"), *local_tasks("validation"))
+    return {name: of.get(name[:4], "wordnet") for name in names}

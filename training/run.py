@@ -89,10 +89,11 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     if {"teacher", "stage1", "adapters"} & set(stages):
         _ = run.rows
     if "evaluation" in stages:
-        from training.measure import check_beside, chosen_tasks
+        from training.measure import check_beside, without_far
 
-        chosen_tasks(run)
         check_beside(run)
+        if (warning := without_far(run)) and RANK == 0:
+            logger.warning("%s", warning)
     if "stage1" in stages and not (run.folder / "stage1" / "done.json").exists():
         try:
             student = run.new_student()
@@ -183,7 +184,7 @@ def run_model(run: Run) -> None:
 
 
 def run_evaluation(run: Run) -> None:
-    """Every adapter, the base, the student before training, the teacher and chance on all tasks."""
+    """Every adapter, the base, what training began with, the teacher and chance on all tasks."""
     from training.measure import measure  # needs the extra `eval`
 
     if RANK == 0:
