@@ -3,6 +3,7 @@
 python eval/compare.py out/eval/one out/eval/other [...]     # folders of results.json
 python eval/compare.py out/eval/one --published              # with the averages of the paper
 python eval/compare.py out/eval/one --results org/model      # with mteb's own result files
+python eval/compare.py out/eval/one --start out/eval/base --trained-on wikipedia   # near and far
 
 The first run is what the others are compared with: 95% intervals of a paired bootstrap over the
 queries or samples of each task, every task with its own adapter, at the widest dim that was scored.
@@ -21,6 +22,7 @@ import mteb
 import yaml
 from mteb.cache import ResultCache
 
+from eval.near_far import add_arguments, as_text, near_far_parts
 from eval.page import Cell, Table
 from eval.record import Row, main_rows, read_record
 from eval.samples import Samples, paired_bootstrap
@@ -154,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--results", nargs="+", default=[], metavar="MODEL", help="models in mteb's result files"
     )
     parser.add_argument("--cache", help="folder of mteb's result files; by default mteb's own")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     if args.resamples < 1:
         parser.error("--resamples must be positive")
@@ -162,9 +165,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         tasks = list(dict.fromkeys(task for found in runs.values() for task in found))
         others = read_mteb(args.results, tasks, args.cache)
         published = None if args.published is None else read_published(args.published)
+        means = bool(args.trained_on or args.start)
+        parts = near_far_parts(runs, args.trained_on, args.start, args.resamples) if means else []
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(task_table(runs, others, args.resamples).markdown())
+    if parts:
+        print("\n" + as_text(parts))
     if published is not None:
         print("\n" + benchmark_table(runs, published).markdown())
 

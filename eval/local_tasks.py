@@ -317,5 +317,6 @@ def local_tasks(part: str = "test") -> dict[str, type[AbsTask]]:
 
 
 def text_kinds() -> dict[str, str]:
-    """The kind of text of every local task by name: the stem of its file in training/data."""
-    return {task.metadata.name: task.text_kind for task in LOCAL_TASKS}
+    """Task, of either split -> kind of its text: the stem of its file in training/data."""
+    tasks = {**local_tasks("test"), **local_tasks("validation")}
+    return {name: task.text_kind for name, task in tasks.items()}

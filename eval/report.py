@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from eval.near_far import add_arguments, near_far_parts, trained_on
 from eval.page import Cell, Code, Page, Part, Plot, Table, lines
 from eval.record import Row, is_routed, main_rows, read_record
 from st_jv5.tasks import BASE
@@ -162,12 +163,23 @@ def settings_parts(record: dict[str, Any]) -> list[Part]:
     return [text, Table(header, cells)]
 
 
-def run_page(record: dict[str, Any]) -> Page:
-    """The page of one model's record."""
+def near_far(
+    record: dict[str, Any], rows: dict[str, Row], kinds: Sequence[str], start: str
+) -> list[Part]:
+    """A record's near and far means; ``kinds`` empty: those that a recipe's run has told."""
+    model = record["model"]
+    return near_far_parts({model: rows}, kinds or trained_on(model), start)
+
+
+def run_page(record: dict[str, Any], beside_scores: Sequence[Part] = ()) -> Page:
+    """The page of one model's record; ``beside_scores`` follow the table of its scores."""
     found: list[Row] = record["results"]
     page = Page(f"{record['model']}")
     page.add(
-        "Scores", "Main metric in percent, each task with its own adapter.", score_table(found)
+        "Scores",
+        "Main metric in percent, each task with its own adapter.",
+        score_table(found),
+        *beside_scores,
     )
     matrix = matrix_table(found)
     if matrix is not None:
@@ -190,9 +202,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("run", help="a folder of results.json")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        run_page(read_record(args.run)).write(Path(args.run))
+        record = read_record(args.run)
+        parts = near_far(record, main_rows(record["results"]), args.trained_on, args.start)
+        run_page(record, parts).write(Path(args.run))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(f"report: {args.run}/report.html and report.md")

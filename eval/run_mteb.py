@@ -4,6 +4,7 @@ python eval/run_mteb.py --model out/demo/model --local --languages eng
 python eval/run_mteb.py --model out/demo/model --local --adapters all --dims 384 128 32 \\
     --precision float32 int8 binary binary-rescored
 python eval/run_mteb.py --model org/model --benchmark "MTEB(eng, v2)"
+python eval/run_mteb.py --model org/model --local --trained-on wikipedia --start out/eval/org-base
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from mteb.abstasks import AbsTask
 from sentence_transformers import SentenceTransformer
 
 from eval.local_tasks import local_tasks
-from eval.record import Row, read_record
-from eval.report import run_page
+from eval.near_far import add_arguments, as_text
+from eval.record import Row, main_rows, read_record
+from eval.report import near_far, run_page
 from eval.scoring import Settings, evaluate
 from st_jv5.cpu import bound_kernel_cache
 from st_jv5.evaluation import ADAPTER_OF_TYPE, MTEBEncoder
@@ -157,6 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar=("FILE", "COLUMN"),
         help="texts for int8's ranges; by default some of the training split",
     )
+    add_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
     parser.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     parser.add_argument("--output", help="folder of results.json; by default out/eval/MODEL")
@@ -190,7 +193,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit("stopped; the same command goes on from here") from None
     chosen = {task.metadata.name for task in tasks}
     print_scores([row for row in found if row["task"] in chosen])
-    run_page(read_record(output)).write(Path(output))
+    record = read_record(output)
+    try:
+        parts = near_far(record, main_rows(found), args.trained_on, args.start)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"\n{as_text(parts)}\n")
+    run_page(record, parts).write(Path(output))
     print(f"record: {output}/results.json\nreport: {output}/report.html")
 
 

@@ -237,6 +237,7 @@ def record_settings(run: Run) -> None:
         run.folder / "run.json",
         {
             "recipe": asdict(run.recipe),
+            "text_kinds": sorted(run.recipe.text_kinds),
             "versions": {name: version(name) for name in packages},
             "python": sys.version.split()[0],
             "commit": commit or None,

@@ -10,8 +10,10 @@ import numpy as np
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import is_sentence_transformer_model
 
-from eval.local_tasks import local_tasks, text_kinds
+from eval.local_tasks import local_tasks
+from eval.near_far import FAR, near_and_far
 from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
@@ -22,6 +24,9 @@ from training.context import Run, require
 from training.strict import RecipeError
 
 CHANCE, BEFORE, MODEL, TEACHER = "chance", "student before training", "model", "teacher"
+START = "start"
+"""The base used its own way: its own pooling, prompts and length, all its layers and words. A base
+of plain transformers has none; there the student before training is what training began with."""
 
 
 class ChanceEncoder(AbsEncoder):
@@ -65,9 +70,21 @@ def chosen_tasks(run: Run, split: Literal["test", "validation"] | None = None) -
     return [known[name]() for name in names]
 
 
+def without_far(run: Run) -> str:
+    """A warning where all chosen tasks are on text like the training text; else nothing."""
+    names = [task.metadata.name for task in chosen_tasks(run)]
+    if near_and_far(names, run.recipe.text_kinds)[FAR]:
+        return ""
+    kinds = ", ".join(sorted(run.recipe.text_kinds))
+    return (
+        f"no far task among evaluation.tasks: all are on text like the training text ({kinds}); "
+        f"whether training hurts on other text will not be known"
+    )
+
+
 def check_beside(run: Run) -> None:
     """The labels of other models are folders, and no one else's."""
-    taken = {CHANCE, BEFORE, MODEL, BASE, *TASKS, *teacher_names(run)}
+    taken = {START, CHANCE, BEFORE, MODEL, BASE, *TASKS, *teacher_names(run)}
     for label in run.recipe.evaluation.beside:
         if label in taken or Path(label).name != label:
             raise RecipeError(f"evaluation.beside: {label!r} is taken, or no name of a folder")
@@ -89,6 +106,8 @@ def measure(run: Run) -> None:
 
     with run.forwards():
         score(CHANCE, ChanceEncoder())
+        if (base := start_model(run)) is not None:
+            score(START, MTEBEncoder(base, remember=True))
         score(BEFORE, MTEBEncoder(run.new_student(), remember=True))
         wanted = run.recipe.evaluation
         for who, name in wanted.beside.items():
@@ -125,18 +144,24 @@ def validation_means(
         rows = evaluate(
             MTEBEncoder(model, remember=True), tasks, folder, Settings(task), label=folder.name
         )
-    kinds = text_kinds()
-    sides: dict[str, list[float]] = {"near": [], "far": []}
-    for row in rows:
-        name = str(row["task"]).removesuffix("Validation")
-        side = "near" if kinds[name] in run.recipe.text_kinds else "far"
-        sides[side].append(100 * float(row["main_score"]))
-    means = {side: float(np.mean(scores)) for side, scores in sides.items() if scores}
+    scores = {str(row["task"]): 100 * float(row["main_score"]) for row in rows}
+    groups = near_and_far(scores, run.recipe.text_kinds)
+    means = {
+        side: float(np.mean([scores[name] for name in names]))
+        for side, names in groups.items()
+        if names
+    }
     return means | {"both": float(np.mean([*means.values()]))}
 
 
+def start_model(run: Run) -> SentenceTransformer | None:
+    """The base as its own users load it; None where it says no pooling of its own."""
+    base = resolve_model(run.recipe.student.base)
+    return SentenceTransformer(base) if is_sentence_transformer_model(base) else None
+
+
 def records_of(run: Run) -> dict[str, dict[str, Row]]:
-    """Who was measured -> task -> row: chance, the student before, base, adapters, teachers."""
+    """Who was measured -> task -> row: chance, the start, the student before, base, ..."""
     folder = run.folder / "evaluation"
 
     def rows(who: str, adapter: str | None = None) -> dict[str, Row]:
@@ -144,6 +169,7 @@ def records_of(run: Run) -> dict[str, dict[str, Row]]:
 
     return {
         CHANCE: rows(CHANCE),
+        **({START: rows(START)} if (folder / START).exists() else {}),
         BEFORE: rows(BEFORE),
         **{who: rows(who) for who in run.recipe.evaluation.beside},
         **{adapter: rows(MODEL, adapter) for adapter in (BASE, *run.recipe.adapters)},

@@ -24,6 +24,7 @@ from st_jv5.teacher.sources import resolve_model
 from training.config import AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
 from training.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
+from training.measure import without_far
 from training.probe import Machine, probe
 
 GIB = 1 << 30
@@ -427,6 +428,8 @@ def _gpus(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
 
 
 def _warnings(run: Run, planner: Planner) -> Iterator[str]:
+    if warning := without_far(run):
+        yield warning
     for name, spec in run.used_sets.items():
         facts = planner.facts[name]
         if not spec.verified:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict
 
-from eval.page import Cell, Page, Plot, Table, lines
-from eval.record import Row, read_record
+from eval.near_far import as_text
+from eval.page import Cell, Page, Part, Plot, Table, lines
+from eval.record import read_record
 from eval.report import curve_table, run_page
 from eval.samples import Samples, paired_bootstrap
 from st_jv5.evaluation.mteb_encoder import adapter_for
@@ -18,105 +19,39 @@ from st_jv5.licenses import Licenses
 from st_jv5.own_way import OwnWay
 from st_jv5.tasks import BASE
 from training.context import Run
-from training.means import adapters_table, kept_table, means_table
-from training.measure import BEFORE, CHANCE, MODEL, TEACHER, records_of
+from training.measure import MODEL, records_of
+from training.standing import Records, Standing, score
 
-Records = dict[str, dict[str, Row]]
+logger = logging.getLogger("training")
 
 
 def report(run: Run) -> None:
-    """Print the table; write ``report/`` (a page, plots, summary.json) and the model card."""
+    """Print the tables; write ``report/`` (a page, plots, summary.json) and the model card."""
     folder = run.folder / "report"
-    records = records_of(run)
     model = read_record(run.folder / "evaluation" / MODEL)
-    tasks = list(records[CHANCE])
-    table = score_table(records, tasks)
-    kept = kept_of_teacher(records, tasks) if TEACHER in records else None
-    verdicts = best_adapters(
-        records, list(run.recipe.adapters), tasks, run.recipe.evaluation.resamples
-    )
-    summary = summary_tables(run, records, tasks, model["results"])
+    standing = Standing(run.recipe, records_of(run), model["results"])
+    resamples = run.recipe.evaluation.resamples
+    adapters = list(run.recipe.adapters)
+    verdicts = best_adapters(standing.records, adapters, standing.tasks, resamples)
+    words: list[Part] = [said.text for said in standing.sentences]
+    summary, every_task = standing.summary(), standing.every_task()
     page = run_page(model)
     page.title = f"st_jv5 {run.recipe.name}"
     own = Page("")
-    own.add("In all", *summary)
-    own.add("Everyone on every task", *(part for part in (table, kept) if part))
+    own.add("In all", *words, *summary)
+    own.add("Everyone on every task", *every_task)
     own.add("Each task's own adapter against the best", verdicts)
     own.add("Training", *loss_plots(run))
     page.sections = own.sections + [one for one in page.sections if one[0] != "Scores"]
     page.write(folder)
-    write_json(
-        folder / "summary.json",
-        {
-            who: {task: row["main_score"] for task, row in found.items()}
-            for who, found in records.items()
-        },
-    )
-    scores = "\n\n".join(part.markdown() for part in (*summary, table, kept) if part)
-    write_text(run.folder / "model" / "README.md", model_card(card_facts(run, scores)))
-    print(f"{scores}\n\n{verdicts.markdown()}\n")
+    write_json(folder / "summary.json", standing.as_json())
+    card = model_card(card_facts(run, as_text([*words, *summary, *every_task])))
+    write_text(run.folder / "model" / "README.md", card)
+    print(as_text([*summary, *every_task, verdicts, *words]), end="\n\n")
     print(f"model:  {run.folder / 'model'}\nreport: {folder / 'report.html'}")
-
-
-def summary_tables(run: Run, records: Records, tasks: list[str], found: list[Row]) -> list[Table]:
-    """Means with 95% intervals: of everyone, of each adapter, of cut and smaller vectors."""
-    resamples = run.recipe.evaluation.resamples
-    adapters = run.recipe.adapters
-    routed = {task: records[own_adapter(records, task)][task] for task in tasks}
-    others = {label(who): rows for who, rows in records.items() if who not in (CHANCE, *adapters)}
-    beside = next(iter(run.recipe.evaluation.beside), BEFORE)
-    whole = TEACHER if TEACHER in records else ""
-    tables = [means_table({"routed": routed, **others}, tasks, resamples, beside, whole)]
-    if adapters:
-        tables.append(adapters_table(records, list(adapters), resamples))
-    kept = kept_table(found, resamples)
-    return [*tables, kept] if kept else tables
-
-
-def own_adapter(records: Records, task: str) -> str:
-    """The adapter that a task is routed to; the base, where the recipe trains no such adapter."""
-    adapter = adapter_for(records[BASE][task]["type"])
-    return adapter if adapter in records else BASE
-
-
-def label(who: str) -> str:
-    """What a row of scores is called."""
-    return "base (stage 1)" if who == BASE else who
-
-
-def score(records: Records, who: str, task: str) -> float:
-    """Main score in percent."""
-    return 100 * float(records[who][task]["main_score"])
-
-
-def score_table(records: Records, tasks: list[str]) -> Table:
-    """Who x task; the adapter that a task is routed to is bold."""
-    cells: list[list[Cell]] = [["metric", *(records[CHANCE][task]["metric"] for task in tasks)]]
-    bold = set()
-    for who in records:
-        cells.append([label(who), *(score(records, who, task) for task in tasks)])
-        for x, task in enumerate(tasks, start=1):
-            if adapter_for(records[who][task]["type"]) == who:
-                bold.add((len(cells) - 1, x))
-    return Table(["", *tasks], cells, frozenset(bold))
-
-
-def kept_of_teacher(records: Records, tasks: list[str]) -> Table:
-    """The base's and the routed model's share of the teacher's score."""
-
-    def line(label: str, pick: Callable[[str], str]) -> list[Cell]:
-        own = [score(records, pick(task), task) for task in tasks]
-        return [
-            label,
-            *(100 * one / score(records, TEACHER, t) for one, t in zip(own, tasks, strict=True)),
-        ]
-
-    rows = [
-        line(BEFORE, lambda task: BEFORE),
-        line("base (stage 1)", lambda task: BASE),
-        line("routed", lambda task: own_adapter(records, task)),
-    ]
-    return Table(["% of the teacher", *tasks], rows)
+    for said in standing.sentences:
+        if said.is_worse:
+            logger.warning("%s", said.text)
 
 
 def best_adapters(records: Records, adapters: list[str], tasks: list[str], resamples: int) -> Table:

@@ -81,7 +81,7 @@ def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
 
 
 def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
-    told = ("source", "verified", "rows", "tokens", "license")
+    told = ("source", "verified", "rows", "tokens", "license", "text_kind")
     found = {name: asdict(recipe.data_sets[name]) for name in names}
     return {name: {k: v for k, v in one.items() if k not in told} for name, one in found.items()}
 
@@ -97,10 +97,11 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     if {"teacher", "stage1", "adapters"} & set(stages):
         _ = run.rows
     if "evaluation" in stages:
-        from training.measure import check_beside, chosen_tasks
+        from training.measure import check_beside, without_far
 
-        chosen_tasks(run)
         check_beside(run)
+        if (warning := without_far(run)) and RANK == 0:
+            logger.warning("%s", warning)
     if "stage1" in stages and not (run.folder / "stage1" / "done.json").exists():
         try:
             student = run.new_student()
@@ -203,7 +204,7 @@ def run_model(run: Run) -> None:
 
 
 def run_evaluation(run: Run) -> None:
-    """Every adapter, the base, the student before training, the teacher and chance on all tasks."""
+    """Every adapter, the base, what training began with, the teacher and chance on all tasks."""
     from training.measure import measure  # needs the extra `eval`
 
     if RANK == 0:

@@ -9,6 +9,7 @@ import yaml
 
 from st_jv5 import Schedule
 from training.config import load_recipe
+from training.run import settings_of, upstream
 from training.strict import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "training" / "recipes").glob("*.yaml"))
@@ -79,6 +80,31 @@ def test_a_weight_may_move_over_the_steps():
 def test_what_cannot_be_run_is_named(override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(DEMO, [override])
+
+
+def test_the_kind_of_text_is_the_files_name_unless_it_is_told():
+    recipe = load_recipe(DEMO)
+    assert recipe.text_kinds == {"wikipedia", "wordnet"}
+    path = "data_sets.wordnet-lemmas"
+    told = load_recipe(DEMO, [f"{path}.text_kind=words"])
+    assert told.text_kinds == recipe.text_kinds | {"words"}
+    hub = load_recipe(DEMO, [f"{path}.path=org/words-v2"])
+    assert hub.text_kinds == recipe.text_kinds | {"words-v2"}
+    # A set that no phase trains on tells nothing of the model; every phase counts.
+    unused = "{path: a/b.parquet, columns: {text: t}, kind: texts}"
+    assert load_recipe(DEMO, [f"data_sets.unused={unused}"]).text_kinds == recipe.text_kinds
+    for phase in ("stage1", "long", "adapters.clustering"):
+        settings = [f"data_sets.other={unused}", f"{phase}.data={{other: 1}}", f"{phase}.steps=1"]
+        assert "b" in load_recipe(DEMO, [*settings, "adapters.clustering.average=[]"]).text_kinds
+
+
+def test_the_kind_of_text_changes_nothing_that_was_trained():
+    one = load_recipe(DEMO)
+    other = load_recipe(DEMO, ["data_sets.wordnet-lemmas.text_kind=words"])
+    assert upstream(one) == upstream(other)
+    for name, phase in one.phases.items():
+        assert settings_of(one, phase) == settings_of(other, other.phases[name])
+    assert upstream(one) != upstream(load_recipe(DEMO, ["data_sets.wordnet-lemmas.limit=7"]))
 
 
 def test_missing_settings_and_files_are_named(tmp_path):

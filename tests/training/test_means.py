@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.means import adapters_table, kept_table, means, means_table
-from training.report import best_adapters, own_adapter
+from eval.near_far import FAR, NEAR, Scores, means_table
+from training.means import adapters_table, kept_table
+from training.report import best_adapters
+from training.standing import own_adapter
 
 
 def row(task: str, values: Any, kind: str = "Retrieval", **at: Any) -> dict[str, Any]:
@@ -23,36 +25,53 @@ def draws(seed: int, shift: float = 0.0) -> Any:
 
 
 def test_a_gap_that_every_sample_has_leaves_nothing_open():
-    sides = [[row(t, draws(i, gap)) for i, t in enumerate("ab")] for gap in (0.05, 0.0)]
-    found, drawn = means(sides, 200)
-    assert found[0] - found[1] == pytest.approx(5.0)
-    np.testing.assert_allclose(drawn[0] - drawn[1], 5.0, atol=1e-9)
-    assert drawn[0].std() == pytest.approx(100 * 0.1 / np.sqrt(300 * 2), rel=0.2)
-
-
-def test_the_table_of_means_says_gaps_and_shares():
     sides = {
-        name: {t: row(t, draws(i, gap)) for i, t in enumerate("ab")}
+        who: {t: row(t, draws(i, gap)) for i, t in enumerate("ab")}
+        for who, gap in (("one", 0.05), ("other", 0.0))
+    }
+    scores = Scores(sides, ["a", "b"], 200)
+    one, other = (scores.mean(who, ["a", "b"]) for who in sides)
+    assert (one - other).value == pytest.approx(5.0)
+    np.testing.assert_allclose((one - other).drawn, 5.0, atol=1e-9)
+    assert one.drawn.std() == pytest.approx(100 * 0.1 / np.sqrt(300 * 2), rel=0.2)
+
+
+def test_the_table_of_means_says_gaps_and_shares_of_near_and_far():
+    sides = {
+        name: {t: row(t, draws(i, gap if t == "a" else -gap)) for i, t in enumerate("ab")}
         for name, gap in (("routed", 0.05), ("before", 0.0), ("teacher", 0.1))
     }
-    first, second, third = means_table(sides, ["a", "b"], 200, "before", "teacher").rows
-    assert first[2] == "+5.0 [+5.0, +5.0]"
-    assert second[2] == ""
-    assert third[3] == ""
-    share = 100 * np.mean([s["main_score"] for s in sides["routed"].values()])
-    share /= np.mean([s["main_score"] for s in sides["teacher"].values()])
+    groups = {NEAR: ["a"], FAR: ["b"]}
+    labels = {who: who for who in sides}
+    scores = Scores(sides, ["a", "b"], 200)
+    table = means_table(scores, labels, groups, "before", "teacher")
+    assert table.header[1:4] == ["near: mean of 1 task", "above the start", "% of the teacher"]
+    first, second, third = table.rows
+    assert (first[2], first[5]) == ("+5.0 [+5.0, +5.0]", "-5.0 [-5.0, -5.0]")
+    assert (second[2], second[5]) == ("", "")
+    assert (third[3], third[6]) == ("", "")
+    share = 100 * sides["routed"]["a"]["main_score"] / sides["teacher"]["a"]["main_score"]
     assert str(first[3]).startswith(f"{share:.1f} [")
+    assert len(means_table(scores, labels, {NEAR: ["a"], FAR: []}).header) == 2
 
 
-def test_an_adapter_is_held_against_the_base_on_its_own_tasks():
+def test_an_adapter_is_held_against_the_base_on_its_own_tasks_near_and_far():
     records = {
-        who: {"a": row("a", draws(0, gap)), "b": row("b", draws(1), "Clustering")}
+        who: {"a": row("a", draws(0, gap)), "b": row("b", draws(1), "Clustering"),
+              "c": row("c", draws(2, -gap))}
         for who, gap in (("base", 0.0), ("retrieval", -0.02), ("clustering", 0.0))
-    }
-    worse, same = adapters_table(records, ["retrieval", "clustering", "classification"], 200).rows
-    assert worse[:2] == ["retrieval", 1]
-    assert worse[4:] == ["-2.0 [-2.0, -2.0]", "worse"]
-    assert same[4:] == ["+0.0 [+0.0, +0.0]", "within noise"]
+    }  # fmt: skip
+    scores = Scores(records, ["a", "b", "c"], 200)
+    types = {task: found["type"] for task, found in records["base"].items()}
+    adapters = ["retrieval", "clustering", "classification"]
+    table = adapters_table(scores, adapters, {NEAR: ["a", "b"], FAR: ["c"]}, types)
+    worse, better, same = table.rows
+    assert worse[:3] == ["retrieval", "near", 1]
+    assert worse[5:] == ["-2.0 [-2.0, -2.0]", "worse"]
+    assert better[:3] == ["retrieval", "far", 1]
+    assert better[5:] == ["+2.0 [+2.0, +2.0]", "better"]
+    assert same[0] == "clustering"
+    assert same[5:] == ["+0.0 [+0.0, +0.0]", "within noise"]
 
 
 def test_what_is_kept_is_of_the_tasks_that_have_it():
