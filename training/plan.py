@@ -203,7 +203,7 @@ class Planner:
         spec, facts = self.recipe.data_sets[name], self.facts[name]
         if replayed:  # every text by itself
             texts = np.concatenate([*facts.tokens.values()] or [np.array([limit])])
-            return [np.clip(texts + PROMPT_TOKENS, 1, limit)]
+            return [np.clip(texts + self.prompt_tokens, 1, limit)]
         if spec.kind == "texts":
             roles = ["text"]
         elif spec.kind == "labelled":

@@ -1,8 +1,9 @@
-"""How much of the start stays in a base, how strongly an adapter acts, and replay beside a phase."""
+"""How much of the start stays in a base, how strongly an adapter acts, and what is replayed."""
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_replayed_batches_are_distilled_alone_and_the_projection_is_fitted(
     assert not torch.allclose(projection, torch.eye(384), atol=0.1)
     start = Run(load_recipe(recipe, settings)).new_student()
     vectors = [one.encode(["a text", "another"]) for one in (start, base, end)]
-    apart = [np.linalg.norm(one - other) for one, other in zip(vectors, vectors[1:], strict=False)]
+    apart = [np.linalg.norm(one - other) for one, other in pairwise(vectors)]
     assert np.linalg.norm(vectors[0] - vectors[2]) > max(apart) > 0
     assert base[0].projection is not None
 
