@@ -15,7 +15,16 @@ DocstringSTS                  STS                 summaries: of one module 1, of
                                                   of one topic 1/3, of two topics 0
 DocstringClassification       Classification      topic of the prose, 15 topics
 DocstringClustering           Clustering          the same topics of summaries
+FactbookRetrieval             Retrieval           question on a country -> the text that answers it,
+                                                  where the text names the country
+FactbookPairs                 PairClassification  such a question and its text, or the text of
+                                                  another country that shares words
+FactbookClassification        Classification      subject of a text, 16 subjects
+FactbookClustering            Clustering          the same subjects
 ============================  ==================  ==================================================
+
+Of shared words the most: a wrong pair is the hardest that the group has. Countries stand in
+wikipedia.parquet too, in other words: the factbook is the nearest of the far kinds.
 
 A model that trained on a far file's train split has read near text: to it the task is near.
 """
@@ -37,7 +46,7 @@ from eval.task_families import (
     LocalSTS,
     described,
 )
-from training.corpora import packages
+from training.corpora import packages, rows
 
 MOST_DOCUMENTS = 1_200
 MOST_PER_LABEL = 90
@@ -189,6 +198,59 @@ class DocstringClustering(LocalClustering):
     text_kind, labels_of = "docstrings", "library_topic_of_summary"
 
 
+def named(part: str) -> list[dict[str, Any]]:
+    """Texts on countries that name the country, or begin its name: Franc, for France and French."""
+    found = rows("factbook", part)
+    return [row for row in found if row["country"][:5].lower() in row["text"].lower()]
+
+
+class FactbookRetrieval(LocalRetrieval):
+    metadata = described(
+        "FactbookRetrieval",
+        "Retrieval",
+        "ndcg_at_10",
+        "Find the text that answers a question on a country.",
+    )
+    text_kind, query, document = "factbook", "question", "text"
+
+    def found(self) -> list[dict[str, Any]]:
+        asked = {row["text"] for row in named(self.part)}
+        return [
+            row if row["text"] in asked else row | {"question": ""}  # a document alone
+            for row in super().found()
+        ]
+
+
+class FactbookPairs(LocalPairs):
+    metadata = described(
+        "FactbookPairs",
+        "PairClassification",
+        "max_ap",
+        "Does the text answer the question on a country?",
+    )
+    text_kind = "factbook"
+
+    def pairs(self) -> list[dict[str, Any]]:
+        return of_one_or_two(named(self.part), "question", "text", "subject")
+
+
+class FactbookClassification(LocalClassification):
+    metadata = described(
+        "FactbookClassification",
+        "Classification",
+        "accuracy",
+        "Name the subject of a text on a country.",
+    )
+    text_kind, labels_of = "factbook", "country_subject"
+
+
+class FactbookClustering(LocalClustering):
+    metadata = described(
+        "FactbookClustering", "Clustering", "v_measure", "Group texts on countries."
+    )
+    text_kind, labels_of = "factbook", "country_subject"
+
+
 FAR_TASKS: tuple[type[Local], ...] = (
     DebianRetrieval,
     DebianPairs,
@@ -199,4 +261,8 @@ FAR_TASKS: tuple[type[Local], ...] = (
     DocstringSTS,
     DocstringClassification,
     DocstringClustering,
+    FactbookRetrieval,
+    FactbookPairs,
+    FactbookClassification,
+    FactbookClustering,
 )

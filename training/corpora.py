@@ -209,6 +209,7 @@ LABELLED = {
     "section_of_short": Labelled("debian", "short", "section", SECTIONS),
     "library_topic": Labelled("docstrings", "rest", "topic"),
     "library_topic_of_summary": Labelled("docstrings", "summary", "topic"),
+    "country_subject": Labelled("factbook", "text", "subject"),
 }
 
 

@@ -155,7 +155,7 @@ def test_no_far_text_stands_in_two_parts(name):
         assert not set(test.dataset["train"]["text"]) & (parts[0] | parts[1])
 
 
-@pytest.mark.parametrize(("kind", "group"), [("docstrings", "module")])
+@pytest.mark.parametrize(("kind", "group"), [("docstrings", "module"), ("factbook", "country")])
 def test_no_group_of_far_texts_stands_in_two_parts(kind, group):
     parts = ("train", "validation", "test")
     held = [{row[group] for row in corpora.rows(kind, part)} for part in parts]
