@@ -171,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     output = args.output or output_of(args.model)
     try:
+        if args.start:
+            read_record(args.start)  # before any long work
         model = load_model(args.model)
         check_settings(settings, model, args.model)
         if args.dry_run:

@@ -257,7 +257,7 @@ class AdapterPhase(Phase):
     """Average the checkpoints of these steps and the last one; empty: the last alone."""
     strengths: tuple[float, ...] = (1.0,)
     """Factors on the adapter's update. Several: each is scored on the adapter's validation tasks,
-    near and far alike, and the best is taken."""
+    and chosen among as ``keep`` is; the base stands for before training."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,8 @@ class Recipe:
     """Stage 1's second phase, on long texts, after ``stage1``."""
     keep: tuple[float, ...] | None = None
     """How much of the weights that training began with stays in the base: 0 none, 1 all. Several:
-    each is scored on the validation tasks, near and far alike, and the best is taken. None: half,
+    each is scored on the validation tasks, and the best mean of near and far is taken among those
+    that leave the far mean no lower than it was before training. None: half,
     where the student begins as a whole sentence-transformers model, pooled and prompted in its own
     way; else 0."""
     more_teachers: tuple[Teacher, ...] = ()

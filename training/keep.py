@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
@@ -47,10 +46,12 @@ def choose_base(run: Run, end: Path, folder: Path) -> SentenceTransformer:
     """
 
     def between(share: float) -> SentenceTransformer:
+        if share == 1:
+            return run.new_student()
         trained = SentenceTransformer(str(end))
         return st_jv5.interpolate(run.new_student(), trained, 1 - share) if share else trained
 
-    share = best(run, shares_kept(run), between, folder, "keep", BASE)
+    share = best(run, shares_kept(run), 1.0, between, folder, "keep", BASE)
     base, phase = between(share), run.recipe.stage1
     if share:
         base[0].projection = SentenceTransformer(str(end))[0].projection
@@ -69,30 +70,47 @@ def choose_strength(
         st_jv5.put_task(model, adapter.scaled(strength))
         return model
 
-    return adapter.scaled(best(run, phase.strengths, at, folder, "strength", task))
+    return adapter.scaled(best(run, phase.strengths, 0.0, at, folder, "strength", task))
 
 
 def best(
     run: Run,
     candidates: Sequence[float],
+    untrained: float,
     model_of: Callable[[float], SentenceTransformer],
     folder: Path,
     what: str,
     task: str,
 ) -> float:
-    """The candidate with the best mean of near and far on validation; a single one unmeasured."""
+    """The candidate with the best mean of near and far on validation; a single one unmeasured.
+
+    One whose far mean lies below the untrained model's is passed over: of the others the best is
+    taken, and where there is no other, the one with the best far mean.
+
+    Args:
+        run: Its recipe names the tasks.
+        candidates: Numbers that ``model_of`` makes models of.
+        untrained: The number of the model as it was before this training.
+        model_of: Number -> model.
+        folder: Of the scores; ``WHAT.json`` tells all of them.
+        what: What is chosen, for files and messages.
+        task: An adapter, scored on its own tasks; or the base, on all.
+    """
     if len(candidates) == 1:
         return candidates[0]
     from training.measure import validation_means  # needs the extra `eval`
 
-    found: dict[float, Mapping[str, Any]] = {}
-    for candidate in candidates:
+    found: dict[float, Mapping[str, float]] = {}
+    for candidate in dict.fromkeys([*candidates, untrained]):
         model = model_of(candidate)
         found[candidate] = validation_means(run, model, task, folder / f"{what}-{candidate:g}")
         told = ", ".join(f"{side} {mean:.1f}" for side, mean in found[candidate].items())
         logger.info("%s %g: %s (validation)", what, candidate, told)
-    chosen = max(candidates, key=lambda one: found[one]["both"])
+    least = found[untrained].get("far", 0.0)
+    harmless = [one for one in candidates if found[one].get("far", 0.0) >= least]
+    by = "both" if harmless else "far"
+    chosen = max(harmless or candidates, key=lambda one: found[one][by])
     logger.info("%s: %g is taken", what, chosen)
-    told_all = {f"{one:g}": dict(means) for one, means in found.items()}
-    write_json(folder / f"{what}.json", {"chosen": chosen, "validation": told_all})
+    all_means = {f"{one:g}": dict(means) for one, means in found.items()}
+    write_json(folder / f"{what}.json", {"chosen": chosen, "validation": all_means})
     return chosen

@@ -160,6 +160,7 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         "data": "\n".join(data),
         "phases": "\n".join(phases),
         "scores": scores,
+        "kinds": ", ".join(sorted(recipe.text_kinds)),
         "curves": f"### Cut, and stored smaller\n\n{curves.markdown()}" if curves else "",
         "licenses": license_table(licenses),
         "command": f"python -m training.run training/recipes/{recipe.name}.yaml",

@@ -341,10 +341,14 @@ def test_the_command_prints_scores_writes_a_report_and_goes_on(
     assert "text-matching" in printed
     for name in ("report.html", "report.md"):
         assert "WordNetSTS" in (out / name).read_text()
+        assert "Near and far are not told apart" in (out / name).read_text()
+    assert "| wordnet | 1 |" in printed
     assert "python eval/run_mteb.py --model" in (out / "report.md").read_text()
     monkeypatch.setattr(MTEBEncoder, "encode", None)  # a second run encodes nothing
     main(command)
     assert capsys.readouterr().out == printed
+    main([*command, "--trained-on", "wikipedia", "--start", str(out)])
+    assert "Near: wikipedia. Far: wordnet." in capsys.readouterr().out
     # The same folder moved elsewhere is the same model.
     shutil.copytree(saved, tmp_path / "moved")
     main(["--model", str(tmp_path / "moved"), *command[2:]])
@@ -375,6 +379,7 @@ def test_a_model_without_the_tasks_adapter_says_so(student, tmp_path, small_task
         ("ours", ["--precision", "bin"], "unknown precision 'bin'"),
         ("ours", ["--max-tokens", "4096"], r"--max-tokens must lie in 1..128.* not 4096"),
         ("ours", ["--calibrate", "absent.txt"], "no file absent.txt"),
+        ("ours", ["--start", "absent"], "no results.json in absent"),
     ],
 )
 def test_what_a_model_cannot_do_is_said_at_once(saved, tmp_path, kind, arguments, message):

@@ -24,24 +24,37 @@ WHOLE = ["student.layers=null"]
 REPLAY = "stage1.replay={wordnet-glosses: 2}"
 
 
-def test_the_best_mean_of_near_and_far_is_taken_and_all_are_told(tmp_path, monkeypatch):
-    scores = {0.0: (80, 50), 0.25: (78, 58), 0.5: (74, 60)}
-    asked = []
+@pytest.fixture
+def choose(tmp_path, monkeypatch):
+    """``choose(scores, candidates)``; scores: share -> (near, far), 1.0 being the start."""
 
-    def means(run, model, task, folder):
-        asked.append((model, task))
-        near, far = scores[model]
-        return {"near": near, "far": far, "both": (near + far) / 2}
+    def chosen(scores: dict[float, tuple[float, float]], candidates: tuple[float, ...]) -> float:
+        def means(run, model, task, folder):
+            near, far = scores[model]
+            return {"near": near, "far": far, "both": (near + far) / 2}
 
-    monkeypatch.setattr(measure, "validation_means", means)
-    run = Run(load_recipe(DEMO))
-    assert best(run, tuple(scores), lambda share: share, tmp_path, "keep", "base") == 0.25
-    assert asked == [(share, "base") for share in scores]
+        monkeypatch.setattr(measure, "validation_means", means)
+        run = Run(load_recipe(DEMO))
+        return best(run, candidates, 1.0, lambda share: share, tmp_path, "keep", "base")
+
+    return chosen
+
+
+def test_the_best_mean_is_taken_of_those_that_do_not_hurt_far_text(choose, tmp_path):
+    scores = {0.0: (90, 55), 0.25: (80, 60), 0.5: (72, 61), 1.0: (70, 58)}
+    assert choose(scores, (0.0, 0.25, 0.5)) == 0.25
     told = json.loads((tmp_path / "keep.json").read_text())
     assert told["chosen"] == 0.25
-    assert told["validation"]["0.5"] == {"near": 74, "far": 60, "both": 67}
-    assert best(run, (0.5,), lambda share: share, tmp_path, "keep", "base") == 0.5
-    assert len(asked) == 3  # a single one is not measured
+    assert told["validation"]["0"] == {"near": 90, "far": 55, "both": 72.5}
+    assert set(told["validation"]) == {"0", "0.25", "0.5", "1"}
+
+
+def test_where_all_hurt_far_text_the_least_hurt_is_taken(choose):
+    assert choose({0.0: (90, 55), 0.5: (60, 57), 1.0: (50, 58)}, (0.0, 0.5)) == 0.5
+
+
+def test_a_single_candidate_is_not_measured(choose):
+    assert choose({}, (0.5,)) == 0.5
 
 
 @pytest.mark.parametrize(

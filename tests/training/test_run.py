@@ -42,6 +42,9 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
     printed = capsys.readouterr().out
     for row in ("chance", "student before training", "base (stage 1)", "teacher", "classification"):
         assert f"| {row} |" in printed
+    assert "| all-MiniLM-L6-v2 (start) |" in printed
+    assert "\n\nNear: " in printed
+    assert "No far task was measured: whether training hurt on other text is not known." in printed
     model = SentenceTransformer(str(out / "model"))
     assert st_jv5.tasks(model) == ["retrieval", "text-matching", "clustering", "classification"]
     vectors = {task: model.encode(["a text"], task=task)[0] for task in st_jv5.tasks(model)}
@@ -50,6 +53,14 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
     for task, vector in vectors.items():
         assert not np.array_equal(vector, base), task
     card = (out / "model" / "README.md").read_text()
+    for words in ("on text like the training text this model is", "No far task was measured"):
+        assert words in card
+        assert words in (out / "report" / "report.md").read_text()
+    (own,) = json.loads((out / "evaluation" / "start" / "results.json").read_text())["results"]
+    assert (own["max_tokens"], own["prompts"]) == (256, {"query": "", "document": ""})
+    assert json.loads((out / "run.json").read_text())["text_kinds"] == ["wikipedia", "wordnet"]
+    means = json.loads((out / "report" / "summary.json").read_text())
+    assert means["routed"]["near"] == means["text-matching"]["WordNetSTS"]
     assert "cc-by-sa-4.0" in card
     assert "WordNetSTS" in card
     page = (out / "report" / "report.md").read_text()
@@ -68,7 +79,8 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
         for precision in ("float32", "binary")
     }
 
-    for heading in ("mean of 1 task | above", "its tasks | own | base", "stored as | tasks"):
+    for heading in ("mean of 1 task | above", "its tasks | own | base", "stored as | tasks",
+                    "family | text | tasks"):  # fmt: skip
         assert heading in card
     last = max((out / "stage1" / "checkpoints").glob("checkpoint-*"))
     kept = json.loads((last / "trainer_state.json").read_text())["stateful_callbacks"]
