@@ -33,8 +33,8 @@ from training.measure import validation_means
 from training.strict import RecipeError, build
 from training.train import train
 
-START = "start"
-"""The arm that trains nothing."""
+START, ALL = "start", "all"
+"""The arm that trains nothing, and the recipe as it is."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,26 @@ class Levers:
 
     recipe: str
     """Relative to the checkout."""
+    before: tuple[str, ...]
+    """``a.b=value`` that take the recipe back to how it was."""
     arms: dict[str, tuple[str, ...]]
-    """Name -> ``a.b=value`` on top of the recipe."""
+    """Name -> ``a.b=value`` on top of ``before``."""
+    all: tuple[str, ...] = ()
+    """``a.b=value`` on top of the recipe as it is: the arm ``all``."""
     fraction: float = 0.2
     """Of stage 1's steps."""
     seeds: tuple[int, ...] = (0, 1)
     keep: tuple[float, ...] = (0.0, 0.5)
     """How much of the start stays, scored in turn."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all arms."""
+        return [START, *self.arms, ALL]
+
+    def changes(self, arm: str) -> tuple[str, ...]:
+        """What an arm sets on top of the recipe."""
+        return self.all if arm in (START, ALL) else (*self.before, *self.arms[arm])
 
 
 def score(levers: Levers, arm: str, seed: int, output: Path, overrides: Sequence[str]) -> None:
@@ -58,8 +71,8 @@ def score(levers: Levers, arm: str, seed: int, output: Path, overrides: Sequence
     if folder.with_suffix(".json").exists():
         return
     own = [f"output={output}", f"seed={seed}"]
-    arms = () if arm == START else levers.arms[arm]
-    run = Run(load_recipe(levers.recipe, [*own, *arms, *overrides], levers.fraction))
+    changes = levers.changes(arm)
+    run = Run(load_recipe(levers.recipe, [*own, *changes, *overrides], levers.fraction))
     started = time.time()
     if arm == START:
         models = {1.0: run.new_student()}
@@ -111,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         text = Path(args.levers).read_text(encoding="utf-8")
         levers = build(Levers, yaml.safe_load(text), "")
-        arms = args.only or [START, *levers.arms]
-        if unknown := [arm for arm in arms if arm not in (START, *levers.arms)]:
-            raise RecipeError(f"no arm {unknown[0]!r}; known: {', '.join([START, *levers.arms])}")
+        arms = args.only or levers.names
+        if unknown := [arm for arm in arms if arm not in levers.names]:
+            raise RecipeError(f"no arm {unknown[0]!r}; known: {', '.join(levers.names)}")
         seeds = args.seeds or levers.seeds
         for seed in seeds:
             for arm in arms:
