@@ -37,7 +37,7 @@ from st_jv5 import (
     vectors,
 )
 from st_jv5.evaluation import MTEBEncoder
-from st_jv5.tasks import TASKS, column_prompts
+from st_jv5.tasks import PROMPTS, TASKS, column_prompts
 from st_jv5.texts import read_texts
 from st_jv5.vocabulary import cut_vocabulary
 from tests.conftest import MINILM, real_texts, with_adapters
@@ -84,7 +84,7 @@ def world(tmp_path, backbones):
 
     @cache
     def student() -> SentenceTransformer:
-        return st_jv5.new_student(MINILM, layers=1)
+        return st_jv5.new_student(MINILM, layers=1, prompts=PROMPTS)
 
     @cache
     def model() -> SentenceTransformer:

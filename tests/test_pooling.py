@@ -225,14 +225,15 @@ def test_a_last_token_module_takes_no_other_mode(tmp_path):
 # ----------------------------------------------------------------------- the same vector everywhere
 
 
-@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+@pytest.mark.parametrize("kind", ["bert", "eurobert", "qwen3"])
 def test_alone_in_batches_and_padded_on_either_side_a_text_has_one_vector(
     backbones, kind, mode, texts, tmp_path
 ):
     model = adapted(backbones[kind], pooling=mode, prompts=PROMPTS)
     model.save_pretrained(str(tmp_path))
     expected = pooled(str(tmp_path), "retrieval", texts, mode)
-    assert len(np.unique(expected.round(4), axis=0)) > (1 if mode == "cls" else 60)
+    blind = (kind, mode) == ("qwen3", "cls")  # a causal decoder's first token sees no other
+    assert len(np.unique(expected.round(4), axis=0)) in ([1] if blind else range(61, 65))
     for side in ("left", "right"):
         model.tokenizer.padding_side = side
         batched = model.encode(texts, task="retrieval", batch_size=64)

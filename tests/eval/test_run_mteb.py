@@ -33,6 +33,7 @@ from eval.run_mteb import choose_tasks, main
 from eval.samples import Samples
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import ADAPTER_OF_TYPE, PRECISIONS, MTEBEncoder
+from st_jv5.tasks import PROMPTS
 from tests.conftest import MINILM, with_adapters
 from training.measure import ChanceEncoder
 
@@ -195,7 +196,9 @@ def test_mtebs_own_wrapper_gives_the_same_score_on_a_local_task_of_each_type(
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_mtebs_own_wrapper_gives_the_same_score_on_each_whole_local_task(tmp_path):
-    model = with_adapters(st_jv5.new_student(MINILM, layers=[0, 5]))
+    # mteb's wrapper knows the published model's prompts alone.
+    student = st_jv5.new_student(MINILM, layers=[0, 5], pooling="lasttoken", prompts=PROMPTS)
+    model = with_adapters(student)
     model.max_seq_length = 64
     model.save_pretrained(str(tmp_path / "model"))
     assert len(LOCAL_TASKS) == 16

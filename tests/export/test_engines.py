@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader, PoolingType
 from openai import OpenAI
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
@@ -17,17 +18,34 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 import st_jv5
 from st_jv5.export import export, gguf, parity_texts
 from st_jv5.export.parity import compare, prompted, source_vectors
+from st_jv5.tasks import PROMPTS
 from tests import engines
 from tests.conftest import MINILM, adapted, with_adapters
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 
+def of_minilm(**settings) -> SentenceTransformer:
+    torch.manual_seed(0)
+    student = st_jv5.new_student(MINILM, layers=[0, 5], matryoshka_dims=(64, 384), **settings)
+    return with_adapters(student)
+
+
 @pytest.fixture(scope="module")
 def minilm() -> SentenceTransformer:
     """A real backbone, its adapters random."""
-    torch.manual_seed(0)
-    return with_adapters(st_jv5.new_student(MINILM, layers=[0, 5], matryoshka_dims=(64, 384)))
+    return of_minilm(pooling="lasttoken", prompts=PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def mean() -> SentenceTransformer:
+    """MiniLM's own way: the mean, no prompts."""
+    return of_minilm()
+
+
+@pytest.fixture(scope="module")
+def cls() -> SentenceTransformer:
+    return of_minilm(pooling="cls")
 
 
 OLD = """
@@ -48,25 +66,30 @@ np.save(out, np.stack([*rows, np.stack(last)]))
 """
 
 
-@pytest.mark.parametrize("backbone", ["qwen3", "bert", "mpnet", "minilm"])
+@pytest.mark.parametrize("backbone", ["qwen3", "bert", "mpnet", "minilm", "mean", "cls"])
 def test_sentence_transformers_3_and_transformers_4_read_a_merged_folder(
-    backbones, minilm, tmp_path, backbone
+    request, backbones, tmp_path, backbone
 ):
     old = engines.venv("old", "sentence-transformers==3.4.*", "transformers==4.57.*")
-    model = minilm if backbone == "minilm" else adapted(backbones[backbone])
+    small = backbone in backbones
+    model = adapted(backbones[backbone]) if small else request.getfixturevalue(backbone)
     export(model, "retrieval", "merged", tmp_path / "m")
     (tmp_path / "texts.json").write_text(json.dumps(parity_texts()))
     command = [old / "python", "-c", OLD, tmp_path / "m", tmp_path / "texts.json", tmp_path / "o"]
     subprocess.run(command, check=True, env=engines.QUIET, cwd=tmp_path)
     query, document, last = np.load(tmp_path / "o.npy")
-    for name, found in (("query", query), ("document", document), ("document", last)):
+    pairs = [("query", query), ("document", document)]
+    if backbone not in ("mean", "cls"):
+        pairs.append(("document", last))
+    for name, found in pairs:
         source = model.encode(parity_texts(), task="retrieval", prompt_name=name)
         assert compare("merged", "merged", source, found).texts == 200
 
 
-@pytest.mark.parametrize("backbone", ["minilm", "qwen3"])
-def test_infinity_serves_a_merged_folder(backbones, minilm, tmp_path, backbone):
-    model = minilm if backbone == "minilm" else adapted(backbones[backbone])
+@pytest.mark.parametrize("backbone", ["minilm", "mean", "cls", "qwen3"])
+def test_infinity_serves_a_merged_folder(request, backbones, tmp_path, backbone):
+    small = backbone in backbones
+    model = adapted(backbones[backbone]) if small else request.getfixturevalue(backbone)
     export(model, "retrieval", "merged", tmp_path / "m")
     named, source = source_vectors(model, "retrieval", parity_texts())
     texts = prompted(tmp_path / "m", named)
@@ -132,13 +155,18 @@ def qwen3(tmp_path_factory) -> SentenceTransformer:
     return with_adapters(st_jv5.new_student(str(folder), matryoshka_dims=(16, 64)))
 
 
-@pytest.mark.parametrize("backbone", ["qwen3", "minilm"])
+@pytest.mark.parametrize("backbone", ["qwen3", "minilm", "mean", "cls"])
 def test_llama_cpp_runs_a_gguf(request, tmp_path, backbone):
     model = request.getfixturevalue(backbone)
     checkout = engines.llama_cpp()
     found = export(model, "retrieval", "gguf", tmp_path / "g", llama_cpp=checkout)
     assert bool(found) == bool(gguf.find_embedder(checkout))
     print(*found)
+    told = GGUFReader(tmp_path / "g" / gguf.FILE).fields
+    (pooling,) = (field.contents() for key, field in told.items() if key.endswith(".pooling_type"))
+    assert pooling == {"mean": PoolingType.MEAN, "cls": PoolingType.CLS}.get(
+        backbone, PoolingType.LAST
+    )
     assert sorted(path.name for path in (tmp_path / "g").iterdir()) == sorted(
         [*gguf.KEPT, gguf.FILE]
     )

@@ -16,6 +16,7 @@ from transformers import AutoModel
 import st_jv5
 from st_jv5.cli import main
 from st_jv5.export import export, parity_texts
+from st_jv5.export.graph import start_onnx, start_openvino
 from st_jv5.export.parity import compare
 from st_jv5.files import read_any_json, read_json
 from tests.conftest import adapted
@@ -139,6 +140,53 @@ def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(
         inputs = {"input_ids": np.array([row] * 3), "attention_mask": np.array([mask] * 3)}
         (found,) = session.run(["sentence_embedding"], inputs)
         np.testing.assert_allclose(found, [expected] * 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["merged", "onnx", "openvino"])
+@pytest.mark.parametrize(("pooling", "engines"), [("mean", "mean"), ("cls", "cls")])
+def test_the_mean_and_the_first_token_are_exported_as_such(
+    backbones, tmp_path, kind, pooling, engines
+):
+    model = adapted(backbones["bert"], pooling=pooling)
+    folder = tmp_path / kind
+    (parity,) = export(model, "retrieval", kind, folder, texts=parity_texts()[::10])
+    assert parity.least >= 0.9999
+    card = (folder / "README.md").read_text()
+    assert {"mean": ": mean pooling, unit", "cls": ": first-token (cls) pooling, unit"}[
+        pooling
+    ] in card
+    if kind == "merged":
+        assert f"--pooling {engines}\n" in card
+        config = read_json(folder / "1_Pooling" / "config.json")
+        key = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
+        assert next(name for name, value in config.items() if value is True) == key
+        stock = SentenceTransformer(str(folder))
+        assert stock[1].pooling_mode == pooling
+        return
+    run = (start_onnx if kind == "onnx" else start_openvino)(next(folder.glob("*model.[ox]*")))
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = words.encode("Query: a text of its own").ids
+    expected = model.encode(["a text of its own"], task="query")[0]
+    pad = model.tokenizer.pad_token_id
+    for before, after in ((0, 0), (0, 9), (9, 0)):
+        row = [pad] * before + ids + [pad] * after
+        mask = [0] * before + [1] * len(ids) + [0] * after
+        found = run({"input_ids": np.array([row] * 3), "attention_mask": np.array([mask] * 3)})
+        np.testing.assert_allclose(found, [expected] * 3, atol=1e-5)
+
+
+def test_a_card_says_which_prompts_there_are(backbones, tmp_path):
+    none = adapted(backbones["bert"], pooling="mean", prompts={"query": "", "document": ""})
+    export(none, "retrieval", "merged", tmp_path / "none", texts=["a"])
+    card = (tmp_path / "none" / "README.md").read_text()
+    assert "\nNo prompt stands in front of a text.\n" in card
+    assert 'Servers are asked for `"a text"`' in card
+    one = adapted(backbones["bert"], pooling="cls", prompts={"query": "Ask: ", "document": ""})
+    export(one, "retrieval", "merged", tmp_path / "one", texts=["a"])
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert "\n- query: `Ask: `\n- document: none\n" in card
+    told = read_json(tmp_path / "one" / "config_sentence_transformers.json")
+    assert told["prompts"] == {"query": "Ask: ", "document": ""}
 
 
 def test_the_command_prints_how_close_it_is(saved, tmp_path, capsys):

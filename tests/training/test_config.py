@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from st_jv5 import Schedule
+from st_jv5.tasks import PROMPTS
 from training.config import load_recipe
+from training.context import Run
 from training.run import settings_of, upstream
 from training.strict import RecipeError
 
@@ -194,3 +196,37 @@ def test_a_fraction_of_the_steps_keeps_the_schedule():
     assert (retrieval.steps, retrieval.checkpoint_steps, retrieval.average) == (8, 2, (6,))
     with pytest.raises(RecipeError, match="fraction of the steps must be above 0, not 0"):
         load_recipe(DEMO, fraction=0.0)
+
+
+@pytest.mark.parametrize("name", ["small", "nano"])
+def test_the_papers_recipes_say_its_pooling_and_prompts(name):
+    student = load_recipe(DEMO.with_name(f"{name}.yaml")).student
+    assert (student.pooling, student.prompts, student.append_eos) == ("lasttoken", "paper", True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pooling", "prompts"),
+    [
+        ((), "mean", ["", ""]),
+        (("pooling=cls",), "cls", ["", ""]),
+        (("pooling=lasttoken", "prompts=paper"), "lasttoken", [*PROMPTS.values()]),
+        (("base=BERT",), "lasttoken", [*PROMPTS.values()]),
+        (("base=BERT", "pooling=mean", "prompts=none"), "mean", ["", ""]),
+    ],
+)
+def test_a_recipes_student_pools_and_asks_as_it_says_or_as_its_base(
+    backbones, settings, pooling, prompts
+):
+    own = ("layers=2", "matryoshka_dims=[]", "pooling=''", "prompts=own", "append_eos=null")
+    asked = [each.replace("BERT", backbones["bert"]) for each in (*own, *settings)]
+    run = Run(load_recipe(DEMO, [f"student.{each}" for each in asked]))
+    student = run.new_student()
+    assert student[1].pooling_mode == pooling
+    assert student[0].append_eos == (pooling == "lasttoken")
+    assert [student.prompts[name] for name in PROMPTS] == prompts
+    assert [*run._words()] == prompts  # and the corpus, if the vocabulary is cut to one
+
+
+def test_a_pooling_that_no_student_has_is_refused_by_its_path():
+    with pytest.raises(RecipeError, match=r"student.pooling must be one of .*lasttoken, not 'max'"):
+        load_recipe(DEMO, ["student.pooling=max"])
