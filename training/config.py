@@ -466,9 +466,8 @@ def check(recipe: Recipe) -> None:
         for setting in ("batch_sizes", "max_tokens"):
             for name, number in getattr(phase, setting).items():
                 if name not in phase.mix:
-                    raise RecipeError(
-                        f"{path}.{setting}: neither {path}.data nor {path}.replay has {name!r}"
-                    )
+                    also = f" and {path}.replay" if phase.replay else ""
+                    raise RecipeError(f"{path}.{setting}: {path}.data{also} has no {name!r}")
                 if number < 1:
                     raise RecipeError(f"{path}.{setting}.{name} must be above 0, not {number}")
         settings = ("steps", "batch_size", "devices", "learning_rate", "checkpoint_steps",

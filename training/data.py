@@ -30,6 +30,9 @@ ROOT = Path(__file__).parent.parent
 
 Rows = list[dict[str, Any]]
 
+SYNSET_PAIRS = 10_000
+"""Scored pairs that are drawn where a recipe sets no limit."""
+
 
 def read_rows(name: str, spec: DataSet, seed: int, barred: Collection[int] = frozenset()) -> Rows:
     """The rows of a data set: filtered, limited, under their roles, duplicates dropped.
@@ -167,7 +170,7 @@ def training_set(
     ====================  =============================================  ==========================
     """
     if spec.kind == "synset_pairs":
-        pairs = similarity_pairs(rows, spec.limit or 10_000, seed)
+        pairs = similarity_pairs(rows, spec.limit or SYNSET_PAIRS, seed)
         return Dataset.from_dict(
             {
                 "query": [pair["sentence1"] for pair in pairs],

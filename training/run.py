@@ -41,7 +41,7 @@ from training.context import (
 from training.keep import choose_base, choose_strength, shares_kept
 from training.strict import RecipeError
 from training.teach import teach
-from training.train import train
+from training.train import check_epochs, train
 
 logger = logging.getLogger("training")
 
@@ -95,7 +95,8 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     except ValueError as error:
         raise RecipeError(str(error)) from error
     if {"teacher", "stage1", "adapters"} & set(stages):
-        _ = run.rows
+        for name, phase in run.recipe.phases.items():
+            check_epochs(run, name, phase)
     if "evaluation" in stages:
         from training.measure import check_beside, without_far
 

@@ -38,7 +38,7 @@ from st_jv5.teacher.views import Vectors
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
 from training.config import Phase
 from training.context import RANK, WORLD_SIZE, Run
-from training.data import replay_set, replay_texts, teacher_texts, training_set
+from training.data import SYNSET_PAIRS, replay_set, replay_texts, teacher_texts, training_set
 from training.strict import RecipeError
 
 logger = logging.getLogger("training")
@@ -154,6 +154,23 @@ class _Spent(TrainerCallback, ExportableState):
         seconds = self.before.get("seconds", 0.0) + time.time() - self.started
         peak = max(self.before.get("peak_memory_mib", 0.0), peak_memory_mib())
         return {"seconds": round(seconds, 1), "peak_memory_mib": peak}
+
+
+def check_epochs(run: Run, name: str, phase: Phase) -> None:
+    """The phase's data sets must hold its steps without more passes than ``max_epochs``."""
+    batches = 0
+    for data_set in phase.mix:
+        spec, rows = run.recipe.data_sets[data_set], run.rows[data_set]
+        count = len(replay_texts(rows)) if data_set in phase.replay else len(rows)
+        if spec.kind == "synset_pairs":
+            count = spec.limit or SYNSET_PAIRS
+        size = phase.batch_sizes.get(data_set, phase.batch_size) * phase.devices
+        batches += max(1, int(phase.max_epochs * (count // size)))
+    if batches < phase.steps:
+        raise RecipeError(
+            f"{name}.steps: {phase.steps} steps, but its data sets hold {batches} batches within "
+            f"max_epochs {phase.max_epochs:g}; add text, lower steps, or raise {name}.max_epochs"
+        )
 
 
 def rows_here(phase: Phase, batch_size: int) -> int:

@@ -147,3 +147,14 @@ def test_too_few_texts_to_fit_leave_the_identity_and_say_so(tiny, tmp_path, capl
     assert "texts are too few to fit a projection" in caplog.text
     assert Path(tmp_path / "out" / "base" / "model").is_dir()
     assert keep.SAFE == 0.5
+
+
+def test_steps_that_want_more_epochs_than_allowed_are_refused_before_the_teacher_runs(
+    tiny, tmp_path
+):
+    recipe = tiny(tmp_path, steps=7, max_epochs=0.25)  # 24 rows, 4 a batch: at least one each
+    with pytest.raises(
+        SystemExit, match=r"stage1.steps: 7 steps, but its data sets hold 4 batches"
+    ):
+        main([recipe, "--only", "teacher"])
+    assert not (tmp_path / "teacher").exists()
