@@ -68,10 +68,10 @@ def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
     if not texts:
         raise ValueError(f"no text column among {list(columns)}; a data set needs at least one")
     document = task.prompts["document"]
-    return {
-        column: task.prompts.get("query", document) if column in texts[:-1][:1] else document
-        for column in texts
-    }
+    found = dict.fromkeys(texts, document)
+    if len(texts) > 1:
+        found[texts[0]] = task.prompts.get("query", document)
+    return found
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], owner: str) -> str:
