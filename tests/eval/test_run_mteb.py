@@ -63,7 +63,8 @@ def test_samples_reproduce_mtebs_main_scores(minilm, tmp_path, small_tasks):
         samples = Samples(**row["samples"])
         score = samples.scores(np.arange(len(samples.values))[None])[0]
         assert score == pytest.approx(row["main_score"], abs=2e-5), name
-        least = 0.2 if name == "OfficeBitextGerman" else 0.3  # MiniLM knows little German
+        # MiniLM knows little German; few of 150 synsets are near each other.
+        least = {"OfficeBitextGerman": 0.2, "WordNetSTS": 0.1}.get(name, 0.3)
         assert least < score < 1, name
     assert json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)[
         "results"
@@ -201,7 +202,7 @@ def test_mtebs_own_wrapper_gives_the_same_score_on_each_whole_local_task(tmp_pat
     model = with_adapters(student)
     model.max_seq_length = 64
     model.save_pretrained(str(tmp_path / "model"))
-    assert len(LOCAL_TASKS) == 16
+    assert len(LOCAL_TASKS) == 29
     compare_with_mtebs_wrapper(str(tmp_path / "model"), tmp_path / "eval", LOCAL_TASKS)
 
 
@@ -278,7 +279,7 @@ def test_long_documents_are_scored_at_each_length_that_is_read(model, tmp_path, 
 
 def test_tasks_are_chosen_by_name(capsys):
     assert [t.metadata.name for t in choose_tasks(["WordNetSTS"], [], local="")] == ["WordNetSTS"]
-    assert len(choose_tasks([], [], local="test")) == len(LOCAL_TASKS) == 16
+    assert len(choose_tasks([], [], local="test")) == len(LOCAL_TASKS) == 29
     with pytest.raises(SystemExit, match="nothing to run"):
         choose_tasks([], [], local="")
     with pytest.raises(SystemExit, match="local tasks: WikipediaRetrieval"):
@@ -287,7 +288,7 @@ def test_tasks_are_chosen_by_name(capsys):
 
 def test_tasks_are_filtered_by_type_and_language():
     english = choose_tasks([], [], local="test", languages=["eng"])
-    assert len(english) == 11
+    assert len(english) == 24
     assert {lang for task in english for lang in task.metadata.languages} == {"eng"}
     german = choose_tasks([], [], local="test", languages=["eng", "deu"])
     names = {task.metadata.name for task in german} - {task.metadata.name for task in english}
@@ -309,7 +310,7 @@ def test_a_dry_run_lists_tasks_adapters_and_prompts_and_runs_nothing(
     out = tmp_path / "eval"
     main(["--model", model, "--local", "--languages", "eng", "--dry-run", "--output", str(out)])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 24
     assert not out.exists()
     routes = {line.split()[0]: line.split()[1:3] for line in lines}
     if kind == "stock":
