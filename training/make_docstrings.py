@@ -3,7 +3,7 @@
     pip download --no-deps --only-binary :all: -d out/wheels networkx==3.6.1 sympy==1.14.0 \\
         nltk==3.10.4 statsmodels==0.15.0 django==5.2.19 astropy==8.0.2 biopython==1.88 \\
         xarray==2026.9.0 scikit-image==0.26.0
-    python training/data/make_docstrings.py out/wheels training/data/docstrings.parquet
+    python training/make_docstrings.py out/wheels training/data/docstrings.parquet
 
 numpy, scipy, scikit-learn, pandas, torch and matplotlib are read where they are installed, with the
 standard library. Sources are parsed, never imported. The versions read are printed.

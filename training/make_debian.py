@@ -1,7 +1,7 @@
 """Builds debian.parquet: the descriptions of Debian's packages, from the lists that apt keeps.
 
     apt-get -o Acquire::Languages=en,cs,da,de,es,fr,it,ja,ko,pl,pt_BR,ru,uk,zh_CN update
-    python training/data/make_debian.py training/data/debian.parquet
+    python training/make_debian.py training/data/debian.parquet
 
 Debian 12 (bookworm, main). Its lists are read decompressed (``lz4``), from ``/var/lib/apt/lists``.
 """
