@@ -306,8 +306,8 @@ def merged(model: SentenceTransformer, name: str) -> Iterator[SentenceTransforme
 def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
     """A new model of stock modules only: one task's adapter folded into the backbone.
 
-    The prompts come along. Its vectors have unit length at full width; cut vectors of a stock
-    model need ``normalize_embeddings=True``.
+    The task's prompts come along. Its vectors have unit length at full width; cut vectors of a
+    stock model need ``normalize_embeddings=True``.
 
     Example:
         >>> stock = merge_task(model, "retrieval")
@@ -337,7 +337,7 @@ def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
             Pooling(router.get_embedding_dimension(), pooling_mode(model)),
             Normalize(),
         ],
-        prompts=dict(model.prompts),
+        prompts={n: router.prompt_for(adapter or BASE, p) or "" for n, p in model.prompts.items()},
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name="cosine",
         device=str(model.device),

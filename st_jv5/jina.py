@@ -131,11 +131,12 @@ def load_jina_v5(
         raise ValueError(unknown_name("task", default_task, [*adapters, "base"], str(source)))
     router.default_task = default_task
     router.theta_train = {}  # the folder names the one it is served at alone
+    router.base_prompts = _prompts(source)
     name = Path(path_or_id).name if Path(path_or_id).is_dir() else str(path_or_id)
     router.licenses = Licenses(base={name: JINA_LICENSE})
     show_licenses(router.licenses, path_or_id)
     settings = {
-        "prompts": _prompts(source),
+        "prompts": dict(router.base_prompts),
         "default_prompt_name": DEFAULT_PROMPT_NAME,
         "similarity_fn_name": "cosine",
         **kwargs,

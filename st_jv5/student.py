@@ -59,8 +59,9 @@ def new_student(
         dtype: Of the weights; None as the base's config says.
         vocabulary: Texts whose tokens are kept, all others dropped: see
             :func:`~st_jv5.vocabulary.cut_vocabulary`. None keeps all.
-        pooling: ``"mean"``, ``"cls"`` (the first token) or ``"lasttoken"``. None takes the base's
-            own way, and the last token where the base does not say.
+        pooling: ``"mean"``, ``"cls"`` (the first token, which in a causal decoder sees no other) or
+            ``"lasttoken"``. None takes the base's own way, and the last token where the base does
+            not say.
         prompts: Name -> text, ``"query"`` and ``"document"`` among the names; they become the
             model's ``prompts``, from which the base is trained and :func:`~st_jv5.add_task` takes
             its own. None takes the base's own, empty texts where a model of sentence-transformers
@@ -116,6 +117,7 @@ def new_student(
         matryoshka_dims = [*(dim for dim in MATRYOSHKA_DIMS if dim < width), width]
     if not matryoshka_dims or min(matryoshka_dims) < 1 or max(matryoshka_dims) > width:
         raise ValueError(f"matryoshka_dims must lie in 1..{width}, not {list(matryoshka_dims)}")
+    router.base_prompts = dict(prompts)
     router.matryoshka_dims = tuple(sorted(set(matryoshka_dims)))
     return SentenceTransformer(
         modules=[router, pooling_module(width, pooling), MatryoshkaTruncate()],

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import safe_open
 
 from st_jv5.files import read_any_json, read_json, read_json_list
-from st_jv5.tasks import BASE
+from st_jv5.tasks import BASE, PROMPTS
 
 CONFIGS = ("config.json", "tokenizer_config.json", "config_sentence_transformers.json")
 """Files that can name code of their own, or prompts."""
@@ -158,6 +158,11 @@ def check_settings(path: str | Path) -> dict[str, Any]:
         thetas = settings["theta_train"] = {} if thetas is None else {BASE: thetas}
     if not all(type(theta) in (int, float) for theta in thetas.values()):
         raise ValueError(f"{path}: theta_train must be numbers, not {str(thetas)[:80]}")
+    prompts = settings.get("prompts", PROMPTS)
+    if not isinstance(prompts, Mapping) or not all(isinstance(p, str) for p in prompts.values()):
+        raise ValueError(f"{path}: prompts must be texts, not {str(prompts)[:80]}")
+    if missing := set(PROMPTS) - set(prompts):
+        raise ValueError(f"{path}: prompts lack {min(missing)!r}")
     for name, task in settings["tasks"].items():
         if not TASK_NAME.fullmatch(name):
             raise ValueError(

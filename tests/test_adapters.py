@@ -176,6 +176,14 @@ def test_a_merged_task_is_a_stock_model_with_the_same_vectors(
     assert all(torch.equal(tensor, base[name]) for name, tensor in bits(model).items())
 
 
+def test_a_merged_task_brings_its_own_prompts(student, texts):
+    st_jv5.add_task(student, "legal", prompts={"query": "Frage: ", "document": "Text: "})
+    stock = st_jv5.merge_task(student, "legal")
+    assert stock.prompts == {"query": "Frage: ", "document": "Text: "}
+    expected = student.encode(texts, task="legal", prompt_name="query")
+    np.testing.assert_allclose(stock.encode(texts, prompt_name="query"), expected, atol=1e-5)
+
+
 def test_inside_merged_every_batch_is_merged_and_all_else_goes_on(model, texts, tmp_path):
     base = bits(model)
     short = texts[:1]

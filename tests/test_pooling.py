@@ -394,6 +394,37 @@ def test_prompts_set_on_a_model_are_what_its_base_encodes_and_trains_with(studen
     assert student[0].tasks["retrieval"].prompts == student.prompts
 
 
+def test_a_prompt_that_the_user_replaces_is_every_tasks(saved, texts, tmp_path):
+    replaced = SentenceTransformer(saved, prompts={"query": "Ask: "})
+    replaced.save_pretrained(str(tmp_path))
+    again = SentenceTransformer(str(tmp_path))
+    for model in (replaced, again):
+        expected = model.encode([f"Ask: {text}" for text in texts], task="retrieval", prompt="")
+        for found in (
+            model.encode(texts, task="query"),
+            model.encode(texts, task="retrieval", prompt_name="query"),
+            st_jv5.merge_task(model, "retrieval").encode_query(texts),
+        ):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        documents = SentenceTransformer(saved).encode(texts, task="clustering")
+        assert np.array_equal(model.encode(texts, task="clustering"), documents)
+
+
+def test_only_prompts_that_are_not_the_papers_stand_in_st_jv5_json(saved, asking, tmp_path):
+    assert "prompts" not in read_json(Path(saved) / "st_jv5.json")
+    asking.save_pretrained(str(tmp_path))
+    told = read_json(tmp_path / "st_jv5.json")
+    assert told["prompts"] == ASKING
+    for wrong, message in (
+        (["a"], "prompts must be texts"),
+        ({"query": 7, "document": ""}, "prompts must be texts"),
+        ({"query": ""}, "prompts lack 'document'"),
+    ):
+        write_json(tmp_path / "st_jv5.json", {**told, "prompts": wrong})
+        with pytest.raises(ValueError, match=message):
+            SentenceTransformer(str(tmp_path))
+
+
 def test_a_tasks_two_prompts_need_a_model_with_two(backbones, model, tmp_path):
     student = st_jv5.new_student(backbones["eurobert"], prompts=NONE, pooling="lasttoken")
     with pytest.raises(ValueError, match=r"this model has '' for both, so prompt_name could not"):

@@ -81,7 +81,7 @@ def write_merged(
     write_json(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {n: router.prompt_for(task, p) or "" for n, p in model.prompts.items()},
+            "prompts": stock.prompts,
             "default_prompt_name": model.default_prompt_name or DEFAULT_PROMPT_NAME,
             "similarity_fn_name": "cosine",
         },
@@ -120,7 +120,9 @@ def _write_tokenizer(stock: SentenceTransformer, folder: Path) -> None:
 def card(model: SentenceTransformer, task: str, kind: str) -> str:
     """The licence, and how the task is run."""
     router = router_of(model)
-    prompts = router.tasks[task].prompts if task in router.tasks else model.prompts
+    prompts = dict(router.tasks[task].prompts if task in router.tasks else model.prompts)
+    for name in prompts.keys() & model.prompts.keys():
+        prompts[name] = router.prompt_for(task, model.prompts[name]) or ""
     license_ = license_of(model)
     bound = f"\nThe weights are {license_}: not for commercial use.\n"
     pad = model.tokenizer.pad_token

@@ -74,6 +74,8 @@ class AdapterRouter(Transformer):
         merging: Which adapters are folded into copies of the weights, and when: see
             :class:`~st_jv5.modules.merging.MergedAdapters`.
         projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
+        base_prompts: Name -> text, as the base was given them; an adapter puts its own in their
+            place.
         licenses: The :class:`~st_jv5.licenses.Licenses` of what the model was made of.
         theta_train: Adapter, or ``"base"`` -> RoPE's theta that it was trained at, where known; set
             by :func:`st_jv5.rope.train_at`.
@@ -108,6 +110,7 @@ class AdapterRouter(Transformer):
         self.training_task: str | None = None
         self.projection: Projection | None = None
         self.licenses = Licenses()
+        self.base_prompts: dict[str, str] = dict(PROMPTS)
         theta = rope.theta_of(self.config)
         self.theta_train: dict[str, float] = {} if theta is None else {BASE: theta}
         self.merging = MergedAdapters()
@@ -122,9 +125,9 @@ class AdapterRouter(Transformer):
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Name -> text of the model's own prompts, the base's; a router alone has the paper's."""
+        """Name -> text of the model's ``prompts``; of a router without a model, the base's."""
         own = getattr(self._model(), "prompts", {})
-        return {**PROMPTS, **{name: text for name, text in own.items() if text is not None}}
+        return {**self.base_prompts, **{name: t for name, t in own.items() if t is not None}}
 
     @property
     def base_task(self) -> Task:
@@ -194,6 +197,9 @@ class AdapterRouter(Transformer):
     def prompt_for(self, task: str, prompt: str | None) -> str | None:
         """What goes in front of a task's texts: its own prompt of that name, where it has one.
 
+        One of the model's ``prompts`` that is not as the base was given it was replaced by the
+        model's user, for every task.
+
         Args:
             task: Task or alias.
             prompt: The model's prompt, whose text tells its name, any other text, or None.
@@ -205,13 +211,18 @@ class AdapterRouter(Transformer):
         else:
             name = self.resolve(task)
             owner = self.tasks[name] if name else self.base_task
-        named = [key for key, text in self.prompts.items() if text == prompt]
+        prompts = self.prompts
+        named = [key for key, text in prompts.items() if text == prompt]
         asked = DEFAULT_PROMPT_NAME if DEFAULT_PROMPT_NAME in named else next(iter(named), None)
         if prompt is None and task in PROMPTS:
             asked = task
         elif task == "query" and asked == DEFAULT_PROMPT_NAME:
             asked = "query"
-        return prompt if asked is None else owner.prompts.get(asked, prompt)
+        if asked is None:
+            return prompt
+        if prompts[asked] != self.base_prompts.get(asked):
+            return prompts[asked]
+        return owner.prompts.get(asked, prompt)
 
     # ------------------------------------------------------------ a batch, from tokens to states
 
@@ -445,6 +456,7 @@ class AdapterRouter(Transformer):
                 "theta_serve": self.theta_serve,
                 "base_sha256": base_sha256,
                 "licenses": asdict(self.licenses),
+                **({} if self.base_prompts == PROMPTS else {"prompts": self.base_prompts}),
             },
         )
         # The host reads `requirements` (a reader without st_jv5 is told what to install) and never
@@ -507,6 +519,7 @@ class AdapterRouter(Transformer):
         default_task = model_kwargs.pop("default_task", settings["default_task"])
         model_kwargs["use_safetensors"] = True  # a pickle is never the fallback
         router = super().load(model_name_or_path, *args, model_kwargs=model_kwargs, **kwargs)
+        router.base_prompts = settings.get("prompts", dict(PROMPTS))
         router.append_eos = settings["append_eos"]
         if router.append_eos:
             make_tokenizer_append_eos(router.tokenizer)

@@ -99,7 +99,7 @@ def query_vectors(
     if isinstance(router, AdapterRouter):
         known = router.tasks.get(task)
         if known is not None and "query" in known.aliases:
-            prompt = known.prompts.get("query", router.prompts["query"])
+            prompt = router.prompt_for("query", None) or ""
     elif "query" in loaded.prompts:
         prompt = loaded.prompts["query"]
     dim = folder.dim if isinstance(router, AdapterRouter) else None
