@@ -466,8 +466,8 @@ def check(recipe: Recipe) -> None:
         for setting in ("batch_sizes", "max_tokens"):
             for name, number in getattr(phase, setting).items():
                 if name not in phase.mix:
-                    also = f" and {path}.replay" if phase.replay else ""
-                    raise RecipeError(f"{path}.{setting}: {path}.data{also} has no {name!r}")
+                    also = f", nor has {path}.replay" if phase.replay else ""
+                    raise RecipeError(f"{path}.{setting}: {path}.data has no {name!r}{also}")
                 if number < 1:
                     raise RecipeError(f"{path}.{setting}.{name} must be above 0, not {number}")
         settings = ("steps", "batch_size", "devices", "learning_rate", "checkpoint_steps",
@@ -539,8 +539,6 @@ def _check_teacher_prompts(
                     f"{', '.join(teacher.prompts) or 'none'}"
                 )
     kinds = {recipe.data_sets[name].kind for name in phase.data}
-    if phase.replay:
-        kinds.add("texts")
     first = {phase.teacher_prompts.get(role) for role in ("query", "text")}
     if kinds & PAIRED and kinds & {"texts", "labelled"} and len(first) > 1:
         raise RecipeError(

@@ -86,7 +86,7 @@ def test_what_cannot_be_run_is_named(override, message):
 
 def test_the_kind_of_text_is_the_files_name_unless_it_is_told():
     recipe = load_recipe(DEMO)
-    assert recipe.text_kinds == {"wikipedia", "wordnet"}
+    assert recipe.text_kinds == {"wikipedia", "wordnet", "debian"}  # what is replayed counts
     path = "data_sets.wordnet-lemmas"
     told = load_recipe(DEMO, [f"{path}.text_kind=words"])
     assert told.text_kinds == recipe.text_kinds | {"words"}

@@ -58,7 +58,7 @@ def recipe(smaller, tmp_path) -> str:
         "teacher_prompts": {"text": "topic"},
     }
     phases = (tree["stage1"], *tree["adapters"].values())
-    used = {name for phase in phases for name in phase["data"]}
+    used = {name for phase in phases for name in {**phase["data"], **phase.get("replay", {})}}
     tree["data_sets"] = {name: spec for name, spec in tree["data_sets"].items() if name in used}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
