@@ -94,7 +94,7 @@ class DebianPairs(LocalPairs):
     metadata = described(
         "DebianPairs",
         "PairClassification",
-        "max_ap",
+        "cosine_ap",
         "Are title and description of one package?",
     )
     text_kind = "debian"
@@ -132,7 +132,7 @@ class DocstringPairs(LocalPairs):
     metadata = described(
         "DocstringPairs",
         "PairClassification",
-        "max_ap",
+        "cosine_ap",
         "Are summary and documentation of one function?",
     )
     text_kind = "docstrings"
@@ -225,7 +225,7 @@ class FactbookPairs(LocalPairs):
     metadata = described(
         "FactbookPairs",
         "PairClassification",
-        "max_ap",
+        "cosine_ap",
         "Does the text answer the question on a country?",
     )
     text_kind = "factbook"

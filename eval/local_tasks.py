@@ -261,7 +261,7 @@ class GlossExamplePairs(LocalPairs):
     metadata = described(
         "GlossExamplePairs",
         "PairClassification",
-        "max_ap",
+        "cosine_ap",
         "Is the word used as defined?",
     )
     text_kind = "wordnet"

@@ -67,14 +67,14 @@ def best_adapters(records: Records, adapters: list[str], tasks: list[str], resam
         if best == own:
             cells += [own, "", "the best"]
         else:
-            one, other = (Samples(**records[name][task]["samples"]) for name in (own, best))
-            low, high = (100 * bound for bound in paired_bootstrap(one, other, resamples))
-            verdict = "worse" if high < 0 else "within noise of the best"
-            cells += [
-                f"{best} {score(records, best, task):.1f}",
-                f"{low:+.1f} to {high:+.1f}",
-                verdict,
-            ]
+            told, verdict = "", "no samples"
+            sides = [records[name][task]["samples"] for name in (own, best)]
+            if all(sides):
+                one, other = (Samples(**side) for side in sides)
+                low, high = (100 * bound for bound in paired_bootstrap(one, other, resamples))
+                told = f"{low:+.1f} to {high:+.1f}"
+                verdict = "worse" if high < 0 else "within noise of the best"
+            cells += [f"{best} {score(records, best, task):.1f}", told, verdict]
         rows.append(cells)
     return Table(header, rows)
 

@@ -79,7 +79,7 @@ def test_the_teacher_part_measures_a_store_that_it_fills(tmp_path, capsys, monke
     tree = yaml.safe_load(speed_teacher.RECIPE.read_text())
     name = "wikipedia-descriptions"
     tree["data_sets"] = {name: tree["data_sets"][name] | {"limit": 40}}
-    tree["stage1"]["data"] = {name: 1}
+    tree["stage1"] |= {"data": {name: 1}, "replay": {}}
     tree |= {"adapters": {}, "precision": "float32"}
     tree["student"] |= {"layers": [0], "max_tokens": 8}
     tree["teacher"]["max_tokens"] = 8

@@ -42,7 +42,7 @@ def recipe(tmp_path) -> str:
     """A few rows of the demo, stage 1 alone, in float32."""
     tree = yaml.safe_load(DEMO.read_text())
     tree |= {"name": "tiny", "precision": "float32", "adapters": {}}
-    tree["stage1"]["data"] = {"wikipedia-descriptions": 1}
+    tree["stage1"] |= {"data": {"wikipedia-descriptions": 1}, "replay": {}}
     tree["data_sets"] = {"wikipedia-descriptions": tree["data_sets"]["wikipedia-descriptions"]}
     tree["data_sets"]["wikipedia-descriptions"]["limit"] = 60
     path = tmp_path / "tiny.yaml"

@@ -208,7 +208,7 @@ def test_a_phase_maps_the_vectors_that_it_distils():
     planner = Planner(Run(load_recipe(DEMO)))
     planner.machine = machine(base=1, adapter=1, dropout=1, reading=1)
     phases = {one.name: one for one in planner.phases()}
-    texts = sum(planner.facts[name].rows for name in planner.recipe.phases["stage1"].data)
+    texts = sum(planner.facts[name].rows for name in planner.recipe.phases["stage1"].mix)
     row = 2 * 384 + 16
     assert row * texts < phases["stage1"].memory["teacher's vectors"] <= 2 * row * texts
     # From the base, not from the teacher.
