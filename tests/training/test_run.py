@@ -58,7 +58,11 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
         assert words in (out / "report" / "report.md").read_text()
     (own,) = json.loads((out / "evaluation" / "start" / "results.json").read_text())["results"]
     assert (own["max_tokens"], own["prompts"]) == (256, {"query": "", "document": ""})
-    assert json.loads((out / "run.json").read_text())["text_kinds"] == ["wikipedia", "wordnet"]
+    assert json.loads((out / "run.json").read_text())["text_kinds"] == [
+        "debian",
+        "wikipedia",
+        "wordnet",
+    ]
     means = json.loads((out / "report" / "summary.json").read_text())
     assert means["routed"]["near"] == means["text-matching"]["WordNetSTS"]
     assert "cc-by-sa-4.0" in card
