@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import is_sentence_transformer_model
 
 import st_jv5
 from st_jv5.files import write_json
@@ -32,8 +33,14 @@ def shares_kept(run: Run) -> tuple[float, ...]:
         return run.recipe.keep
     spec = run.recipe.student
     own = spec.layers is None and not spec.pooling and spec.prompts == "own"
-    folder = Path(resolve_model(spec.base))
-    return (SAFE,) if own and (folder / "modules.json").is_file() else (0.0,)
+    own = own and is_sentence_transformer_model(resolve_model(spec.base))
+    return (SAFE,) if own else (0.0,)
+
+
+def chooses(run: Run) -> bool:
+    """Whether anything is chosen by its validation scores."""
+    strengths = (phase.strengths for phase in run.recipe.adapters.values())
+    return any(len(candidates) > 1 for candidates in (shares_kept(run), *strengths))
 
 
 def choose_base(run: Run, end: Path, folder: Path) -> SentenceTransformer:

@@ -38,7 +38,7 @@ from training.context import (
     save_whole,
     wait_for_all,
 )
-from training.keep import choose_base, choose_strength, shares_kept
+from training.keep import choose_base, choose_strength, chooses, shares_kept
 from training.strict import RecipeError
 from training.teach import teach
 from training.train import check_epochs, train
@@ -97,6 +97,10 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     if {"teacher", "stage1", "adapters"} & set(stages):
         for name, phase in run.recipe.phases.items():
             check_epochs(run, name, phase)
+    if {"stage1", "adapters"} & set(stages) and chooses(run):
+        from training.measure import chosen_tasks  # needs the extra `eval`
+
+        chosen_tasks(run, "validation")
     if "evaluation" in stages:
         from training.measure import check_beside, without_far
 

@@ -154,7 +154,7 @@ def test_steps_that_want_more_epochs_than_allowed_are_refused_before_the_teacher
 ):
     recipe = tiny(tmp_path, steps=7, max_epochs=0.25)  # 24 rows, 4 a batch: at least one each
     with pytest.raises(
-        SystemExit, match=r"stage1.steps: 7 steps, but its data sets hold 4 batches"
+        SystemExit, match=r"retrieval.steps: 7 steps, but its data sets hold 2 batches"
     ):
         main([recipe, "--only", "teacher"])
     assert not (tmp_path / "teacher").exists()
