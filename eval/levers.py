@@ -28,8 +28,9 @@ from st_jv5.cpu import bound_kernel_cache
 from st_jv5.files import read_json, write_json
 from st_jv5.tasks import BASE
 from training.config import load_recipe
-from training.context import Run, save_whole
+from training.context import Run, fingerprint, save_whole
 from training.measure import validation_means
+from training.run import upstream
 from training.strict import RecipeError, build
 from training.train import train
 
@@ -47,8 +48,6 @@ class Levers:
     """``a.b=value`` that take the recipe back to how it was."""
     arms: dict[str, tuple[str, ...]]
     """Name -> ``a.b=value`` on top of ``before``."""
-    all: tuple[str, ...] = ()
-    """``a.b=value`` on top of the recipe as it is: the arm ``all``."""
     fraction: float = 0.2
     """Of stage 1's steps."""
     seeds: tuple[int, ...] = (0, 1)
@@ -62,17 +61,26 @@ class Levers:
 
     def changes(self, arm: str) -> tuple[str, ...]:
         """What an arm sets on top of the recipe."""
-        return self.all if arm in (START, ALL) else (*self.before, *self.arms[arm])
+        return () if arm in (START, ALL) else (*self.before, *self.arms[arm])
+
+
+def result(output: Path, arm: str, seed: int) -> Path:
+    """The scores of one arm; what it trained lies beside them."""
+    return output / f"{arm.replace(' ', '-')}-seed{seed}.json"
 
 
 def score(levers: Levers, arm: str, seed: int, output: Path, overrides: Sequence[str]) -> None:
     """Train and score one arm, unless its JSON is there."""
-    folder = output / f"{arm.replace(' ', '-')}-seed{seed}"
-    if folder.with_suffix(".json").exists():
-        return
+    folder = result(output, arm, seed).with_suffix("")
     own = [f"output={output}", f"seed={seed}"]
     changes = levers.changes(arm)
     run = Run(load_recipe(levers.recipe, [*own, *changes, *overrides], levers.fraction))
+    settings = [upstream(run.recipe), run.recipe.evaluation.tasks, levers.keep]
+    made = fingerprint(settings if arm != START else settings[1])
+    if (scored := result(output, arm, seed)).exists():
+        if read_json(scored)["fingerprint"] != made:
+            raise RecipeError(f"{scored} was made with other settings; remove it and {folder}")
+        return
     started = time.time()
     if arm == START:
         models = {1.0: run.new_student()}
@@ -91,14 +99,17 @@ def score(levers: Levers, arm: str, seed: int, output: Path, overrides: Sequence
         f"{share:g}": validation_means(run, model, BASE, folder / f"keep-{share:g}")
         for share, model in models.items()
     }
-    write_json(folder.with_suffix(".json"), {"means": found, "seconds": round(seconds)})
+    write_json(
+        folder.with_suffix(".json"),
+        {"fingerprint": made, "means": found, "seconds": round(seconds)},
+    )
 
 
 def table(arms: Sequence[str], seeds: Sequence[int], output: Path) -> Table:
     """Near and far means of each arm and share, seed by seed."""
     rows: list[list[Cell]] = []
     for arm in arms:
-        files = [output / f"{arm.replace(' ', '-')}-seed{seed}.json" for seed in seeds]
+        files = [result(output, arm, seed) for seed in seeds]
         found = [read_json(path)["means"] for path in files if path.exists()]
         for share in found[0] if found else ():
             cells = [
