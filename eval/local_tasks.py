@@ -186,7 +186,11 @@ class WikipediaReranking(Local, AbsTaskRetrieval):
         index.index(words, show_progress=False)
         asked = bm25s.tokenize(list(relevant), stopwords="en", show_progress=False)
         nearest, _ = index.retrieve(
-            asked, corpus=np.array(list(documents)), k=CANDIDATES, show_progress=False
+            asked,
+            corpus=np.array(list(documents)),
+            k=CANDIDATES,
+            show_progress=False,
+            backend_selection="numpy",  # jax, where it is installed, takes most of a GPU's memory
         )
         ranked = {
             text: sorted({*found, *map(str, ids)})
