@@ -108,6 +108,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
     """
 
     data_collator_class = AdapterCollator
+        ValueError: Bad arguments; fsdp; several GPUs in one process, which transformers would split
+            each batch over; ``torch_compile`` in several processes.
 
     def __init__(
         self,
@@ -138,6 +140,13 @@ class AdapterTrainer(SentenceTransformerTrainer):
             if trainer_kwargs.get("data_collator") is not None:
                 raise ValueError("max_tokens needs the trainer's own data collator")
             _check_tokens(model, max_tokens)
+        check_gpus(args.n_gpu)
+        if args.torch_compile and args.world_size > 1:
+            raise ValueError(
+                f"torch_compile does not go with {args.world_size} processes: the compiler wraps "
+                f"the model that DDP has wrapped, and the losses look for it below DDP alone. "
+                f"Leave out torch_compile, or train in one process"
+            )
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, not {max_loss_ratio}")
         chosen = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks.values()))
@@ -460,6 +469,26 @@ def _check_names(
                 raise ValueError(f"{what}: {unknown_name('data set', name, data, 'train_dataset')}")
     if isinstance(tasks, Mapping):
         if missing := [name for name in data if name not in tasks]:
+def check_gpus(count: int) -> None:
+    """Refuse to train on several GPUs in one process.
+
+    Args:
+        count: GPUs that this process would train on.
+
+    Raises:
+        ValueError: More than one; tells how to start a process on each, or to use one alone.
+
+    Example:
+        >>> check_gpus(1)
+    """
+    if count > 1:
+        raise ValueError(
+            f"one process sees {count} GPUs: transformers would train with DataParallel, with "
+            f"{count} times as many rows in a batch. Start a process on each (torchrun "
+            f"--nproc-per-node {count} ...), or let it see one (CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
             raise ValueError(f"tasks: the data set {missing[0]!r} has none")
         if BASE in tasks.values() and set(tasks.values()) != {BASE}:
             raise ValueError("the base cannot be trained together with adapters")

@@ -242,3 +242,31 @@ def test_fsdp_is_refused_with_the_reason(model, pairs, tmp_path):
         st_jv5.AdapterTrainer(
             model, args, tasks="base", train_dataset=pairs, loss=retrieval_loss(model, TEACHER_DIM)
         )
+
+
+def test_several_gpus_in_one_process_are_refused_with_the_way_out(model, pairs, tmp_path):
+    args = arguments(tmp_path)
+    args._n_gpu = 3  # what transformers finds where no torchrun is
+    told = r"one process sees 3 GPUs.*DataParallel.*--nproc-per-node 3 .*CUDA_VISIBLE_DEVICES=0"
+    with pytest.raises(ValueError, match=told):
+        st_jv5.AdapterTrainer(
+            model, args, tasks="base", train_dataset=pairs, loss=retrieval_loss(model, TEACHER_DIM)
+        )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_torch_compile_is_for_one_process(model, pairs, tmp_path, monkeypatch, processes):
+    args = arguments(tmp_path)
+    args.torch_compile = True
+    monkeypatch.setattr(type(args), "world_size", property(lambda self: processes))
+
+    def trainer():
+        return st_jv5.AdapterTrainer(
+            model, args, tasks="base", train_dataset=pairs, loss=retrieval_loss(model, TEACHER_DIM)
+        )
+
+    if processes == 1:
+        assert trainer().args.torch_compile
+        return
+    with pytest.raises(ValueError, match=r"torch_compile does not go with 2 processes.*Leave out"):
+        trainer()

@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from transformers.trainer_utils import set_seed
 
@@ -27,6 +29,7 @@ from st_jv5 import rope
 from st_jv5.cpu import bound_kernel_cache
 from st_jv5.tasks import BASE
 from st_jv5.teacher.sources import resolve_model
+from st_jv5.trainer import check_gpus
 from training.config import Phase, Recipe, load_recipe
 from training.context import (
     RANK,
@@ -89,6 +92,11 @@ def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
 def preflight(run: Run, stages: Sequence[str]) -> None:
     """Find what cannot work before any long work starts."""
     local = [spec.model for spec in run.teachers if spec.endpoint is None]
+    if {"stage1", "adapters"} & set(stages) and "LOCAL_RANK" not in os.environ:  # torchrun sets it
+        try:
+            check_gpus(torch.cuda.device_count())
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
     try:
         for name in (*local, run.recipe.student.base, *run.recipe.evaluation.beside.values()):
             resolve_model(name)

@@ -15,7 +15,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerState
 
 import st_jv5
-from training.run import main
+from training.config import load_recipe
+from training.context import Run
+from training.run import main, preflight
 from training.train import _Spent, peak_memory_mib
 
 
@@ -140,6 +142,19 @@ def test_what_cannot_work_is_found_before_the_teacher_runs(recipe, override, mes
     with pytest.raises(SystemExit, match=message):
         main([recipe, "--set", f"output={tmp_path / 'o'}", "--set", override])
     assert not (tmp_path / "o" / "teacher").exists()
+
+
+def test_several_gpus_want_torchrun_before_anything_is_trained(recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    told = "error: one process sees 4 GPUs.*torchrun --nproc-per-node 4.*CUDA_VISIBLE_DEVICES=0"
+    with pytest.raises(SystemExit, match=told):
+        main([recipe, "--set", f"output={tmp_path / 'o'}"])
+    assert not (tmp_path / "o" / "teacher").exists()
+    run = Run(load_recipe(recipe))
+    preflight(run, ["teacher"])  # trains nothing
+    monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun's: a process for each
+    preflight(run, ["adapters"])
 
 
 def test_a_package_that_is_not_there_says_how_to_get_it(recipe):
