@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import router_of
 from st_jv5.encoding import encode
 from st_jv5.files import read_json
+from st_jv5.modules.merging import fold
 
 Array = np.ndarray[Any, Any]
 
@@ -52,7 +55,13 @@ def parity_texts() -> list[str]:
 def source_vectors(
     model: SentenceTransformer, task: str, texts: Sequence[str]
 ) -> tuple[list[tuple[str, str]], Array]:
-    """The texts, each with the name of one of the task's prompts in turn, and their vectors."""
+    """The texts, each with the name of one of the task's prompts in turn, and their vectors.
+
+    Those of a model in half precision are computed in float32 (:func:`widened`): the rounding of
+    its forwards alone would be beyond the bound of a merged folder.
+    """
+    if model.dtype in (torch.bfloat16, torch.float16):
+        model = widened(model, task)
     names = list(router_of(model).tasks[task].prompts) if task in router_of(model).tasks else []
     names = [name for name in names if name in model.prompts] or list(model.prompts)
     named = [(names[index % len(names)], text) for index, text in enumerate(texts)]
@@ -64,6 +73,22 @@ def source_vectors(
                 model, [named[index][1] for index in rows], task=task, prompt_name=name
             )
     return named, vectors
+
+
+@torch.no_grad()
+def widened(model: SentenceTransformer, task: str) -> SentenceTransformer:
+    """A float32 copy of a model in half precision, with the very weights that an export has.
+
+    The task's adapter is folded in before, so that both are rounded to the model's precision once.
+    """
+    wide = copy.deepcopy(model)
+    router = router_of(wide)
+    if (adapter := router.resolve(task)) is not None:
+        for _, layer in router.lora_layers():
+            if adapter in layer.lora_A:
+                layer.get_base_layer().weight.copy_(fold(layer, adapter))
+                layer.lora_B[adapter].weight.zero_()
+    return wide.float()
 
 
 def prompted(folder: Path, named: Sequence[tuple[str, str]]) -> list[str]:

@@ -263,6 +263,42 @@ def test_an_export_that_differs_is_not_written(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("task", ["retrieval", "base"])
+def test_a_model_in_half_precision_is_merged_within_the_same_bound(saved, tmp_path, dtype, task):
+    model = SentenceTransformer(saved, model_kwargs={"dtype": dtype})
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    (parity,) = export(model, task, "merged", tmp_path / "m")
+    assert parity.bound == 0.99999 <= parity.least
+    assert read_json(tmp_path / "m" / "config.json")["dtype"] == dtype
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_graph_of_a_bfloat16_model_has_its_weights(saved, tmp_path, kind):
+    model = SentenceTransformer(saved, model_kwargs={"dtype": "bfloat16"})
+    (parity,) = export(model, "retrieval", kind, tmp_path / kind, texts=parity_texts()[::10])
+    assert parity.least >= 0.99999
+
+
+def test_wrong_weights_of_a_bfloat16_model_are_not_written(saved, tmp_path, monkeypatch):
+    model = SentenceTransformer(saved, model_kwargs={"dtype": "bfloat16"})
+    merge = st_jv5.merge_task
+
+    def wrong(model, task):
+        stock = merge(model, task)
+        layer = next(m for m in stock.modules() if isinstance(m, torch.nn.Linear))
+        with torch.no_grad():
+            layer.weight.mul_(1.1)
+        return stock
+
+    for merged in (wrong, lambda model, task: merge(model, "clustering")):
+        monkeypatch.setattr("st_jv5.export.merged.merge_task", merged)
+        with pytest.raises(ValueError, match=r"merged differs from its source: text \d+ of 200"):
+            export(model, "retrieval", "merged", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_vector_that_is_no_number_is_not_within_any_bound():
     one = np.eye(3)
     broken = np.eye(3)
