@@ -118,7 +118,7 @@ def _device() -> Iterator[str]:
             f"  to change: {threads} threads{why} on {cores} cores; set OMP_NUM_THREADS={cores}, "
             f"unless other processes share them"
         )
-    if has_fast_bfloat16():
+    if has_fast_bfloat16(torch.device("cpu")):
         yield "  this CPU multiplies bfloat16 in hardware"
 
 
@@ -129,10 +129,15 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether a CPU has instructions for bfloat16 products."""
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in names)
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU or CPU multiplies bfloat16 in hardware.
+
+    ``torch.cuda.is_bf16_supported`` says yes of older GPUs, too, which emulate it slowly.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _model(model: SentenceTransformer) -> Iterator[str]:
@@ -145,7 +150,8 @@ def _model(model: SentenceTransformer) -> Iterator[str]:
     )
     if kernel == "eager":
         yield '  to change: model_kwargs={"attn_implementation": "sdpa"} is faster than eager'
-    if model.device.type == "cuda" and model.dtype == torch.float32:
+    on_gpu = model.device.type == "cuda"
+    if on_gpu and model.dtype == torch.float32 and has_fast_bfloat16(model.device):
         yield '  to change: model_kwargs={"dtype": "bfloat16"} is several times faster on a GPU'
     size = sum(layer.get_base_layer().weight.nbytes for _, layer in router.lora_layers())
     if size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from st_jv5 import cli, doctor
 from st_jv5.doctor import Probe
@@ -44,6 +45,19 @@ def test_too_few_threads_are_named(monkeypatch, capsys):
     monkeypatch.undo()
     torch.set_num_threads(torch.get_num_threads())
     assert str(Probe("onnx", 12.34, 0.99999, "how")).split()[:3] == ["onnx", "12.3", "texts/s"]
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_is_for_gpus_that_multiply_it(model, monkeypatch, capability, fast):
+    from training.context import native_bfloat16
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # it counts emulation
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    assert native_bfloat16() is fast
+    monkeypatch.setattr(SentenceTransformer, "device", torch.device("cuda"))
+    monkeypatch.setattr(doctor, "free_memory", lambda device: 2**30)
+    assert any('"dtype": "bfloat16"' in line for line in doctor._model(model)) is fast
 
 
 @pytest.mark.full

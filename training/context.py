@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,8 @@ from sentence_transformers import SentenceTransformer
 from transformers.trainer_utils import set_seed
 
 import st_jv5
+from st_jv5.cpu import give_back_memory
+from st_jv5.doctor import has_fast_bfloat16
 from st_jv5.files import read_json, write_json
 from st_jv5.own_way import OwnWay
 from st_jv5.tasks import PROMPTS
@@ -45,13 +49,18 @@ RANK, WORLD_SIZE, LOCAL_RANK = (
 )
 """This process among those that torchrun started."""
 
+PATIENCE = timedelta(hours=24)
+"""How long a process waits for the others.
+
+Some end their share of the teacher's vectors hours before others, and process 0 scores what is
+chosen on validation alone. torch's own limits are 10 and 30 minutes. A process that fails is
+noticed at once all the same: torchrun then ends the others.
+"""
+
 
 def native_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 faster than float32."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return has_fast_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @dataclass
@@ -123,6 +132,14 @@ class Run:
                     device=spec.device or (f"cuda:{LOCAL_RANK}" if self.device == "cuda" else None),
                 )
         return self._sources[number]
+
+    def release(self) -> None:
+        """Let go of the teachers and their memory; one that is asked later is loaded anew."""
+        if self._sources:
+            self._sources.clear()
+            gc.collect()  # a model and its card point at each other
+            give_back_memory()
+            torch.cuda.empty_cache()
 
     def teacher(self, number: int = 0) -> SentenceTransformer:
         """A teacher as a model, for evaluation; one behind an endpoint has none here."""
@@ -221,10 +238,21 @@ class Run:
         return self.folder / "base" / "model"
 
 
+def join_processes() -> PartialState | None:
+    """The group of torchrun's processes, where there are several.
+
+    The first call makes it, with our :data:`PATIENCE`. The trainer takes the one that it finds, and
+    on a CPU it would make one with torch's own limit.
+    """
+    if WORLD_SIZE == 1:
+        return None
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+
+
 def wait_for_all() -> None:
-    """Until every process of torchrun has come here."""
-    if WORLD_SIZE > 1:
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+    """Until every process of torchrun has come here, but no longer than :data:`PATIENCE`."""
+    if (group := join_processes()) is not None:
+        group.wait_for_everyone()
 
 
 def record_settings(run: Run) -> None:

@@ -94,6 +94,8 @@ def best(
     One whose far mean lies below the untrained model's is passed over: of the others the best is
     taken, and where there is no other, the one with the best far mean.
 
+    Process 0 does this alone. The others wait for it, :data:`training.context.PATIENCE` at most.
+
     Args:
         run: Its recipe names the tasks.
         candidates: Numbers that ``model_of`` makes models of.

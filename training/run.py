@@ -35,6 +35,7 @@ from training.context import (
     RANK,
     Run,
     done,
+    join_processes,
     mark_done,
     record_settings,
     require,
@@ -91,12 +92,12 @@ def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
 
 def preflight(run: Run, stages: Sequence[str]) -> None:
     """Find what cannot work before any long work starts."""
-    local = [spec.model for spec in run.teachers if spec.endpoint is None]
     if {"stage1", "adapters"} & set(stages) and "LOCAL_RANK" not in os.environ:  # torchrun sets it
         try:
             check_gpus(torch.cuda.device_count())
         except ValueError as error:
             raise RecipeError(str(error)) from error
+    local = [spec.model for spec in run.teachers if spec.endpoint is None]
     try:
         for name in (*local, run.recipe.student.base, *run.recipe.evaluation.beside.values()):
             resolve_model(name)
@@ -134,8 +135,9 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
 
 
 def run_teacher(run: Run) -> None:
-    """Embed every text that is distilled or mined, once."""
+    """Embed every text that is distilled or mined, once; then let go of the teachers."""
     teach(run)
+    run.release()
     wait_for_all()
 
 
@@ -265,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(plan(run))
             return
+        join_processes()
         if RANK == 0:
             record_settings(run)
         stages: dict[str, Callable[[Run], None]] = {

@@ -37,7 +37,7 @@ from st_jv5.tasks import BASE
 from st_jv5.teacher.views import Vectors
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
 from training.config import Phase
-from training.context import RANK, WORLD_SIZE, Run
+from training.context import PATIENCE, RANK, WORLD_SIZE, Run
 from training.data import SYNSET_PAIRS, replay_set, replay_texts, teacher_texts, training_set
 from training.strict import RecipeError
 
@@ -79,6 +79,7 @@ def train(
         for name in phase.data
     }
     sets |= {name: replay_set(run.rows[name], stores["text"]) for name in phase.replay}
+    run.release()  # from here on the stored vectors are enough
     if phase.theta is not None:
         rope.train_at(student, phase.theta, task)
     if phase.fit_projection and student[0].projection is None and stores:
@@ -98,6 +99,7 @@ def train(
         gradient_checkpointing=phase.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=run.device == "cpu",
+        ddp_timeout=int(PATIENCE.total_seconds()),
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         multi_dataset_batch_sampler=weighted(
             phase.mix,

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,20 @@ ALIKE = [
 query's negatives in both, and no rows that share a text, which one batch would hold apart."""
 
 
-def command(processes: int, recipe: str, only: str, settings: list[str]) -> list[str]:
+def launcher(processes: int) -> list[str]:
+    """Python, in so many processes."""
+    if processes == 1:
+        return [sys.executable]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    several = [*launch, "--master-port", port] if processes > 1 else []
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    return [*launch, "--master-port", port]
+
+
+def command(processes: int, recipe: str, only: str, settings: list[str]) -> list[str]:
     sets = [part for setting in settings for part in ("--set", setting)]
-    return [sys.executable, *several, "-m", "training.run", recipe, "--only", only, *sets]
+    return [*launcher(processes), "-m", "training.run", recipe, "--only", only, *sets]
 
 
 def start(*arguments, log: Path) -> subprocess.Popen:
@@ -122,6 +129,53 @@ def test_two_processes_that_are_killed_resume_to_the_same_bits(phase, tiny, tmp_
     for name in ("stage1",) if phase == "stage1" else TASKS:
         one, other = (weights(tmp_path / folder, name) for folder in ("whole", "broken"))
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items()), name
+
+
+LIMITS = """
+import sys
+import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
+from torch.distributed import distributed_c10d
+from training.run import main
+
+try:
+    main(sys.argv[1:])
+except SystemExit as stopped:
+    print(stopped)
+SentenceTransformerTrainingArguments(use_cpu=True)  # takes the group that there is
+group = distributed_c10d._get_default_group()
+print("limit", group._get_backend(torch.device("cpu")).options._timeout)
+"""
+
+
+NOTHING = ["--set", "teacher.model=package:no_such/x"]
+"""Stops before any work."""
+
+
+def test_processes_come_together_before_any_work_with_a_days_patience(tiny, tmp_path, monkeypatch):
+    """Their shares of the teacher's vectors may end hours apart."""
+    from training import context
+    from training.run import main
+
+    asked = []
+    monkeypatch.setattr(context, "WORLD_SIZE", 2)
+    monkeypatch.setattr(context, "PartialState", lambda **settings: asked.append(settings))
+    with pytest.raises(SystemExit, match="pip install no-such"):
+        main([tiny(tmp_path), *NOTHING])
+    assert asked == [{"cpu": not torch.cuda.is_available(), "timeout": timedelta(days=1)}]
+
+
+@pytest.mark.full
+def test_the_groups_own_limit_is_a_day(tiny, tmp_path):
+    (tmp_path / "limits.py").write_text(LIMITS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher(2), str(tmp_path / "limits.py"), tiny(tmp_path), *NOTHING],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("pip install no-such") == 2
+    assert done.stdout.count("limit 1 day, 0:00:00") == 2, done.stdout
 
 
 def test_rows_that_do_not_fall_into_the_processes_are_named(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from training import teach
 from training.config import load_recipe
 from training.context import Run
 from training.data import training_set
-from training.run import main
+from training.run import main, run_teacher
 from training.strict import RecipeError
 
 QUERY, TOPIC = "search for: ", "Identify the topic of: "
@@ -81,6 +82,25 @@ def test_every_phase_reads_its_own_prompts_of_all_teachers(recipe):
     told = student[0].projection.info["columns"][0]
     assert [teacher["prompt"] for teacher in told["teachers"]] == [QUERY, QUERY]
     assert told["teacher_weights"] == [1.0, 3.0]
+
+
+def test_no_teacher_is_in_memory_while_a_student_trains(recipe, monkeypatch):
+    from training import train
+
+    run = Run(load_recipe(recipe, SMALL))
+    teacher = weakref.ref(run.teacher()[0])
+    run_teacher(run)
+    assert teacher() is None
+    teacher = weakref.ref(run.teacher()[0])  # asked again, it is loaded again
+
+    def begin(model, args, **settings):
+        assert teacher() is None
+        raise InterruptedError(args.ddp_timeout)
+
+    monkeypatch.setattr(train, "AdapterTrainer", begin)
+    student, phase = run.new_student(), run.recipe.stage1
+    with pytest.raises(InterruptedError, match=str(24 * 60 * 60)):
+        train.train(run, student, "base", phase, run.folder / "checkpoints")
 
 
 def test_the_labels_name_the_vectors_that_the_paper_asks_for(recipe):
