@@ -81,8 +81,13 @@ class AdapterTrainer(SentenceTransformerTrainer):
 
     A checkpoint holds the trained adapters, the trained projection, the loss's own parameters,
     optimizer, scheduler and random states, not the frozen base: it resumes on the model that the
-    run began with, to the same bits as an unbroken run. ``tasks="base"`` keeps the whole model.
-    ``save_model`` and ``model.save_pretrained`` write the whole model always.
+    run began with. ``tasks="base"`` keeps the whole model. ``save_model`` and
+    ``model.save_pretrained`` write the whole model always.
+
+    On a CPU a resumed run ends with the same bits as an unbroken one. On a GPU torch promises that
+    only with ``full_determinism=True`` in the arguments. Measured on an NVIDIA H200 (torch 2.11, 12
+    steps of an adapter in bfloat16): two runs and a resumed one had the same bits, with it and
+    without.
 
     Args:
         model: A model of ours.
