@@ -103,6 +103,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
         trainer_kwargs: Everything else that the host's trainer takes.
 
     Raises:
+        ValueError: Bad arguments; fsdp; several GPUs in one process, which transformers would split
+            each batch over; ``torch_compile`` in several processes.
         FloatingPointError: In training: the loss, its gradients or the weights are not finite, or
             the loss exploded. Names the step, the data set and the rows; nothing is saved.
 
@@ -113,8 +115,6 @@ class AdapterTrainer(SentenceTransformerTrainer):
     """
 
     data_collator_class = AdapterCollator
-        ValueError: Bad arguments; fsdp; several GPUs in one process, which transformers would split
-            each batch over; ``torch_compile`` in several processes.
 
     def __init__(
         self,
@@ -135,6 +135,13 @@ class AdapterTrainer(SentenceTransformerTrainer):
                 "would be shards. DDP (torchrun) is: weights, gradients and AdamW's moments of a "
                 "student take 16 bytes a parameter on each device"
             )
+        check_gpus(args.n_gpu)
+        if args.torch_compile and args.world_size > 1:
+            raise ValueError(
+                f"torch_compile does not go with {args.world_size} processes: the compiler wraps "
+                f"the model that DDP has wrapped, and the losses look for it below DDP alone. "
+                f"Leave out torch_compile, or train in one process"
+            )
         if isinstance(train_dataset, dict):
             _check_names(train_dataset, tasks, max_tokens, args)
             # The host writes each one's name into it: one data set under two names needs copies.
@@ -145,13 +152,6 @@ class AdapterTrainer(SentenceTransformerTrainer):
             if trainer_kwargs.get("data_collator") is not None:
                 raise ValueError("max_tokens needs the trainer's own data collator")
             _check_tokens(model, max_tokens)
-        check_gpus(args.n_gpu)
-        if args.torch_compile and args.world_size > 1:
-            raise ValueError(
-                f"torch_compile does not go with {args.world_size} processes: the compiler wraps "
-                f"the model that DDP has wrapped, and the losses look for it below DDP alone. "
-                f"Leave out torch_compile, or train in one process"
-            )
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, not {max_loss_ratio}")
         chosen = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks.values()))
@@ -457,23 +457,6 @@ def trainer_prompts(
     return prompts(tasks, train_dataset)
 
 
-def _text_columns(data: Dataset) -> list[str]:
-    return [name for name in data.column_names if name not in LABEL_COLUMNS]
-
-
-def _check_names(
-    data: Mapping[str, Dataset],
-    tasks: str | Mapping[str, str],
-    max_tokens: int | Mapping[str, int] | None,
-    args: SentenceTransformerTrainingArguments,
-) -> None:
-    """Settings by data set must name the data sets that there are."""
-    for what, named in (("tasks", tasks), ("max_tokens", max_tokens)):
-        for name in named if isinstance(named, Mapping) else ():
-            if name not in data:
-                raise ValueError(f"{what}: {unknown_name('data set', name, data, 'train_dataset')}")
-    if isinstance(tasks, Mapping):
-        if missing := [name for name in data if name not in tasks]:
 def check_gpus(count: int) -> None:
     """Refuse to train on several GPUs in one process.
 
@@ -494,6 +477,23 @@ def check_gpus(count: int) -> None:
         )
 
 
+def _text_columns(data: Dataset) -> list[str]:
+    return [name for name in data.column_names if name not in LABEL_COLUMNS]
+
+
+def _check_names(
+    data: Mapping[str, Dataset],
+    tasks: str | Mapping[str, str],
+    max_tokens: int | Mapping[str, int] | None,
+    args: SentenceTransformerTrainingArguments,
+) -> None:
+    """Settings by data set must name the data sets that there are."""
+    for what, named in (("tasks", tasks), ("max_tokens", max_tokens)):
+        for name in named if isinstance(named, Mapping) else ():
+            if name not in data:
+                raise ValueError(f"{what}: {unknown_name('data set', name, data, 'train_dataset')}")
+    if isinstance(tasks, Mapping):
+        if missing := [name for name in data if name not in tasks]:
             raise ValueError(f"tasks: the data set {missing[0]!r} has none")
         if BASE in tasks.values() and set(tasks.values()) != {BASE}:
             raise ValueError("the base cannot be trained together with adapters")
