@@ -116,6 +116,9 @@ def _block_linears(router: AdapterRouter) -> list[str]:
 def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
     """Freeze everything but one adapter, and give the trainer's batches to it.
 
+    What is to learn becomes float32, whatever the model was loaded in; what is frozen stays as it
+    is. ``bf16=True`` of the training arguments has the forwards in bfloat16.
+
     Args:
         model: A model of ours.
         name: An adapter, or ``"base"``: unfreezes the backbone and freezes the adapters. Several
@@ -143,6 +146,9 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
         chosen = list(router.base_parameters())
         router._base_sha256 = None
     for parameter in chosen:
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            # Its three digits would lose most of AdamW's steps, or all of its moments.
+            parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     router.training_task = BASE if not adapters else adapters[0] if len(names) == 1 else None
 

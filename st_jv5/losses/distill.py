@@ -74,7 +74,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         if chosen is None:
             chosen = Projection(
                 student_dim, teacher_dim, placement, own_map_dims=own_map_dims or ()
-            ).to(model.dtype)
+            )
         if own_map_dims is None:
             own_map_dims = chosen.own_map_dims
         asked = (student_dim, teacher_dim, placement, tuple(sorted(own_map_dims)))
@@ -84,7 +84,8 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
                 f"the projection at hand is {_described(*got)}, but {_described(*asked)} is "
                 f"needed; drop the old one with model[0].projection = None"
             )
-        self.projection = chosen.to(model.device)
+        wide = torch.promote_types(chosen.linear.weight.dtype, torch.float32)  # as all that learns
+        self.projection = chosen.to(model.device, wide)
         if hasattr(model[0], "projection"):
             model[0].projection = self.projection
         average_gradients(self.projection, model)

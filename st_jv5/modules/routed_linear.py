@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
@@ -57,8 +58,11 @@ class RoutedLinear(lora.Linear):
 
     def _update(self, x: Tensor, name: str) -> Tensor:
         lora_a, lora_b = self.lora_A[name], self.lora_B[name]
-        x = self._cast_input_dtype(x, lora_a.weight.dtype)
-        return lora_b(lora_a(self.lora_dropout[name](x))) * self.scaling[name]
+        if not torch.is_autocast_enabled(x.device.type):  # which would only cast it back
+            x = self._cast_input_dtype(x, lora_a.weight.dtype)
+        update: Tensor = lora_b(lora_a(self.lora_dropout[name](x)))
+        scaling = self.scaling[name]
+        return update if scaling == 1 else update * scaling
 
     def _mixed(self, x: Tensor, result: Tensor, runs: tuple[tuple[str | None, int], ...]) -> Tensor:
         result = result.clone()
