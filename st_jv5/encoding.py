@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -11,16 +14,20 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget, row_chunks, take
+from st_jv5.modules.padding import known_padding
 from st_jv5.tasks import BASE, unknown_name
 
 Array = np.ndarray[Any, Any]
 
 BLOCK_TEXTS = 1024
 """Texts that are tokenised together; bounds the memory of their padded tokens."""
+AHEAD = 2
+"""Blocks that are tokenised ahead of a GPU."""
 SHARED_TOKENS = 64
 """Tasks with so few tokens in a block share a batch; with more, a forward each is faster."""
 
@@ -219,36 +226,71 @@ def _encode(
     begins = np.searchsorted(
         place[of_text[rows]], np.arange(0, len(texts) + BLOCK_TEXTS, BLOCK_TEXTS)
     )
+    tokenise = partial(_padding(model).preprocess, prompt=prompt, **own, **cut)
+    left = getattr(model.tokenizer, "padding_side", "right") == "left"
+    blocks = [
+        [texts[i] for i in order[first : first + BLOCK_TEXTS]]
+        for first in range(0, len(texts), BLOCK_TEXTS)
+    ]
     found: Array | None = None
+
+    def keep(batch: Array, vectors: Tensor) -> None:
+        nonlocal found
+        if found is None:
+            found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+        found[batch] = vectors.cpu().numpy()
+        bar.update(len(batch))
+
     model.eval()
+    running: tuple[Array, Tensor] | None = None  # what a GPU computes while the next is made
     with (
         torch.inference_mode(),
-        _padded(model),
         _bar(len(rows), show_progress_bar) as bar,
+        closing(_ahead(tokenise, blocks, model.device.type != "cpu")) as tokenised,
     ):
         for number, (begin, end) in enumerate(pairwise(begins)):
-            first = number * BLOCK_TEXTS
-            block = [texts[i] for i in order[first : first + BLOCK_TEXTS]]
-            features = model.preprocess(block, prompt=prompt, **own, **cut)
-            lengths = _lengths(features, block)
+            features = next(tokenised)
+            lengths = _lengths(features, blocks[number])
             chosen = rows[begin:end]
-            places = place[of_text[chosen]] - first
+            places = place[of_text[chosen]] - number * BLOCK_TEXTS
             for batch in _batches(lengths[places], of_task[chosen], budget):
-                part = take(features, torch.from_numpy(places[batch]))
+                own_lengths = lengths[places[batch]]
+                width = int(own_lengths.max())
+                part = take(features, torch.from_numpy(places[batch]), width, left)
+                full = int(own_lengths.min()) == width
                 called, counts = np.unique(of_task[chosen[batch]], return_counts=True)
                 named = {"task": tasks[called[0]]} if tasks[called[0]] is not None else {}
                 if len(called) > 1:
                     part["runs"] = [(tasks[i], n) for i, n in zip(called, counts, strict=True)]
-                output = model(batch_to_device(part, model.device), **named, **cut)
-                vectors = output["sentence_embedding"].float().cpu().numpy()
-                if found is None:
-                    found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
-                found[chosen[batch]] = vectors
-                bar.update(len(batch))
+                with known_padding("none" if full else "left" if left else "right"):
+                    output = model(batch_to_device(part, model.device), **named, **cut)
+                if running is not None:
+                    keep(*running)
+                running = chosen[batch], output["sentence_embedding"].float()
+        if running is not None:
+            keep(*running)
     if found is None:
         width = dim or model.get_embedding_dimension()
         return np.zeros((0, width), dtype=np.float32)
     return found
+
+
+def _ahead(
+    tokenise: Callable[[list[str]], dict[str, Any]], blocks: list[list[str]], thread: bool
+) -> Generator[dict[str, Any], None, None]:
+    """Each block's tokens; on a GPU, in a thread, the next block's while one is computed."""
+    if not thread:
+        yield from map(tokenise, blocks)
+        return
+    with ThreadPoolExecutor(1, "st_jv5-tokenise") as pool:
+        waiting = deque(pool.submit(tokenise, block) for block in blocks[:AHEAD])
+        for block in [*blocks[AHEAD:], *[None] * AHEAD]:
+            if not waiting:
+                return
+            tokens = waiting.popleft().result()
+            if block is not None:
+                waiting.append(pool.submit(tokenise, block))
+            yield tokens
 
 
 def _bar(total: int, asked: bool | Progress) -> Any:
@@ -282,15 +324,22 @@ def _batches(lengths: Array, of_task: Array, budget: int) -> Iterator[Array]:
             yield rows[chunk.numpy()]
 
 
-@contextmanager
-def _padded(model: SentenceTransformer) -> Iterator[None]:
-    """Have the host pad: under flash attention it would put all texts of a block into one row."""
+def _padding(model: SentenceTransformer) -> SentenceTransformer:
+    """The model, with a ``preprocess`` that pads.
+
+    Under flash attention it would put all texts of a block into one row. The model itself is left
+    as it is, for other threads.
+    """
     first: Any = model[0]
-    flattens = getattr(first, "can_flatten_inputs", False)
-    if flattens:
-        first.can_flatten_inputs = False
-    try:
-        yield
-    finally:
-        if flattens:
-            first.can_flatten_inputs = True
+    if not getattr(first, "can_flatten_inputs", False):
+        return model
+    name = next(iter(model._modules))
+    padding = _with(first, can_flatten_inputs=False)
+    return _with(model, _modules={**model._modules, name: padding})
+
+
+def _with(module: Any, **attributes: Any) -> Any:
+    """A module that shares everything with this one but a few attributes."""
+    other = object.__new__(type(module))
+    other.__dict__ = {**module.__dict__, **attributes}
+    return other

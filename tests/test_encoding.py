@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import st_jv5
+from st_jv5 import encoding
 from st_jv5.tasks import TASKS
 
 
@@ -43,7 +44,7 @@ def test_empty_texts_and_spaces_are_defined(model, backbones):
         st_jv5.encode(silent, ["a", ""], prompt="")
 
 
-def test_inputs_that_the_host_would_flatten_are_padded(model, texts):
+def test_inputs_that_would_be_flattened_are_padded_in_this_call_alone(model, texts):
     model[0].can_flatten_inputs = True  # as under flash attention
     preprocess = type(model[0]).preprocess
     shapes = []
@@ -51,6 +52,7 @@ def test_inputs_that_the_host_would_flatten_are_padded(model, texts):
     def spy(self, *args, **kwargs):
         features = preprocess(self, *args, **kwargs)
         shapes.append(features["attention_mask"].shape)
+        assert model[0].can_flatten_inputs  # for other threads
         return features
 
     with pytest.MonkeyPatch.context() as patch:
@@ -95,3 +97,22 @@ def test_bad_requests_are_named(model):
         st_jv5.encode(model, ["x", None], task="retrieval")
     with pytest.raises(ValueError, match=r"texts must be a list; put the one text into one"):
         st_jv5.encode(model, "x", task="retrieval")
+
+
+def test_blocks_that_are_tokenised_ahead_are_the_same(model, texts, monkeypatch):
+    expected = st_jv5.encode(model, texts, task="retrieval")
+    monkeypatch.setattr(encoding, "BLOCK_TEXTS", 5)
+    for threaded in (False, True):
+        stock = encoding._ahead
+        monkeypatch.setattr(
+            encoding, "_ahead", lambda t, b, _, stock=stock, on=threaded: stock(t, b, on)
+        )
+        found = st_jv5.encode(model, texts, task="retrieval")
+        monkeypatch.setattr(encoding, "_ahead", stock)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="broken"):
+        list(encoding._ahead(broken, [["a"], ["b"], ["c"]], True))
+
+
+def broken(texts):
+    raise ValueError("broken")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain, repeat
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from st_jv5.batching import default_budget, is_left_padded, row_chunks, take_rows
+from st_jv5.batching import Chunk, Layout, default_budget, plan_chunks, take_rows
+from st_jv5.cuda import without_cudnn_attention
+from st_jv5.modules.padding import known_padding
 
 
 def embed_columns(
@@ -42,6 +45,10 @@ def embed_columns(
 
     Returns:
         One ``(B, D)`` tensor per column, with gradients.
+
+    Raises:
+        ValueError: There is no column, or a mini-batch is asked for of columns that are flattened
+            into one row (flash attention), which cannot be cut.
     """
     columns = list(sentence_features)
     if not columns:
@@ -49,11 +56,25 @@ def embed_columns(
     # DDP readies itself for a backward pass, and syncs buffers, in its own forward: one per batch,
     # since processes may have different numbers of chunks. The others go past it.
     forwards = chain([model], repeat(unwrapped(model)))
-    groups = [columns] if _may_share_a_forward(columns) else [[column] for column in columns]
+    if any(_is_flat(column) for column in columns):
+        if mini_batch_size or mini_batch_tokens:
+            raise ValueError(
+                "mini_batch_size and mini_batch_tokens cannot cut columns that are flattened into "
+                "one row: leave them out, load the model with "
+                "model_kwargs={'attn_implementation': 'sdpa'}, or train with AdapterTrainer, which "
+                "has its batches padded"
+            )
+        return [next(forwards)(dict(column))["sentence_embedding"] for column in columns]
+    layout = Layout.of(columns)
+    if _may_share_a_forward(columns, layout):
+        groups = [(columns, layout)]
+    else:
+        own = zip(columns, layout.lengths, layout.left, strict=True)
+        groups = [([column], Layout((lengths,), (left,))) for column, lengths, left in own]
     return [
         vectors
         for group in groups
-        for vectors in _embed_sorted(model, forwards, group, mini_batch_size, mini_batch_tokens)
+        for vectors in _embed_sorted(model, forwards, *group, mini_batch_size, mini_batch_tokens)
     ]
 
 
@@ -109,13 +130,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _may_share_a_forward(columns: list[dict[str, Any]]) -> bool:
-    if any(_is_flat(column) or is_left_padded(column) for column in columns):
+def _may_share_a_forward(columns: list[dict[str, Any]], layout: Layout) -> bool:
+    if any(layout.left):
         return False  # rows are joined with padding on the right
-    if len({len(column["attention_mask"]) for column in columns}) > 1:
+    if len({len(lengths) for lengths in layout.lengths}) > 1:
         return False
-    first = torch.zeros(1, dtype=torch.long, device=columns[0]["attention_mask"].device)
-    return merge_feature_batches([take_rows([column], first) for column in columns]) is not None
+    return merge_feature_batches([_corner(column) for column in columns]) is not None
+
+
+def _corner(features: dict[str, Any]) -> dict[str, Any]:
+    """A batch's first token: what merging looks at, without its size."""
+    return {
+        key: value[:1, :1] if value.ndim > 1 else value[:1]
+        for key, value in features.items()
+        if isinstance(value, Tensor)
+    } | {key: value for key, value in features.items() if not isinstance(value, Tensor)}
 
 
 def _is_flat(features: dict[str, Any]) -> bool:
@@ -126,26 +155,28 @@ def _embed_sorted(
     model: nn.Module,
     forwards: Iterator[nn.Module],
     columns: list[dict[str, Any]],
+    layout: Layout,
     mini_batch_size: int | None,
     mini_batch_tokens: int | None,
 ) -> list[Tensor]:
-    if _is_flat(columns[0]):  # for flash attention: no padding to save
-        return [next(forwards)(dict(column))["sentence_embedding"] for column in columns]
-    lengths = torch.cat([column["attention_mask"].sum(dim=1) for column in columns])
-    budget = mini_batch_tokens or default_budget(lengths.device.type)
-    chunks = row_chunks(lengths, budget, mini_batch_size)
+    device = columns[0]["attention_mask"].device
+    budget = mini_batch_tokens or default_budget(device.type)
+    chunks, places = plan_chunks(columns, layout, budget, mini_batch_size)
+    training = torch.is_grad_enabled()
 
-    def embed(rows: Tensor, model: nn.Module) -> Tensor:
-        output: Tensor = model(take_rows(columns, rows))["sentence_embedding"]
+    def embed(chunk: Chunk, model: nn.Module) -> Tensor:
+        kernels = without_cudnn_attention() if training else nullcontext()
+        with kernels, known_padding(chunk.padding):
+            output: Tensor = model(take_rows(columns, chunk))["sentence_embedding"]
         return output
 
     together: Tensor
-    if torch.is_grad_enabled() and (mini_batch_size or mini_batch_tokens):
+    if training and (mini_batch_size or mini_batch_tokens):
         anchor = torch.empty(0, requires_grad=True)
-        together = _GradCache.apply(anchor, embed, model, chunks, lengths.device)
+        together = _GradCache.apply(anchor, embed, model, chunks, device)
     else:
-        outputs = [embed(rows, next(forwards)) for rows in chunks]
-        together = torch.cat(outputs)[torch.argsort(torch.cat(chunks))]
+        outputs = [embed(chunk, next(forwards)) for chunk in chunks]
+        together = torch.cat(outputs)[places]
     return list(together.chunk(len(columns)))
 
 
@@ -160,9 +191,9 @@ class _GradCache(torch.autograd.Function):
     def forward(
         ctx: Any,
         anchor: Tensor,
-        embed: Callable[[Tensor, nn.Module], Tensor],
+        embed: Callable[[Chunk, nn.Module], Tensor],
         model: nn.Module,
-        chunks: list[Tensor],
+        chunks: list[Chunk],
         device: torch.device,
     ) -> Tensor:
         """The vectors of all rows; ``anchor`` makes autograd call the backward pass."""
@@ -174,14 +205,14 @@ class _GradCache(torch.autograd.Function):
         ctx.random = torch.empty(len(chunks), len(torch.get_rng_state()), dtype=torch.uint8)
         ctx.device_random = []
         vectors: Tensor | None = None
-        for number, rows in enumerate(chunks):
+        for number, chunk in enumerate(chunks):
             ctx.random[number] = torch.get_rng_state()
-            ctx.device_random.append(get_device_states(torch.empty(0, device=device)))
-            found = embed(rows, unwrapped(model))
+            ctx.device_random.append(_device_states(device))
+            found = embed(chunk, unwrapped(model))
             if vectors is None:
-                count = sum(map(len, chunks))
+                count = sum(len(chunk.rows) for chunk in chunks)
                 vectors = torch.empty(count, found.shape[1], dtype=found.dtype, device=device)
-            vectors[rows] = found
+            vectors[chunk.rows] = found
         assert vectors is not None
         return vectors
 
@@ -189,18 +220,43 @@ class _GradCache(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """The gradients of all rows, into the model's parameters."""
         dtype, enabled = ctx.autocast
-        for number, rows in enumerate(ctx.chunks):
+        for number, chunk in enumerate(ctx.chunks):
             ids, states = ctx.device_random[number]
             # Gradients gather in the model; DDP, readied by its forward, averages them at the end.
             last = number == len(ctx.chunks) - 1
             with (
-                torch.random.fork_rng(ids, device_type=ctx.device.type),
+                _random_numbers(ctx.device, ctx.random[number].clone(), ids, states),
                 torch.enable_grad(),
                 torch.autocast(ctx.device.type, dtype, enabled),
             ):
-                torch.set_rng_state(ctx.random[number].clone())
-                set_device_states(ids, states, device_type=ctx.device.type)
-                found = ctx.embed(rows, ctx.model if last else unwrapped(ctx.model))
+                found = ctx.embed(chunk, ctx.model if last else unwrapped(ctx.model))
             if found.requires_grad:  # not where only the loss's own parameters are trained
-                torch.autograd.backward(found, gradient[rows])
+                torch.autograd.backward(found, gradient[chunk.rows])
         return None, None, None, None, None
+
+
+def _device_states(device: torch.device) -> tuple[list[int], list[Tensor]]:
+    """The states of a device's random numbers, and their devices; a Mac's GPU has no number."""
+    if device.type == "mps":
+        return [], [torch.mps.get_rng_state()]
+    ids, states = get_device_states(torch.empty(0, device=device))
+    return list(ids), list(states)
+
+
+@contextmanager
+def _random_numbers(
+    device: torch.device, own: Tensor, ids: list[int], states: list[Tensor]
+) -> Iterator[None]:
+    """Draw from these states inside the block, and go on as before after it."""
+    with torch.random.fork_rng(ids, device_type=device.type):
+        torch.set_rng_state(own)
+        if device.type != "mps":
+            set_device_states(ids, states, device_type=device.type)
+            yield
+            return
+        before = torch.mps.get_rng_state()
+        torch.mps.set_rng_state(states[0])
+        try:
+            yield
+        finally:
+            torch.mps.set_rng_state(before)

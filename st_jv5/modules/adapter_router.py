@@ -26,6 +26,7 @@ from st_jv5.files import read_json, write_json
 from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.merging import MergedAdapters
 from st_jv5.modules.owner import Owner
+from st_jv5.modules.padding import mask_for
 from st_jv5.modules.routed_linear import Route, RoutedLinear, active_route, routed
 from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
 from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
@@ -240,6 +241,8 @@ class AdapterRouter(Transformer):
         else:
             route = Route(runs=tuple((self.resolve(name), count) for name, count in runs))
         mask = features.get("attention_mask")
+        if mask is not None:
+            kwargs |= mask_for(self.model, mask)
         if mask is not None and "position_ids" not in features and self.counts_from_the_left():
             # Left padding would otherwise shift every text's absolute positions.
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -543,7 +546,7 @@ class AdapterRouter(Transformer):
         if weights_path := find(WEIGHTS_FILE, required=False):
             projection = Projection.from_files(weights_path, find(INFO_FILE))
             # It learns where a distillation loss says so; elsewhere no checkpoint needs it.
-            router.projection = projection.to(router.model.dtype).requires_grad_(False)
+            router.projection = projection.requires_grad_(False)
         router.licenses = Licenses.read(settings.get("licenses", {}), settings_path)
         show_licenses(router.licenses, model_name_or_path)
         router.default_task = default_task
