@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,9 @@ from st_jv5.modules.routed_linear import RoutedLinear
 Weights = Mapping[nn.Module, Tensor]
 
 SAMPLED = 4
-"""Rows and columns of a matrix that are looked at, about."""
+"""Elements of each row and of each column of a matrix that are looked at, about."""
+LOOK_SECONDS = 1.0
+"""How often values are looked at, at most: on a GPU that means to wait for it."""
 
 
 def fold(layer: RoutedLinear, adapter: str) -> Tensor:
@@ -40,8 +43,8 @@ class MergedAdapters:
     backbone's own tensors are neither changed nor moved, so nothing drifts and other threads may
     run other adapters. A copy is used only while the tensors that it was made of are the same:
     after training, loading or moving the model it is made anew. (What torch does not count, a write
-    through ``.data``, is seen by a sample of every matrix; after one to single elements, call
-    :meth:`clear`.)
+    through ``.data``, is seen within :data:`LOOK_SECONDS` if it changed a row or a column of a
+    matrix; after one to single elements, call :meth:`clear`.)
 
     A batch is merged by its own size, not by what ran before it, so that equal batches give equal
     bits in any order and from any thread.
@@ -137,9 +140,13 @@ class MergedAdapters:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, or in main memory where it tells nothing."""
+    """Bytes that are free on a device, or in main memory where it tells nothing.
+
+    What torch holds there for later tensors counts as free.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     return int(psutil.virtual_memory().available)
 
 
@@ -154,9 +161,8 @@ class _Source:
         self.adapter = adapter
         self.layers = list(layers)
         self.written = self._written()
-        with torch.inference_mode(False), torch.no_grad():
-            self.samples = [_sample(weight) for weight in self._weights()]
-            self.values = self._values()
+        self.values = self._values()
+        self.looked = time.monotonic()
 
     def _weights(self) -> Iterator[Tensor]:
         for layer in self.layers:
@@ -170,14 +176,22 @@ class _Source:
         return places + [layer.scaling[self.adapter] for layer in self.layers]
 
     def _values(self) -> Tensor:
-        return torch.cat([sample.reshape(-1) for sample in self.samples])
+        """A few elements of every row and of every column."""
+        with torch.inference_mode(False), torch.no_grad():
+            return torch.cat([sample for w in self._weights() for sample in _samples(w)])
 
     def is_same(self) -> bool:
         """Whether no weight was moved or written to; through ``.data`` torch does not count."""
-        return self.written == self._written() and torch.equal(self.values, self._values())
+        if self.written != self._written():
+            return False
+        if time.monotonic() - self.looked < LOOK_SECONDS:
+            return True
+        self.looked = time.monotonic()
+        return torch.equal(self.values, self._values())
 
 
-def _sample(weight: Tensor) -> Tensor:
-    """A view of a few elements from all over a matrix."""
+def _samples(weight: Tensor) -> Iterator[Tensor]:
+    """Some elements from all over a matrix."""
     rows, columns = (max(1, size // SAMPLED) for size in weight.shape)
-    return weight.detach()[::rows, ::columns]
+    yield weight.detach()[::rows].reshape(-1)
+    yield weight.detach()[:, ::columns].reshape(-1)

@@ -36,9 +36,12 @@ def test_a_folded_weight_is_the_formula(model):
 
 
 @pytest.mark.parametrize(
-    "change", ["adapter", "base", "scaling", "half", "fill", "data", "base data"]
+    "change",
+    ["adapter", "base", "scaling", "half", "fill", "data", "base data", "a row", "a column"],
 )
-def test_a_changed_weight_is_never_served_from_an_old_copy(model, texts, change):
+def test_a_changed_weight_is_never_served_from_an_old_copy(model, texts, change, monkeypatch):
+    if change in ("data", "base data", "a row", "a column"):  # torch does not count these
+        monkeypatch.setattr(merging, "LOOK_SECONDS", 0.0)
     router = model[0]
     before = model.encode(texts, task="retrieval")
     _, layer = next(iter(router.lora_layers()))
@@ -53,6 +56,10 @@ def test_a_changed_weight_is_never_served_from_an_old_copy(model, texts, change)
             layer.lora_B["retrieval"].weight.data.mul_(1.5)
         elif change == "base data":
             layer.get_base_layer().weight.data.mul_(0.5)
+        elif change == "a row":
+            layer.get_base_layer().weight.data[3].fill_(5)
+        elif change == "a column":
+            layer.get_base_layer().weight.data[:, 3].fill_(5)
         elif change == "half":
             model.half().float()
         else:
@@ -61,6 +68,22 @@ def test_a_changed_weight_is_never_served_from_an_old_copy(model, texts, change)
     router.merging.least_tokens = None
     np.testing.assert_allclose(after, model.encode(texts, task="retrieval"), atol=1e-5)
     assert not np.allclose(after, before, atol=1e-5)
+
+
+def test_values_are_looked_at_once_in_a_while(model, texts, monkeypatch):
+    looks, stock = [], merging._Source._values
+    monkeypatch.setattr(merging._Source, "_values", lambda self: looks.append(1) or stock(self))
+    monkeypatch.setattr(merging, "LOOK_SECONDS", 3600.0)
+    for _ in range(4):
+        model.encode(texts, task="retrieval")
+    assert len(looks) == 1  # when the copy was made
+
+
+def test_what_torch_holds_for_later_counts_as_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    assert merging.free_memory(torch.device("cuda")) == 500
 
 
 def test_training_is_not_merged_and_gives_the_memory_back(model, texts):
