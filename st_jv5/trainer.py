@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
@@ -60,6 +61,10 @@ class AdapterCollator(SentenceTransformerDataCollator):
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         self._data_set = features[0].get("dataset_name") if features else None
         batch = super().__call__(features)
+        label = batch.get("label")
+        if isinstance(label, Tensor) and label.ndim == 2 and not label.is_floating_point():
+            # Rows of a teacher store are looked up on the CPU; a tensor would go to the GPU first.
+            batch["label"] = label.numpy()
         batch["texts"] = [
             {k: v for k, v in row.items() if k not in (*self.valid_label_columns, "dataset_name")}
             for row in features
@@ -200,6 +205,13 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if model.training and not (args or kwargs.get("return_outputs")):
             self._watch(batch, float(found.detach()), inputs)
         return found
+
+    def collect_features(
+        self, inputs: dict[str, Any]
+    ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        """The columns, and the labels; those that are rows of a teacher store are on the CPU."""
+        features, labels = super().collect_features(inputs)
+        return features, torch.from_numpy(labels) if isinstance(labels, np.ndarray) else labels
 
     def _watch(self, batch: _Batch, loss: float, inputs: dict[str, Any]) -> None:
         name = batch.data_set or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -270,3 +271,15 @@ def test_torch_compile_is_for_one_process(model, pairs, tmp_path, monkeypatch, p
         return
     with pytest.raises(ValueError, match=r"torch_compile does not go with 2 processes.*Leave out"):
         trainer()
+
+
+def test_rows_of_a_teachers_store_stay_on_the_cpu(model, pairs, store, tmp_path):
+    """A GPU would be asked for them back in every step."""
+    loss = st_jv5.clustering_loss(model, store.dim, store=store)
+    trainer = st_jv5.AdapterTrainer(
+        model, arguments(tmp_path), tasks="clustering", train_dataset=pairs, loss=loss
+    )
+    collated = trainer.data_collator([pairs[row] for row in range(4)])
+    assert isinstance(collated["label"], np.ndarray)  # which accelerate moves nowhere
+    _, labels = trainer.collect_features(collated)
+    assert labels.tolist() == [pairs[row]["label"] for row in range(4)]

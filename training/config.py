@@ -313,6 +313,9 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forwards (weights stay float32). auto: bfloat16 where the hardware multiplies it
     natively, float32 elsewhere."""
+    loader_workers: int = 0
+    """Processes that tokenise batches ahead; 0: the trainer does it between steps. A GPU that waits
+    for its batches wants some, on two cores they gain nothing. The batches are the same."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     limits: str = "See the scores."
     """For the model card: what the model is not for, and what its scores do not show."""
@@ -433,6 +436,8 @@ def check(recipe: Recipe) -> None:
     """The rules that concern more than one setting."""
     if unknown := set(recipe.adapters) - set(TASKS):
         raise RecipeError(f"adapters: unknown task {min(unknown)!r}; known: {', '.join(TASKS)}")
+    if recipe.loader_workers < 0:
+        raise RecipeError(f"loader_workers must not be negative, but is {recipe.loader_workers}")
     teachers = {"teacher": recipe.teacher}
     teachers |= {f"more_teachers[{i}]": one for i, one in enumerate(recipe.more_teachers)}
     for path, teacher in teachers.items():

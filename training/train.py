@@ -108,6 +108,7 @@ def train(
             phase.max_epochs,
         ),
         dataloader_drop_last=True,
+        dataloader_num_workers=run.recipe.loader_workers,
         logging_steps=max(1, phase.steps // 20),
         save_strategy="steps",
         save_steps=phase.checkpoint_steps,

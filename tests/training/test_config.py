@@ -64,6 +64,7 @@ def test_a_weight_may_move_over_the_steps():
             "retrieval.loss.gor_weight: weights must be finite",
         ),
         ("teacher.model=3", "teacher.model must be str, not 3"),
+        ("loader_workers=-1", "loader_workers must not be negative, but is -1"),
         ("stage1.devices=0", "stage1.devices must be above 0, not 0"),
         ("stage1.theta=-1.0", "stage1.theta must be above 0, not -1.0"),
         ("student.vocabulary=[nope]", "student.vocabulary: unknown data set 'nope'"),
