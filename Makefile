@@ -38,5 +38,8 @@ $(INSTALLED): pyproject.toml
 	$(PIP_INSTALL) --editable ".[dev]"
 	touch $@
 
+gpu-pack: $(INSTALLED)  ## what a GPU's machine without network lacks for eval/gpu/run.sh
+	PYTHON=$(BIN)/python bash eval/gpu/pack.sh
+
 clean:  ## results, builds and caches; the .venv stays
-	rm -rf out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf out build dist gpu-pack *.egg-info .mypy_cache .pytest_cache .ruff_cache
