@@ -27,6 +27,10 @@ SAFE = 0.5
 """Of the start, where nothing is said: notes/log.md has what it costs and saves."""
 
 
+TOLERANCE = 0.5
+"""Points that a family of far tasks may lose on validation; so much is noise there (our choice)."""
+
+
 def shares_kept(run: Run) -> tuple[float, ...]:
     """The recipe's ``keep``; where it says nothing, what is safe for its base."""
     if run.recipe.keep is not None:
@@ -91,8 +95,10 @@ def best(
 ) -> float:
     """The candidate with the best mean of near and far on validation; a single one unmeasured.
 
-    One whose far mean lies below the untrained model's is passed over: of the others the best is
-    taken, and where there is no other, the one with the best far mean.
+    One whose far mean lies below the untrained model's is passed over, and so is one that loses
+    more than :data:`TOLERANCE` points in a family of far tasks (``far clustering``), which a mean
+    may hide: of the others the best is taken, and where there is no other, the one with the best
+    far mean.
 
     Process 0 does this alone. The others wait for it, :data:`training.context.PATIENCE` at most.
 
@@ -115,11 +121,19 @@ def best(
         found[candidate] = validation_means(run, model, task, folder / f"{what}-{candidate:g}")
         told = ", ".join(f"{side} {mean:.1f}" for side, mean in found[candidate].items())
         logger.info("%s %g: %s (validation)", what, candidate, told)
-    least = found[untrained].get("far", 0.0)
-    harmless = [one for one in candidates if found[one].get("far", 0.0) >= least]
+    harmless = [one for one in candidates if _harmless(found[one], found[untrained])]
     by = "both" if harmless else "far"
     chosen = max(harmless or candidates, key=lambda one: found[one][by])
     logger.info("%s: %g is taken", what, chosen)
     all_means = {f"{one:g}": dict(means) for one, means in found.items()}
     write_json(folder / f"{what}.json", {"chosen": chosen, "validation": all_means})
     return chosen
+
+
+def _harmless(means: Mapping[str, float], untrained: Mapping[str, float]) -> bool:
+    """Whether far text is left as good as it was, on the whole and in each family of tasks."""
+    return all(
+        means[side] >= untrained[side] - (0.0 if side == "far" else TOLERANCE)
+        for side in untrained
+        if side.startswith("far")
+    )

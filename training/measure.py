@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
 
 from eval.local_tasks import local_tasks
-from eval.near_far import FAR, near_and_far
+from eval.near_far import FAR, by_family, near_and_far
 from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
@@ -133,7 +133,8 @@ def validation_means(
         folder: Of the record.
 
     Returns:
-        ``near``, ``far`` (whichever there are), and ``both``: the mean of the two.
+        ``near``, ``far`` (whichever there are), and ``both``: the mean of the two; of a base also
+        the mean of each family of far tasks, such as ``far clustering``.
     """
     tasks = [
         one
@@ -151,7 +152,13 @@ def validation_means(
         for side, names in groups.items()
         if names
     }
-    return means | {"both": float(np.mean([*means.values()]))}
+    means |= {"both": float(np.mean([*means.values()]))}
+    if task == BASE:
+        types = {one.metadata.name: one.metadata.type for one in tasks}
+        for (family, side), names in by_family(groups, types).items():
+            if side == FAR and names:
+                means[f"{FAR} {family}"] = float(np.mean([scores[name] for name in names]))
+    return means
 
 
 def start_model(run: Run) -> SentenceTransformer | None:

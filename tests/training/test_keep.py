@@ -53,6 +53,28 @@ def test_where_all_hurt_far_text_the_least_hurt_is_taken(choose):
     assert choose({0.0: (90, 55), 0.5: (60, 57), 1.0: (50, 58)}, (0.0, 0.5)) == 0.5
 
 
+def test_a_family_of_far_tasks_is_not_lost_in_a_better_mean(tmp_path, monkeypatch):
+    scores = {
+        0.25: {"both": 70.0, "far": 63.0, "far clustering": 70.0, "far retrieval": 56.0},
+        0.5: {"both": 69.0, "far": 61.0, "far clustering": 65.0, "far retrieval": 57.6},
+        1.0: {"both": 60.0, "far": 60.0, "far clustering": 62.0, "far retrieval": 58.0},
+    }
+    monkeypatch.setattr(measure, "validation_means", lambda run, model, *args: scores[model])
+    run = Run(load_recipe(DEMO))
+    assert best(run, (0.25, 0.5), 1.0, lambda share: share, tmp_path, "keep", "base") == 0.5
+
+
+def test_a_bases_families_of_far_tasks_are_told(tmp_path, monkeypatch):
+    run = Run(load_recipe(DEMO))
+    tasks = measure.chosen_tasks(run, "validation")
+    rows = [{"task": one.metadata.name, "main_score": 0.5} for one in tasks]
+    monkeypatch.setattr(measure, "evaluate", lambda *args, **kwargs: rows)
+    monkeypatch.setattr(measure, "MTEBEncoder", lambda *args, **kwargs: None)
+    means = measure.validation_means(run, None, "base", tmp_path)
+    assert {"near", "far", "both", "far retrieval", "far clustering"} < set(means)
+    assert set(means.values()) == {50.0}
+
+
 def test_a_single_candidate_is_not_measured(choose):
     assert choose({}, (0.5,)) == 0.5
 
