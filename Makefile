@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo check test test-full clean
+.PHONY: demo check test test-full gpu-pack clean
 
 demo: $(INSTALLED)  ## the whole recipe, small but real; ends with a table
 	$(BIN)/python -m training.run training/recipes/demo.yaml

@@ -16,6 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import Tensor, nn
 
 from st_jv5.adapter_file import Adapter
+from st_jv5.functional import wide
 from st_jv5.modules.adapter_router import TEXT_ONLY, AdapterRouter
 from st_jv5.modules.merging import fold
 from st_jv5.modules.pooling import pooling_mode
@@ -146,9 +147,8 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
         chosen = list(router.base_parameters())
         router._base_sha256 = None
     for parameter in chosen:
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            # Its three digits would lose most of AdamW's steps, or all of its moments.
-            parameter.data = parameter.data.float()
+        # In three digits most of AdamW's steps would be lost, or all of its moments.
+        parameter.data = parameter.data.to(wide(parameter.dtype))
         parameter.requires_grad_(True)
     router.training_task = BASE if not adapters else adapters[0] if len(names) == 1 else None
 

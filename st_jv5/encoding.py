@@ -26,6 +26,8 @@ Array = np.ndarray[Any, Any]
 
 BLOCK_TEXTS = 1024
 """Texts that are tokenised together; bounds the memory of their padded tokens."""
+BLOCK_TEXTS_ELSEWHERE = 4096
+"""For devices with larger batches than a CPU's, so that a block holds several."""
 AHEAD = 2
 """Blocks that are tokenised ahead of a GPU."""
 SHARED_TOKENS = 64
@@ -223,14 +225,12 @@ def _encode(
     place = np.empty(len(texts), dtype=np.int64)
     place[order] = np.arange(len(texts))
     rows = np.argsort(place[of_text], kind="stable")
-    begins = np.searchsorted(
-        place[of_text[rows]], np.arange(0, len(texts) + BLOCK_TEXTS, BLOCK_TEXTS)
-    )
+    size = BLOCK_TEXTS if model.device.type == "cpu" else BLOCK_TEXTS_ELSEWHERE
+    begins = np.searchsorted(place[of_text[rows]], np.arange(0, len(texts) + size, size))
     tokenise = partial(_padding(model).preprocess, prompt=prompt, **own, **cut)
     left = getattr(model.tokenizer, "padding_side", "right") == "left"
     blocks = [
-        [texts[i] for i in order[first : first + BLOCK_TEXTS]]
-        for first in range(0, len(texts), BLOCK_TEXTS)
+        [texts[i] for i in order[first : first + size]] for first in range(0, len(texts), size)
     ]
     found: Array | None = None
 
@@ -252,7 +252,7 @@ def _encode(
             features = next(tokenised)
             lengths = _lengths(features, blocks[number])
             chosen = rows[begin:end]
-            places = place[of_text[chosen]] - number * BLOCK_TEXTS
+            places = place[of_text[chosen]] - number * size
             for batch in _batches(lengths[places], of_task[chosen], budget):
                 own_lengths = lengths[places[batch]]
                 width = int(own_lengths.max())

@@ -14,18 +14,21 @@ from torch.utils.checkpoint import checkpoint
 Formula = TypeVar("Formula", bound=Callable[..., Tensor])
 
 CHUNK_ELEMENTS = 1 << 20
-"""Most elements of a score matrix that are held at once; more rows are computed in turn."""
+"""Most elements of a score matrix that a CPU holds at once; more rows are computed in turn."""
+CHUNK_ELEMENTS_ELSEWHERE = 1 << 27
+"""Of other devices: half a gigabyte in float32. Each chunk is some kernels more to launch."""
 
 
 def in_row_chunks(
-    part: Callable[[int, int], Tensor], rows: int, elements_per_row: int
+    part: Callable[[int, int], Tensor], rows: int, elements_per_row: int, device: torch.device
 ) -> list[Tensor]:
-    """``part(begin, end)`` over all rows, in chunks of ``CHUNK_ELEMENTS``.
+    """``part(begin, end)`` over all rows, in chunks of as many elements as the device may hold.
 
     More than one chunk: each is dropped after use and computed again in the backward pass, so a
     score matrix is never whole in memory.
     """
-    step = max(1, CHUNK_ELEMENTS // max(1, elements_per_row))
+    most = CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS_ELSEWHERE
+    step = max(1, most // max(1, elements_per_row))
     if rows <= step:
         return [part(0, rows)]
     return [
@@ -34,6 +37,11 @@ def in_row_chunks(
         )
         for begin in range(0, rows, step)
     ]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What a weight that learns is kept in: float32 in the place of a half-precision dtype."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def at_full_precision(formula: Formula) -> Formula:
@@ -142,7 +150,7 @@ def info_nce(
             scores = scores.masked_fill(left_out, -torch.inf)
         return cross_entropy(scores, own, reduction="sum")
 
-    return sum_of(in_row_chunks(part, len(queries), len(documents))) / len(queries)
+    return sum_of(in_row_chunks(part, len(queries), len(documents), queries.device)) / len(queries)
 
 
 @at_full_precision
@@ -177,7 +185,7 @@ def cosent(cosines: Tensor, scores: Tensor, temperature: float) -> Tensor:
         ordered = scores[begin:end, None] > scores[None, :]
         return torch.logsumexp(gaps.masked_fill(~ordered, -torch.inf).flatten(), dim=0)
 
-    parts = torch.stack(in_row_chunks(part, len(cosines), len(cosines)))
+    parts = torch.stack(in_row_chunks(part, len(cosines), len(cosines), cosines.device))
     return torch.logsumexp(torch.cat([parts.new_zeros(1), parts]), dim=0)
 
 
@@ -217,7 +225,7 @@ def relational_distance(student: Tensor, teacher: Tensor, include_diagonal: bool
         return (1 - rows[begin:end] @ rows.T).scatter(1, itself[:, None], 0.0)
 
     def mean(rows: Tensor) -> Tensor:
-        parts = in_row_chunks(lambda a, b: distances(rows, a, b).sum(), count, count)
+        parts = in_row_chunks(lambda a, b: distances(rows, a, b).sum(), count, count, rows.device)
         return (sum_of(parts) / pairs).clamp(min=tiny)
 
     student_mean, teacher_mean = mean(student), mean(teacher)
@@ -226,4 +234,4 @@ def relational_distance(student: Tensor, teacher: Tensor, include_diagonal: bool
         gap = distances(student, begin, end) / student_mean
         return (gap - distances(teacher, begin, end) / teacher_mean).square().sum()
 
-    return sum_of(in_row_chunks(part, count, count)) / count**2
+    return sum_of(in_row_chunks(part, count, count, student.device)) / count**2

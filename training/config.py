@@ -299,8 +299,8 @@ class Recipe:
     """How much of the weights that training began with stays in the base: 0 none, 1 all. Several:
     each is scored on the validation tasks, and the best mean of near and far is taken among those
     that leave the far mean no lower than it was before training, and no family of far tasks more
-    than half a point. None: half, where the student begins as a whole sentence-transformers model, pooled and prompted in its own
-    way; else 0."""
+    than half a point. None: half, where the student begins as a whole sentence-transformers model,
+    pooled and prompted in its own way; else 0."""
     more_teachers: tuple[Teacher, ...] = ()
     """The student learns from all teachers at once: their vectors side by side, each of unit length
     and weighted."""

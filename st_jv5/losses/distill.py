@@ -74,7 +74,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         if chosen is None:
             chosen = Projection(
                 student_dim, teacher_dim, placement, own_map_dims=own_map_dims or ()
-            )
+            ).to(F.wide(model.dtype))
         if own_map_dims is None:
             own_map_dims = chosen.own_map_dims
         asked = (student_dim, teacher_dim, placement, tuple(sorted(own_map_dims)))
@@ -84,8 +84,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
                 f"the projection at hand is {_described(*got)}, but {_described(*asked)} is "
                 f"needed; drop the old one with model[0].projection = None"
             )
-        wide = torch.promote_types(chosen.linear.weight.dtype, torch.float32)  # as all that learns
-        self.projection = chosen.to(model.device, wide)
+        self.projection = chosen.to(model.device, F.wide(chosen.linear.weight.dtype))
         if hasattr(model[0], "projection"):
             model[0].projection = self.projection
         average_gradients(self.projection, model)
@@ -121,7 +120,8 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
             pair = self.projection(student[rows], known.to(student.dtype))
             return torch.where(there[rows], F.cosine_distance(*pair), 0.0).sum()
 
-        parts = F.in_row_chunks(part, len(student), self.projection.teacher_dim)
+        width = self.projection.teacher_dim
+        parts = F.in_row_chunks(part, len(student), width, student.device)
         return F.sum_of(parts) / there.sum().clamp(min=1)
 
     def get_config_dict(self) -> dict[str, Any]:

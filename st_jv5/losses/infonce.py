@@ -167,7 +167,7 @@ class InfoNCELoss(EmbeddingLoss):
             def nearer(begin: int, end: int) -> Tensor:
                 return anchors[begin:end] @ others.T > bounds[begin:end, None]
 
-            near = torch.cat(F.in_row_chunks(nearer, len(anchors), len(others)))
+            near = torch.cat(F.in_row_chunks(nearer, len(anchors), len(others), anchors.device))
             unknown = len(anchors) * (len(candidates) - len(known))
             near = nn.functional.pad(near, (0, unknown))
             excluded = near if excluded is None else excluded | near
