@@ -26,6 +26,7 @@ from st_jv5.export import export, graph
 from st_jv5.export.parity import Array, parity_texts, prompted
 from st_jv5.jina import load_model
 from st_jv5.modules.merging import MergedAdapters, free_memory
+from st_jv5.modules.padding import is_causal
 from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME
 
 TEXTS = 64
@@ -144,6 +145,9 @@ def _model(model: SentenceTransformer) -> Iterator[str]:
     router = router_of(model)
     dtype = str(model.dtype).removeprefix("torch.")
     kernel = getattr(router.model.config, "_attn_implementation", "unknown")
+    unmasked = kernel == "sdpa" and is_causal(router.model)
+    if unmasked and router.tokenizer.padding_side == "right":
+        kernel += " without a mask (causal, padded on the right)"
     yield (
         f"model: {type(router.model).__name__}, {dtype} on {model.device}, attention {kernel}, "
         f"texts cut at {model.max_seq_length} tokens, adapters {', '.join(router.tasks) or 'none'}"

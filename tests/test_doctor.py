@@ -6,7 +6,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_jv5 import cli, doctor
+from st_jv5 import cli, doctor, new_student
 from st_jv5.doctor import Probe
 from tests.conftest import real_texts
 
@@ -67,3 +67,12 @@ def test_a_compiled_task_gives_the_vectors_of_the_model(model):
         p for p in doctor.probe(model, "retrieval", texts, compiled=True) if "comp" in p.name
     ]
     assert probe.least_cosine > 0.99999
+
+
+def test_a_causal_model_is_told_to_need_no_mask(backbones):
+    lines = {}
+    for kind in ("qwen3", "eurobert"):
+        model = new_student(backbones[kind])
+        lines[kind] = next(line for line in doctor._model(model) if line.startswith("model: "))
+    assert "attention sdpa without a mask (causal, padded on the right)" in lines["qwen3"]
+    assert "attention sdpa, texts" in lines["eurobert"]
