@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+_lock = threading.Lock()
+_inside: list[None] = []
+"""One entry for each block that is running, in any thread."""
+_before: list[bool] = []
 
 
 @contextmanager
@@ -22,9 +28,15 @@ def without_cudnn_attention() -> Iterator[None]:
         ...     torch.backends.cuda.cudnn_sdp_enabled()
         False
     """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    with _lock:
+        if not _inside:
+            _before.append(torch.backends.cuda.cudnn_sdp_enabled())
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        _inside.append(None)
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        with _lock:
+            _inside.pop()
+            if not _inside:  # the last thread to leave
+                torch.backends.cuda.enable_cudnn_sdp(_before.pop())

@@ -227,8 +227,7 @@ def _encode(
     rows = np.argsort(place[of_text], kind="stable")
     size = BLOCK_TEXTS if model.device.type == "cpu" else BLOCK_TEXTS_ELSEWHERE
     begins = np.searchsorted(place[of_text[rows]], np.arange(0, len(texts) + size, size))
-    tokenise = partial(_padding(model).preprocess, prompt=prompt, **own, **cut)
-    left = getattr(model.tokenizer, "padding_side", "right") == "left"
+    tokenise = partial(that_pads(model).preprocess, prompt=prompt, **own, **cut)
     blocks = [
         [texts[i] for i in order[first : first + size]] for first in range(0, len(texts), size)
     ]
@@ -251,6 +250,7 @@ def _encode(
         for number, (begin, end) in enumerate(pairwise(begins)):
             features = next(tokenised)
             lengths = _lengths(features, blocks[number])
+            left = not bool(features["attention_mask"][:, 0].all())
             chosen = rows[begin:end]
             places = place[of_text[chosen]] - number * size
             for batch in _batches(lengths[places], of_task[chosen], budget):
@@ -324,7 +324,7 @@ def _batches(lengths: Array, of_task: Array, budget: int) -> Iterator[Array]:
             yield rows[chunk.numpy()]
 
 
-def _padding(model: SentenceTransformer) -> SentenceTransformer:
+def that_pads(model: SentenceTransformer) -> SentenceTransformer:
     """The model, with a ``preprocess`` that pads.
 
     Under flash attention it would put all texts of a block into one row. The model itself is left

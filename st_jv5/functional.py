@@ -15,8 +15,8 @@ Formula = TypeVar("Formula", bound=Callable[..., Tensor])
 
 CHUNK_ELEMENTS = 1 << 20
 """Most elements of a score matrix that a CPU holds at once; more rows are computed in turn."""
-CHUNK_ELEMENTS_ELSEWHERE = 1 << 27
-"""Of other devices: half a gigabyte in float32. Each chunk is some kernels more to launch."""
+CHUNK_ELEMENTS_ELSEWHERE = 1 << 25
+"""Of other devices: 128 MiB in float32, of which a term keeps a few; a chunk more costs launches."""
 
 
 def in_row_chunks(

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
@@ -29,6 +28,8 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from st_jv5.adapters import put_task, router_of, train_task
 from st_jv5.cpu import attention_in_float32, give_back_memory
+from st_jv5.cuda import without_cudnn_attention
+from st_jv5.encoding import that_pads
 from st_jv5.files import write_tensors
 from st_jv5.losses.composite import CompositeLoss
 from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
@@ -61,10 +62,6 @@ class AdapterCollator(SentenceTransformerDataCollator):
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         self._data_set = features[0].get("dataset_name") if features else None
         batch = super().__call__(features)
-        label = batch.get("label")
-        if isinstance(label, Tensor) and label.ndim == 2 and not label.is_floating_point():
-            # Rows of a teacher store are looked up on the CPU; a tensor would go to the GPU first.
-            batch["label"] = label.numpy()
         batch["texts"] = [
             {k: v for k, v in row.items() if k not in (*self.valid_label_columns, "dataset_name")}
             for row in features
@@ -185,6 +182,9 @@ class AdapterTrainer(SentenceTransformerTrainer):
 
     def get_data_collator(self, *args: Any, **kwargs: Any) -> AdapterCollator:
         collator: AdapterCollator = super().get_data_collator(*args, **kwargs)
+        model = getattr(collator.preprocess_fn, "__self__", None)
+        if isinstance(model, SentenceTransformer):
+            collator.preprocess_fn = that_pads(model).preprocess
         collator.max_tokens = self.max_tokens
         return collator
 
@@ -205,13 +205,6 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if model.training and not (args or kwargs.get("return_outputs")):
             self._watch(batch, float(found.detach()), inputs)
         return found
-
-    def collect_features(
-        self, inputs: dict[str, Any]
-    ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
-        """The columns, and the labels; those that are rows of a teacher store are on the CPU."""
-        features, labels = super().collect_features(inputs)
-        return features, torch.from_numpy(labels) if isinstance(labels, np.ndarray) else labels
 
     def _watch(self, batch: _Batch, loss: float, inputs: dict[str, Any]) -> None:
         name = batch.data_set or ""
@@ -281,7 +274,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             _check_processes(Path(str(resume_from_checkpoint)), self.args.world_size)
         self._mean_loss.clear()
         self._watched.clear()
-        with attention_in_float32():
+        with attention_in_float32(), without_cudnn_attention():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

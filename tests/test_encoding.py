@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 import st_jv5
 from st_jv5 import encoding
@@ -97,6 +98,17 @@ def test_bad_requests_are_named(model):
         st_jv5.encode(model, ["x", None], task="retrieval")
     with pytest.raises(ValueError, match=r"texts must be a list; put the one text into one"):
         st_jv5.encode(model, "x", task="retrieval")
+
+
+def test_padding_is_where_the_tokens_have_it(backbones, texts):
+    """A processor's own setting pads in front, whatever its tokenizer says."""
+    plain = SentenceTransformer(backbones["qwen3"])
+    expected = plain.encode(texts, batch_size=1)
+    plain[0].processing_kwargs = {"text": {"padding_side": "left"}}
+    assert not plain.preprocess(texts[:4])["attention_mask"][:, 0].all()
+    assert plain.tokenizer.padding_side == "right"
+    found = st_jv5.encode(plain, texts, batch_tokens=256)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_blocks_that_are_tokenised_ahead_are_the_same(model, texts, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -273,13 +272,18 @@ def test_torch_compile_is_for_one_process(model, pairs, tmp_path, monkeypatch, p
         trainer()
 
 
-def test_rows_of_a_teachers_store_stay_on_the_cpu(model, pairs, store, tmp_path):
-    """A GPU would be asked for them back in every step."""
-    loss = st_jv5.clustering_loss(model, store.dim, store=store)
+def test_batches_are_padded_where_the_model_would_flatten_them(model, pairs, tmp_path):
     trainer = st_jv5.AdapterTrainer(
-        model, arguments(tmp_path), tasks="clustering", train_dataset=pairs, loss=loss
+        model,
+        arguments(tmp_path),
+        tasks="retrieval",
+        train_dataset=pairs,
+        loss=st_jv5.losses.InfoNCELoss(model),
     )
-    collated = trainer.data_collator([pairs[row] for row in range(4)])
-    assert isinstance(collated["label"], np.ndarray)  # which accelerate moves nowhere
-    _, labels = trainer.collect_features(collated)
-    assert labels.tolist() == [pairs[row]["label"] for row in range(4)]
+    model[0].can_flatten_inputs = True  # as under flash attention
+    collator = trainer.get_data_collator(
+        model=model, args=trainer.args, processing_class=model.tokenizer
+    )
+    collated = collator([pairs[row] for row in range(4)])
+    assert collated["query_attention_mask"].shape[0] == 4
+    assert model[0].can_flatten_inputs

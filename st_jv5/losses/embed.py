@@ -231,7 +231,8 @@ class _GradCache(torch.autograd.Function):
             ):
                 found = ctx.embed(chunk, ctx.model if last else unwrapped(ctx.model))
             if found.requires_grad:  # not where only the loss's own parameters are trained
-                torch.autograd.backward(found, gradient[chunk.rows])
+                with without_cudnn_attention():  # of blocks that are computed again
+                    torch.autograd.backward(found, gradient[chunk.rows])
         return None, None, None, None, None
 
 

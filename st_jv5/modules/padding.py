@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 Padding = Literal["none", "right", "left"]
 """Where the shorter texts of a batch are padded; none: all are as long."""
+
+TAKE_WHOLE_MASKS = ("bert", "eurobert")
+"""Encoders whose layers all take one mask ``(n, 1, tokens, tokens)``, and that use no other."""
 
 _known: ContextVar[Padding | None] = ContextVar("st_jv5_known_padding", default=None)
 
@@ -34,7 +37,7 @@ def known_padding(padding: Padding) -> Iterator[None]:
         _known.reset(token)
 
 
-def mask_for(backbone: nn.Module, mask: Tensor) -> dict[str, Any]:
+def mask_for(backbone: PreTrainedModel, mask: Tensor) -> dict[str, Any]:
     """The backbone's ``attention_mask`` where the padding is known: a kwarg, or nothing to change.
 
     None where no token must be hidden: without padding, and in a causal decoder that is padded on
@@ -54,26 +57,23 @@ def mask_for(backbone: nn.Module, mask: Tensor) -> dict[str, Any]:
         # Where they can be given the masks of their kinds of layers, causal decoders do not ask
         # the device whether several texts stand in one row.
         return {"attention_mask": {"full_attention": None} if _takes_masks(backbone) else None}
-    if causal or not _takes_whole_masks(backbone):
+    if causal or backbone.config.model_type not in TAKE_WHOLE_MASKS:
         return {}
     tokens = mask.shape[1]
     return {"attention_mask": mask.bool()[:, None, None, :].expand(-1, 1, tokens, tokens)}
 
 
-def is_causal(backbone: nn.Module) -> bool:
-    """Whether each token sees only those before it, in every layer."""
+def is_causal(backbone: PreTrainedModel) -> bool:
+    """Whether each token sees only those before it, in every layer.
+
+    ``config.is_causal = False`` makes an encoder of a decoder, whose layers do not tell.
+    """
     told = [m.is_causal for m in backbone.modules() if hasattr(m, "is_causal")]
-    return bool(told) and all(told)
+    return getattr(backbone.config, "is_causal", True) and bool(told) and all(told)
 
 
-def _takes_masks(backbone: nn.Module) -> bool:
+def _takes_masks(backbone: PreTrainedModel) -> bool:
     """Whether ``attention_mask`` may be a dict, kind of layer -> mask, and all are of one kind."""
     kinds = set(getattr(backbone.config, "layer_types", None) or ())
     forward: Any = inspect.unwrap(type(backbone).forward)
     return "causal_mask_mapping" in forward.__code__.co_varnames and kinds == {"full_attention"}
-
-
-def _takes_whole_masks(backbone: nn.Module) -> bool:
-    """Whether all layers share one mask, which is made by transformers' own function."""
-    made: Any = vars(sys.modules[type(backbone).__module__])
-    return "create_bidirectional_mask" in made and not any("sliding" in name for name in made)

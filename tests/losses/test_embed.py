@@ -45,6 +45,29 @@ def test_cudnns_attention_is_off_in_training_alone(model, texts, monkeypatch):
     with pytest.raises(KeyError), without_cudnn_attention():
         raise KeyError
     assert torch.backends.cuda.cudnn_sdp_enabled()
+    first, second = without_cudnn_attention(), without_cudnn_attention()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # another thread's is still running
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    second.__exit__(None, None, None)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_cudnns_attention_is_off_where_blocks_are_computed_again(model, texts, monkeypatch):
+    seen, stock = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    model[0].model.gradient_checkpointing_enable({"use_reentrant": False})
+    st_jv5.train_task(model, "retrieval")
+    model.train()
+    embed_columns(model, [model.preprocess(texts[:4])], mini_batch_size=2)[0].sum().backward()
+    assert len(seen) > 2 * model[0].model.config.num_hidden_layers
+    assert not any(seen)
 
 
 def test_a_macs_gpu_has_its_random_numbers_replayed(monkeypatch):

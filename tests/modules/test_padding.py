@@ -42,3 +42,15 @@ def test_a_causal_decoder_that_is_padded_on_the_right_gets_no_mask(backbones, te
     assert masks["qwen3"] == {"full_attention": None}
     n, tokens = mask.shape
     assert masks["eurobert"].shape == (n, 1, tokens, tokens)
+
+
+def test_a_decoder_that_is_made_an_encoder_keeps_its_mask(backbones, texts):
+    model = st_jv5.new_student(backbones["qwen3"]).eval()
+    model[0].model.config.is_causal = False
+    several = model.preprocess(texts[:8], prompt="")
+    assert not is_causal(model[0].model)
+    with torch.inference_mode():
+        plain = model(dict(several))["sentence_embedding"]
+        with known_padding("right"):
+            told = model(dict(several))["sentence_embedding"]
+    assert torch.allclose(plain, told, atol=1e-6)
