@@ -16,7 +16,7 @@ Formula = TypeVar("Formula", bound=Callable[..., Tensor])
 CHUNK_ELEMENTS = 1 << 20
 """Most elements of a score matrix that a CPU holds at once; more rows are computed in turn."""
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 25
-"""Of other devices: 128 MiB in float32, of which a term keeps a few; a chunk more costs launches."""
+"""Of other devices: 128 MiB in float32; a term keeps a few of them."""
 
 
 def in_row_chunks(
