@@ -14,13 +14,15 @@ import pytest
 @pytest.fixture(scope="module")
 def waits():
     """Architecture -> padded tokens of a chunk -> forwards, and waits by kind."""
+    # Not this process's environment: trainers leave settings of theirs in it.
+    own = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     ran = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "fake_gpu.py")],
+        [sys.executable, str(Path(__file__).parent / "fake_gpu.py"), "qwen3", "eurobert", "mpnet"],
         capture_output=True,
         text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**own, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
+    assert ran.returncode == 0, ran.stderr[-3000:]
     found = {}
     for line in ran.stdout.splitlines():
         if line.startswith("{"):
@@ -28,7 +30,7 @@ def waits():
     return found
 
 
-@pytest.mark.parametrize("kind", ["bert", "qwen3", "eurobert"])
+@pytest.mark.parametrize("kind", ["qwen3", "eurobert"])
 def test_a_step_waits_as_often_in_many_chunks_as_in_few(waits, kind):
     few, many = waits[kind]["2048"], waits[kind]["128"]
     assert many["forwards"] > 10 * few["forwards"]
