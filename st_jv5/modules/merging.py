@@ -19,7 +19,7 @@ Weights = Mapping[nn.Module, Tensor]
 SAMPLED = 4
 """Elements of each row and of each column of a matrix that are looked at, about."""
 LOOK_SECONDS = 1.0
-"""How often values are looked at, at most: on a GPU that means to wait for it."""
+"""How often values are looked at on a GPU, at most: that means to wait for it."""
 
 
 def fold(layer: RoutedLinear, adapter: str) -> Tensor:
@@ -43,8 +43,8 @@ class MergedAdapters:
     backbone's own tensors are neither changed nor moved, so nothing drifts and other threads may
     run other adapters. A copy is used only while the tensors that it was made of are the same:
     after training, loading or moving the model it is made anew. (What torch does not count, a write
-    through ``.data``, is seen within :data:`LOOK_SECONDS` if it changed a row or a column of a
-    matrix; after one to single elements, call :meth:`clear`.)
+    through ``.data``, is seen if it changed a row or a column of a matrix, on a GPU within
+    :data:`LOOK_SECONDS`; after one to single elements, call :meth:`clear`.)
 
     A batch is merged by its own size, not by what ran before it, so that equal batches give equal
     bits in any order and from any thread.
@@ -162,6 +162,7 @@ class _Source:
         self.layers = list(layers)
         self.written = self._written()
         self.values = self._values()
+        self.waits = self.values.device.type != "cpu"
         self.looked = time.monotonic()
 
     def _weights(self) -> Iterator[Tensor]:
@@ -184,7 +185,7 @@ class _Source:
         """Whether no weight was moved or written to; through ``.data`` torch does not count."""
         if self.written != self._written():
             return False
-        if time.monotonic() - self.looked < LOOK_SECONDS:
+        if self.waits and time.monotonic() - self.looked < LOOK_SECONDS:
             return True
         self.looked = time.monotonic()
         return torch.equal(self.values, self._values())
