@@ -186,6 +186,7 @@ def compare_with_mtebs_wrapper(folder: str, output: Path, tasks: Sequence[type[A
         assert row["main_score"] == pytest.approx(expected, abs=1e-6), row["task"]
 
 
+@pytest.mark.full
 def test_mtebs_own_wrapper_gives_the_same_score_on_a_local_task_of_each_type(
     saved, tmp_path, small_tasks
 ):
