@@ -19,9 +19,9 @@ def without_cudnn_attention() -> Iterator[None]:
     """Run attention by any of torch's kernels but cuDNN's.
 
     On Hopper GPUs torch from 2.11 on takes cuDNN's kernel where there is a padding mask, and its
-    backward pass gives wrong gradients in bfloat16 and float16: first large ones, then NaN
-    (pytorch issue 196678; notes/log.md has what it did to a student). The switch is the whole
-    process's; what another thread encodes meanwhile has the same vectors from another kernel.
+    backward pass gives NaN for some lengths in bfloat16 and float16 (pytorch issue 196678; not met
+    in our own runs, see notes/log.md). The switch is the whole process's: another thread's forwards
+    take another kernel meanwhile.
 
     Example:
         >>> with without_cudnn_attention():
