@@ -16,6 +16,8 @@ TopicClassification      Classification      topic of a wikipedia extract, 11 to
 CategoryClassification   Classification      lexicographer file (noun.*, verb.*) of a gloss
 TopicClustering          Clustering          the same topics
 CategoryClustering       Clustering          the same categories
+HeldOutTopic...          both                five of the topics, which laptop.yaml holds out
+HeldOutCategory...       both                20 of the categories, likewise
 GlossExamplePairs        PairClassification  gloss and example of one synset, or of two of a
                                              category
 OfficeBitextGerman       BitextMining        openings of one help page in English and German; also
@@ -37,6 +39,7 @@ are near copies of a training page (half or more of their four-word sequences in
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,7 +60,13 @@ from eval.task_families import (
     described,
     retrieval_data,
 )
-from training.corpora import example_pairs, joined_pages, parallel_openings, similarity_pairs
+from training.corpora import (
+    example_pairs,
+    joined_pages,
+    labelled,
+    parallel_openings,
+    similarity_pairs,
+)
 
 LONG_CHARACTERS = 8_000
 """Least length of a joined document, about 2,000 tokens."""
@@ -261,6 +270,46 @@ class CategoryClustering(LocalClustering):
     text_kind, labels_of = "wordnet", "category"
 
 
+class HeldOutTopicClassification(LocalClassification):
+    metadata = described(
+        "HeldOutTopicClassification",
+        "Classification",
+        "accuracy",
+        "Name an article's topic, of every second topic by the alphabet.",
+    )
+    text_kind, labels_of = "wikipedia", "topic_held_out"
+
+
+class HeldOutCategoryClassification(LocalClassification):
+    metadata = described(
+        "HeldOutCategoryClassification",
+        "Classification",
+        "accuracy",
+        "Name a definition's category, of every second category by the alphabet.",
+    )
+    text_kind, labels_of = "wordnet", "category_held_out"
+
+
+class HeldOutTopicClustering(LocalClustering):
+    metadata = described(
+        "HeldOutTopicClustering",
+        "Clustering",
+        "v_measure",
+        "Group articles by topic, of every second topic by the alphabet.",
+    )
+    text_kind, labels_of = "wikipedia", "topic_held_out"
+
+
+class HeldOutCategoryClustering(LocalClustering):
+    metadata = described(
+        "HeldOutCategoryClustering",
+        "Clustering",
+        "v_measure",
+        "Group definitions by category, of every second category by the alphabet.",
+    )
+    text_kind, labels_of = "wordnet", "category_held_out"
+
+
 class GlossExamplePairs(LocalPairs):
     metadata = described(
         "GlossExamplePairs",
@@ -296,6 +345,10 @@ LOCAL_TASKS: tuple[type[Local], ...] = (
     CategoryClassification,
     TopicClustering,
     CategoryClustering,
+    HeldOutTopicClassification,
+    HeldOutCategoryClassification,
+    HeldOutTopicClustering,
+    HeldOutCategoryClustering,
     GlossExamplePairs,
     OfficeBitextGerman,
     OfficeBitextRussian,
@@ -318,6 +371,17 @@ def local_tasks(part: str = "test") -> dict[str, type[AbsTask]]:
         metadata = task.metadata.model_copy(update={"name": name})
         found[name] = type(name, (task,), {"metadata": metadata, "part": part})
     return found
+
+
+@cache
+def labels_asked() -> dict[str, tuple[str, frozenset[str]]]:
+    """Classification or clustering task, of either split -> kind of its text, and its labels."""
+    tasks = {**local_tasks("test"), **local_tasks("validation")}
+    return {
+        name: (task.text_kind, frozenset(label for _, label in labelled(task.labels_of, task.part)))
+        for name, task in tasks.items()
+        if issubclass(task, (LocalClassification, LocalClustering))
+    }
 
 
 def text_kinds() -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.local_tasks import text_kinds
+from eval.local_tasks import labels_asked, text_kinds
 from eval.page import Cell, Part, Table
 from eval.record import Row, main_rows, read_record
 from eval.samples import Samples, interval, resampled
@@ -44,6 +44,26 @@ def near_and_far(tasks: Iterable[str], trained_on: Collection[str]) -> dict[str,
         is_near = task in trained_on or kinds.get(task) in trained_on
         found[NEAR if is_near else FAR].append(task)
     return found
+
+
+def labels_are_new(task: str, trained_on: Mapping[str, Collection[str]]) -> bool | None:
+    """Whether a model has been told none of a task's labels; None: the task asks for no labels.
+
+    Args:
+        task: A classification or clustering task of either split.
+        trained_on: Kind of text -> the labels of it that were trained on.
+
+    Example:
+        >>> labels_are_new("TopicClustering", {"wikipedia": ["Arts"]})
+        False
+        >>> labels_are_new("HeldOutTopicClustering", {"wikipedia": ["Arts"]})
+        True
+    """
+    asked = labels_asked().get(task)
+    if asked is None:
+        return None
+    kind, labels = asked
+    return labels.isdisjoint(trained_on.get(kind, ()))
 
 
 def kinds_of(tasks: Iterable[str]) -> str:

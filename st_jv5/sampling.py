@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -27,7 +28,7 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
     weights: torch.Tensor
     batch_size: int | None
     """None: the batches vary in size, which accelerate has to know."""
-    most_batches: list[int] | None = None
+    most_batches: list[float] | None = None
     """Of each data set over all epochs; None: no end."""
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -87,7 +88,7 @@ class Weighted:
     weights: Mapping[str, float] | None
     temperature: float = 1.0
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
-    max_epochs: float | None = None
+    max_epochs: float | Mapping[str, float] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -108,8 +109,14 @@ class Weighted:
         weights = list(self.weights.values()) if self.weights else sizes
         sampler.weights = torch.tensor(weights, dtype=torch.float64) ** (1 / self.temperature)
         if self.max_epochs is not None:
+            most = self.max_epochs
             sampler.most_batches = [
-                max(1, int(self.max_epochs * len(one))) for one in sampler.batch_samplers
+                max(1, int(epochs * len(one))) if epochs is not None else math.inf
+                for one, epochs in zip(
+                    sampler.batch_samplers,
+                    map(most.get, sampler.names) if isinstance(most, Mapping) else [most] * count,
+                    strict=True,
+                )
             ]
         if len({(one.batch_size, one.drop_last) for one in sampler.batch_samplers}) > 1:
             sampler.batch_size = None
@@ -120,7 +127,7 @@ def weighted(
     weights: Mapping[str, float] | None = None,
     temperature: float = 1.0,
     batch_sizes: Mapping[str, int] | None = None,
-    max_epochs: float | None = None,
+    max_epochs: float | Mapping[str, float] | None = None,
 ) -> Weighted:
     """A sampler for ``args.multi_dataset_batch_sampler``: one data set per batch.
 
@@ -134,7 +141,8 @@ def weighted(
         batch_sizes: Data set -> rows per batch (and process), for those that do not take
             ``args.per_device_train_batch_size``; for all, in order, where there are no weights.
         max_epochs: Most passes over one data set: a set that was read so often is drawn no more,
-            and the others take its place. Its last pass may be cut short. None: no end.
+            and the others take its place. Its last pass may be cut short. None: no end. Of each
+            data set by name, or of all.
 
     Raises:
         ValueError: While training, when no data set is left to draw from.
@@ -150,7 +158,8 @@ def weighted(
         raise ValueError(f"every data set needs a weight above 0, got {dict(weights)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    if max_epochs is not None and not max_epochs > 0:
+    each = max_epochs.values() if isinstance(max_epochs, Mapping) else (max_epochs,)
+    if any(epochs is not None and not epochs > 0 for epochs in each):
         raise ValueError(f"max_epochs must be positive, not {max_epochs}")
     batch_sizes = dict(batch_sizes or {})
     if weights and (unknown := [name for name in batch_sizes if name not in weights]):

@@ -183,6 +183,15 @@ def test_a_set_that_was_read_max_epochs_times_is_drawn_no_more():
     assert drawn == [6, 40]
 
 
+def test_max_epochs_may_differ_by_data_set():
+    settings = {"weights": {"small": 9, "large": 1}, "max_epochs": {"small": 0.34}}
+    drawn = [batch[0] >= 12 for batch in sampler([12, 80], **settings)]
+    assert drawn.count(False) == 1
+    assert len(drawn) == 23
+    with pytest.raises(ValueError, match="max_epochs must be positive"):
+        st_jv5.weighted({"small": 1}, max_epochs={"small": 0})
+
+
 def test_a_later_epoch_counts_what_earlier_ones_took_though_it_did_not_draw_them():
     settings = {"weights": {"small": 9, "large": 1}, "max_epochs": 2}
     goes_on, resumed = sampler([12, 80], **settings), sampler([12, 80], **settings)

@@ -29,11 +29,14 @@ class DataSet:
     """A parquet or jsonl file, relative to the checkout, or a Hub id."""
     columns: dict[str, str]
     """Role -> column. pairs: query, positive, and negative_1, ... where the set has hard negatives;
-    scored: query, positive, score; texts: text; labelled: text, label; long: query, positive;
-    synset_pairs: none."""
-    kind: Literal["pairs", "scored", "texts", "labelled", "long", "synset_pairs"] = "pairs"
-    """What a row becomes; long joins positives into documents of ``characters``, and a query asks
-    for the one that holds its own; synset_pairs scores WordNet glosses by path similarity."""
+    scored: query, positive, score; texts, paragraphs: text; labelled: text, label; long: query,
+    positive; synset_pairs: none."""
+    kind: Literal["pairs", "scored", "texts", "labelled", "paragraphs", "long", "synset_pairs"] = (
+        "pairs"
+    )
+    """What a row becomes; paragraphs parts each text and labels the parts by their text; long joins
+    positives into documents of ``characters``, and a query asks for the one that holds its own;
+    synset_pairs scores WordNet glosses by path similarity."""
     subset: str = ""
     """Of a Hub data set: its configuration."""
     split: str = "train"
@@ -348,6 +351,7 @@ ROLES: dict[str, set[str]] = {
     "scored": {"query", "positive", "score"},
     "texts": {"text"},
     "labelled": {"text", "label"},
+    "paragraphs": {"text"},
     "long": {"query", "positive"},
     "synset_pairs": set(),
 }
@@ -545,7 +549,7 @@ def _check_teacher_prompts(
                 )
     kinds = {recipe.data_sets[name].kind for name in phase.data}
     first = {phase.teacher_prompts.get(role) for role in ("query", "text")}
-    if kinds & PAIRED and kinds & {"texts", "labelled"} and len(first) > 1:
+    if kinds & PAIRED and kinds & {"texts", "labelled", "paragraphs"} and len(first) > 1:
         raise RecipeError(
             f"{path}.teacher_prompts: pairs and single texts in one phase need the same prompt for "
             f"query and text, the first columns"

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -39,7 +40,7 @@ from st_jv5.teacher import (
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.teacher.views import Rows, Vectors
 from training.config import PAIRED, DataSet, Phase, Recipe, Teacher
-from training.data import read_rows, texts_of
+from training.data import LABELLED, labels_of, read_rows, texts_of
 from training.decontaminate import read_hashes
 from training.strict import RecipeError
 
@@ -109,6 +110,17 @@ class Run:
         used |= {*self.recipe.student.vocabulary}
         return {name: spec for name, spec in self.recipe.data_sets.items() if name in used}
 
+    @cached_property
+    def labels(self) -> dict[str, frozenset[str]]:
+        """Kind of text -> the labels of it that a phase trains on."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for phase in self.recipe.phases.values():
+            for name in phase.data:
+                spec = self.recipe.data_sets[name]
+                if spec.kind == "labelled":
+                    found[spec.kind_of_text] |= labels_of(self.rows[name])
+        return {kind: frozenset(labels) for kind, labels in found.items()}
+
     @property
     def teachers(self) -> tuple[Teacher, ...]:
         """The recipe's teachers, first to last."""
@@ -173,7 +185,7 @@ class Run:
         """Where the vectors of each role's texts are read, for the roles of a phase's data sets."""
         kinds = {self.recipe.data_sets[name].kind for name in phase.data}
         roles = ["query", "positive"] if kinds & PAIRED else []
-        asks = "labelled" in kinds and phase.asks_of_labelled
+        asks = not kinds.isdisjoint(LABELLED) and phase.asks_of_labelled
         if "texts" in kinds or asks or phase.replay:
             roles.append("text")
         weights = [spec.weight for spec in self.teachers]

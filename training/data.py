@@ -7,6 +7,7 @@ or a score.
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -30,6 +31,10 @@ ROOT = Path(__file__).parent.parent
 
 Rows = list[dict[str, Any]]
 
+LABELLED = ("labelled", "paragraphs")
+"""Kinds of data sets whose texts have labels: of those of one label, each is another's positive."""
+LEAST_PART = 60
+"""Characters of a paragraph that stands by itself."""
 SYNSET_PAIRS = 10_000
 """Scored pairs that are drawn where a recipe sets no limit."""
 
@@ -73,12 +78,53 @@ def read_rows(name: str, spec: DataSet, seed: int, barred: Collection[int] = fro
     if spec.kind == "synset_pairs":
         return found
     found = found[: spec.limit]
+    if spec.kind == "paragraphs":
+        return paragraphs(found)
     return join_rows(found, spec.characters, seed) if spec.kind == "long" else found
 
 
 def texts_of(row: Mapping[str, Any]) -> Iterator[str]:
     """What a model reads of a row: its labels and scores aside."""
     return (value for role, value in row.items() if isinstance(value, str) and role != "label")
+
+
+def labels_of(rows: Rows) -> set[str]:
+    """Every label of labelled rows; one row may have several."""
+    found: set[str] = set()
+    for row in rows:
+        found |= {row["label"]} if isinstance(row["label"], str) else set(row["label"])
+    return found
+
+
+def paragraphs(rows: Rows) -> Rows:
+    """The parts of texts that have several, under their text's number as label.
+
+    A text of lines is parted at the ends of lines, one of a single line into two halves between
+    sentences. Parts of fewer than :data:`LEAST_PART` characters go to the part before.
+    """
+    found: Rows = []
+    for number, row in enumerate(rows):
+        parts: list[str] = []
+        for part in _parted(row["text"]):
+            if parts and min(len(part), len(parts[-1])) < LEAST_PART:
+                parts[-1] += f" {part}"
+            else:
+                parts.append(part)
+        if len(parts) > 1:
+            found += [{"text": part, "label": str(number)} for part in parts]
+    return found
+
+
+def _parted(text: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1:
+        return lines
+    middle = len(text) // 2
+    ends = [found.end() for found in re.finditer(r"[.!?]\s", text)]
+    if not ends:
+        return [text]
+    end = min(ends, key=lambda place: abs(place - middle))
+    return [text[:end].strip(), text[end:].strip()]
 
 
 def join_rows(rows: Rows, characters: int, seed: int) -> Rows:
@@ -124,7 +170,7 @@ def teacher_texts(spec: DataSet, rows: Rows, labelled: bool = False) -> dict[str
 
     Labelled texts only where a loss asks the teacher for them.
     """
-    if spec.kind == "labelled":
+    if spec.kind in LABELLED:
         return {"text": [row["text"] for row in rows]} if labelled else {}
     if spec.kind in ("synset_pairs", "scored"):
         return {}
@@ -156,8 +202,11 @@ def training_set(
     stores: Mapping[str, Vectors],
     seed: int,
     labelled: bool = False,
+    draws: int = 1,
 ) -> Dataset:
     """Rows as the trainer takes them; ``stores`` has each role's teacher vectors.
+
+    Labelled rows are drawn ``draws`` times over, each time with other positives and negatives.
 
     ====================  =============================================  ==========================
     kind                  text columns                                   label
@@ -165,7 +214,8 @@ def training_set(
     pairs, long           query, positive, negative_1..n                 store rows of the first two
     scored                query, positive                                score
     texts                 text                                           store row
-    labelled              query, positive, negative_1..n                 none, or store rows of all
+    labelled, paragraphs  query, positive, negative_1..n                 of all: store row (or -1),
+                                                                         classes
     synset_pairs          query, positive                                path similarity
     ====================  =============================================  ==========================
     """
@@ -181,18 +231,8 @@ def training_set(
     if spec.kind == "scored":
         columns = {role: [row[role] for row in rows] for role in ("query", "positive")}
         return Dataset.from_dict({**columns, "label": [float(row["score"]) for row in rows]})
-    if spec.kind == "labelled":
-        triples = contrastive_rows(
-            [row["text"] for row in rows],
-            [row["label"] for row in rows],
-            negatives=spec.negatives or 7,
-            seed=seed,
-        )
-        found = Dataset.from_list(triples)
-        if not labelled:
-            return found
-        label_rows = [stores["text"].rows(found[column]) for column in found.column_names]
-        return found.add_column("label", np.stack(label_rows, axis=1).tolist())
+    if spec.kind in LABELLED:
+        return _labelled_set(spec, rows, stores if labelled else {}, seed, draws)
     roles = [role for role in ("query", "positive", "text") if role in spec.columns]
     negatives = sorted(role for role in spec.columns if is_negative(role))
     found = Dataset.from_dict({r: [row[r] for row in rows] for r in [*roles, *negatives]})
@@ -200,6 +240,32 @@ def training_set(
         found = mine(found, stores["query"], stores["positive"], spec.negatives)
     labels = np.stack([stores[role].rows(found[role]) for role in roles], axis=1)
     return found.add_column("label", labels.tolist())
+
+
+def _labelled_set(
+    spec: DataSet, rows: Rows, stores: Mapping[str, Vectors], seed: int, draws: int
+) -> Dataset:
+    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    own = _labels_of(texts, labels)
+    found = Dataset.from_list(
+        [
+            row
+            for draw in range(draws)
+            for row in contrastive_rows(texts, labels, spec.negatives or 7, seed + 1_000_003 * draw)
+        ]
+    )
+    numbers = {label: number for number, label in enumerate(sorted(set().union(*own.values())))}
+    most = max(map(len, own.values()))
+    of_text = {
+        text: [*sorted(numbers[label] for label in its), *[-1] * (most - len(its))]
+        for text, its in own.items()
+    }
+    columns = []
+    for column in found.column_names:
+        its = found[column][:]
+        known = stores["text"].rows(its) if stores else np.full(len(its), -1)
+        columns.append(np.column_stack([known, [of_text[text] for text in its]]))
+    return found.add_column("label", np.stack(columns, axis=1).tolist())
 
 
 # -------------------------------------------------------------------------------- hard negatives
@@ -249,6 +315,14 @@ def mine(pairs: Dataset, queries: Vectors, documents: Vectors, negatives: int) -
 # -------------------------------------------------------------------------------- classification
 
 
+def _labels_of(texts: Sequence[str], labels: Sequence[str | Iterable[str]]) -> dict[str, set[str]]:
+    """Text -> all its labels."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for text, label in zip(texts, labels, strict=True):
+        found[text] |= {label} if isinstance(label, str) else set(label)
+    return found
+
+
 def contrastive_rows(
     texts: Sequence[str],
     labels: Sequence[str | Iterable[str]],
@@ -272,9 +346,7 @@ def contrastive_rows(
     """
     if len(texts) != len(labels):
         raise ValueError(f"{len(texts)} texts but {len(labels)} labels")
-    of_text: dict[str, set[str]] = defaultdict(set)
-    for text, label in zip(texts, labels, strict=True):
-        of_text[text] |= {label} if isinstance(label, str) else set(label)
+    of_text = _labels_of(texts, labels)
     of_label: Mapping[str, list[str]] = defaultdict(list)
     for text, own in of_text.items():
         for label in sorted(own):

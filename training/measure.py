@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
 
 from eval.local_tasks import local_tasks
-from eval.near_far import FAR, by_family, near_and_far
+from eval.near_far import FAR, by_family, labels_are_new, near_and_far
 from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
@@ -129,7 +129,8 @@ def validation_means(
     Args:
         run: Its recipe names the tasks.
         model: A model of ours.
-        task: An adapter, scored on the tasks that are routed to it; or the base, on all.
+        task: An adapter, scored on the tasks that are routed to it, without those that ask for
+            labels that it was told, where there are others; or the base, on all.
         folder: Of the record.
 
     Returns:
@@ -141,6 +142,9 @@ def validation_means(
         for one in chosen_tasks(run, "validation")
         if task == BASE or adapter_for(one.metadata.type) == task
     ]
+    if task != BASE:
+        told = [t for t in tasks if labels_are_new(t.metadata.name, run.labels) is False]
+        tasks = [one for one in tasks if one not in told] or told
     with run.forwards():
         rows = evaluate(
             MTEBEncoder(model, remember=True), tasks, folder, Settings(task), label=folder.name

@@ -24,6 +24,7 @@ from st_jv5.teacher.sources import resolve_model
 from training.config import AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
 from training.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
+from training.data import LABELLED
 from training.measure import without_far
 from training.probe import Machine, probe
 
@@ -206,7 +207,7 @@ class Planner:
             return [np.clip(texts + self.prompt_tokens, 1, limit)]
         if spec.kind == "texts":
             roles = ["text"]
-        elif spec.kind == "labelled":
+        elif spec.kind in LABELLED:
             roles = ["text"] * (2 + (spec.negatives or 7))
         else:
             own = sum(map(is_negative, spec.columns))
@@ -316,7 +317,7 @@ class Planner:
         for name in phase.mix:
             data_set, facts = self.recipe.data_sets[name], self.facts[name]
             distils = data_set.kind in ("pairs", "long", "texts") or name in phase.replay
-            distils = distils or (data_set.kind == "labelled" and phase.asks_of_labelled)
+            distils = distils or (data_set.kind in LABELLED and phase.asks_of_labelled)
             roles = [r for r in data_set.columns if r != "label" and not is_negative(r)]
             for role in roles if distils else ():
                 rows = f"{data_set.path} {data_set.subset} {data_set.where} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections import defaultdict
@@ -38,7 +39,14 @@ from st_jv5.teacher.views import Vectors
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
 from training.config import Phase
 from training.context import PATIENCE, RANK, WORLD_SIZE, Run
-from training.data import SYNSET_PAIRS, replay_set, replay_texts, teacher_texts, training_set
+from training.data import (
+    LABELLED,
+    SYNSET_PAIRS,
+    replay_set,
+    replay_texts,
+    teacher_texts,
+    training_set,
+)
 from training.strict import RecipeError
 
 logger = logging.getLogger("training")
@@ -74,8 +82,11 @@ def train(
         callbacks: Of transformers, on top of the trainer's.
     """
     seed, stores, asks = run.recipe.seed, run.role_stores(phase), phase.asks_of_labelled
+    draws = {name: draws_of(run, phase, name) for name in phase.mix}
     sets: dict[str, Dataset] = {
-        name: training_set(name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks)
+        name: training_set(
+            name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks, draws[name]
+        )
         for name in phase.data
     }
     sets |= {name: replay_set(run.rows[name], stores["text"]) for name in phase.replay}
@@ -105,7 +116,7 @@ def train(
             phase.mix,
             phase.temperature,
             {name: rows_here(phase, size) for name, size in phase.batch_sizes.items()},
-            phase.max_epochs,
+            {name: phase.max_epochs / count for name, count in draws.items()},
         ),
         dataloader_drop_last=True,
         dataloader_num_workers=run.recipe.loader_workers,
@@ -157,6 +168,20 @@ class _Spent(TrainerCallback, ExportableState):
         seconds = self.before.get("seconds", 0.0) + time.time() - self.started
         peak = max(self.before.get("peak_memory_mib", 0.0), peak_memory_mib())
         return {"seconds": round(seconds, 1), "peak_memory_mib": peak}
+
+
+def draws_of(run: Run, phase: Phase, name: str) -> int:
+    """How often a data set's positives and negatives are drawn: once for each pass over it.
+
+    Only labelled texts have any to draw.
+    """
+    rows = run.rows[name]
+    if name in phase.replay or run.recipe.data_sets[name].kind not in LABELLED or not rows:
+        return 1
+    weights = {one: weight ** (1 / phase.temperature) for one, weight in phase.mix.items()}
+    size = phase.batch_sizes.get(name, phase.batch_size) * phase.devices
+    passes = phase.steps * size * weights[name] / sum(weights.values()) / len(rows)
+    return max(1, math.ceil(min(passes, phase.max_epochs)))
 
 
 def check_epochs(run: Run, name: str, phase: Phase) -> None:

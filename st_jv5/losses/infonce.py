@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from st_jv5 import functional as F
 from st_jv5.losses.embed import EmbeddingLoss
-from st_jv5.losses.labels import teacher_vectors, text_ids
+from st_jv5.losses.labels import class_ids, share_a_class, teacher_vectors, text_ids
 from st_jv5.losses.processes import average_gradients
 
 Direction = Literal["query_to_doc", "doc_to_query"]
@@ -39,11 +39,14 @@ class InfoNCELoss(EmbeddingLoss):
             teacher vector stays in. None, the paper's: all stay in.
         mask_equal_texts: Leave out negatives whose tokens are those of the query or its positive;
             prompts count, so a query that has another prompt than the documents equals none.
+        mask_equal_classes: Leave out negatives that share a class with the anchor; the labels name
+            the classes of every text, ``(B, columns, 1 + L)``. False, the paper's: texts of the
+            anchor's own class, 6 to 7% of a batch of topics, are pushed away too.
         store: The teacher store that int labels are rows of, for the margin.
 
     Inputs:
-        query, positive, negative_1..n; labels are read for the margin alone: the teacher's vectors
-        as :class:`ProjectedCosineDistillLoss` takes them.
+        query, positive, negative_1..n; labels are read for the margin, the teacher's vectors as
+        :class:`ProjectedCosineDistillLoss` takes them, and for the classes.
 
     Returns:
         ``{"infonce": scalar >= 0}``; a batch of one row without negatives gives 0.
@@ -68,6 +71,7 @@ class InfoNCELoss(EmbeddingLoss):
         false_negative_margin: float | None = None,
         mask_equal_texts: bool = False,
         store: Any = None,
+        mask_equal_classes: bool = False,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -84,6 +88,7 @@ class InfoNCELoss(EmbeddingLoss):
         self.model = model
         self.false_negative_margin = false_negative_margin
         self.mask_equal_texts = mask_equal_texts
+        self.mask_equal_classes = mask_equal_classes
         self.store = store
         self.directions = tuple(directions)
         self.log_temperature = nn.Parameter(
@@ -103,13 +108,15 @@ class InfoNCELoss(EmbeddingLoss):
     def prepare(
         self, columns: list[dict[str, Any]] | None, labels: Tensor | None
     ) -> dict[str, Tensor | None]:
-        """What tells false negatives: the teacher's vectors, and a number for each text."""
+        """What tells false negatives: the teacher's vectors, texts by number, and classes."""
         prepared: dict[str, Tensor | None] = {"labels": None}
         if self.false_negative_margin is not None:
             device = self.log_temperature.device
             prepared["labels"] = teacher_vectors(labels, self.store, device)
         if self.mask_equal_texts and columns is not None:
             prepared["texts"] = text_ids(columns)
+        if self.mask_equal_classes:
+            prepared["classes"] = class_ids(labels)
         return prepared
 
     def compute_loss_from_embeddings(
@@ -117,29 +124,45 @@ class InfoNCELoss(EmbeddingLoss):
         embeddings: list[Tensor],
         labels: Tensor | None = None,
         texts: Tensor | None = None,
+        classes: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """See the class; ``embeddings`` are unit rows ``(B, D)`` per column.
 
-        ``texts``, int64 ``(B, columns)``, says which texts are equal.
+        ``texts``, int64 ``(B, columns)``, says which texts are equal, ``classes``, int64
+        ``(B, columns, L)``, which share a class.
         """
         if len(embeddings) < 2:
             raise ValueError(f"InfoNCE needs query and positive columns, got {len(embeddings)}")
         if self.mask_equal_texts and texts is None:
             raise ValueError("mask_equal_texts needs the texts, but only embeddings were given")
+        if self.mask_equal_classes:
+            if classes is None:
+                classes = class_ids(labels)
+            if classes.shape[1] < len(embeddings):
+                raise ValueError(
+                    f"mask_equal_classes needs the classes of all {len(embeddings)} columns, but "
+                    f"the labels have those of {classes.shape[1]}"
+                )
+            classes = classes.to(embeddings[0].device)
         queries, positives = embeddings[:2]
         temperature = self.temperature.to(queries.dtype)
         total = queries.new_zeros(())
         if "query_to_doc" in self.directions:
-            excluded = self._false_negatives(0, range(1, len(embeddings)), labels, texts)
+            excluded = self._false_negatives(0, range(1, len(embeddings)), labels, texts, classes)
             total = total + F.info_nce(queries, torch.cat(embeddings[1:]), temperature, excluded)
         if "doc_to_query" in self.directions:
-            excluded = self._false_negatives(1, range(1), labels, texts)
+            excluded = self._false_negatives(1, range(1), labels, texts, classes)
             total = total + F.info_nce(positives, queries, temperature, excluded)
         return {"infonce": total}
 
     @torch.no_grad()
     def _false_negatives(
-        self, anchor: int, candidates: range, labels: Tensor | None, texts: Tensor | None
+        self,
+        anchor: int,
+        candidates: range,
+        labels: Tensor | None,
+        texts: Tensor | None,
+        classes: Tensor | None,
     ) -> Tensor | None:
         """bool ``(B, B x candidates)``: which candidates are no negatives of which anchor.
 
@@ -151,6 +174,10 @@ class InfoNCELoss(EmbeddingLoss):
             assert texts is not None
             others = texts[:, list(candidates)].T.reshape(1, -1)
             excluded = (others == texts[:, [own]]) | (others == texts[:, [anchor]])
+        if classes is not None:
+            others = classes[:, list(candidates)].transpose(0, 1).flatten(0, 1)
+            same = share_a_class(classes[:, anchor], others)
+            excluded = same if excluded is None else excluded | same
         if self.false_negative_margin is not None:
             vectors = teacher_vectors(labels, self.store, self.log_temperature.device)
             if vectors.shape[1] < 2:
@@ -180,4 +207,5 @@ class InfoNCELoss(EmbeddingLoss):
             "learn_temperature": self.log_temperature.requires_grad,
             "false_negative_margin": self.false_negative_margin,
             "mask_equal_texts": self.mask_equal_texts,
+            "mask_equal_classes": self.mask_equal_classes,
         }

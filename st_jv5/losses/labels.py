@@ -19,7 +19,8 @@ def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device | No
     """The teacher's vectors of a batch, for its first ``C`` columns.
 
     Args:
-        labels: int ``(B, C)``, rows of the store, -1 where a text has no vector; float
+        labels: int ``(B, C)``, rows of the store, -1 where a text has no vector, or int
+            ``(B, C, 1 + L)``, with each text's classes behind its row (:func:`class_ids`); float
             ``(B, C, E)`` or ``(B, E)``, the vectors themselves (a NaN in one: it is missing).
         store: The :class:`~st_jv5.teacher.TeacherStore` that rows are gathered from, or None.
         device: Where they are wanted; None where there are no labels to ask about.
@@ -41,6 +42,8 @@ def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device | No
             )
         vectors = labels[:, None] if labels.ndim == 2 else labels
     else:
+        if labels.ndim == 3:
+            labels = labels[..., 0]
         if labels.ndim != 2:
             raise ValueError(f"store rows must be (B, C), not {tuple(labels.shape)}")
         if store is None:
@@ -49,6 +52,39 @@ def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device | No
             )
         vectors = store.gather(labels, missing_ok=True, device=device)
     return vectors.detach().to(device)
+
+
+def names_classes(labels: Tensor | None) -> bool:
+    """Whether the labels name each text's classes: int ``(B, C, 1 + L)``."""
+    return labels is not None and not labels.is_floating_point() and labels.ndim == 3
+
+
+def class_ids(labels: Tensor | None) -> Tensor:
+    """The classes of a batch's texts: int ``(B, C, L)``, -1 where a text has fewer than ``L``.
+
+    Args:
+        labels: int ``(B, C, 1 + L)``: a row of the teacher store (-1: none), then the classes.
+    """
+    if labels is None or not names_classes(labels):
+        raise ValueError(
+            "the classes of texts are needed: a column 'label' of, for each text of a row, a list "
+            "of its row in the teacher store (-1: none) and its classes, such as [-1, 3]"
+        )
+    return labels[..., 1:]
+
+
+def share_a_class(ones: Tensor, others: Tensor) -> Tensor:
+    """Which texts have a class in common: ``(N, L)`` and ``(M, L)`` -> bool ``(N, M)``.
+
+    Example:
+        >>> share_a_class(torch.tensor([[0], [1]]), torch.tensor([[1], [-1]])).tolist()
+        [[False, False], [True, False]]
+    """
+    found = torch.zeros(len(ones), len(others), dtype=torch.bool, device=ones.device)
+    for one in ones.unbind(1):
+        for other in others.unbind(1):
+            found |= (one[:, None] == other) & (one[:, None] >= 0)
+    return found
 
 
 def present(vectors: Tensor) -> Tensor:

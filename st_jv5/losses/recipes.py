@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from st_jv5.losses.composite import CompositeLoss, Weight
 from st_jv5.losses.distill import ProjectedCosineDistillLoss
 from st_jv5.losses.gor import GORLoss
-from st_jv5.losses.infonce import InfoNCELoss
+from st_jv5.losses.infonce import Direction, InfoNCELoss
+from st_jv5.losses.labels import names_classes
 from st_jv5.losses.relational_kd import RelationalKDLoss, Teacher
 from st_jv5.losses.scheduled import CoSENTDistillLoss
 
@@ -82,6 +84,10 @@ def clustering_loss(
     model: SentenceTransformer,
     teacher_dim: int,
     *,
+    infonce_weight: Weight = 0.0,
+    temperature: float = 0.05,
+    rkd_weight: Weight = 0.0,
+    rkd_teacher: Teacher = "base",
     train_projection: bool = True,
     own_map_dims: Sequence[int] | None = None,
     store: Any = None,
@@ -89,7 +95,13 @@ def clustering_loss(
 ) -> CompositeLoss:
     """Stage 1's distillation again, on document prompts and a teacher told to name the topic.
 
-    Stage 1 itself uses it too.
+    Args:
+        infonce_weight: Of telling texts of one class from others, both ways, in batches whose
+            labels name classes (:func:`~st_jv5.losses.labels.class_ids`); these are not distilled.
+            0, the paper's: there are no such batches.
+        temperature: Of InfoNCE.
+        rkd_weight: Of relational distillation, in the same batches.
+        rkd_teacher: As in :func:`classification_loss`.
 
     Example:
         >>> clustering_loss(student, teacher_dim=384).weights
@@ -102,7 +114,22 @@ def clustering_loss(
         store=store,
         own_map_dims=own_map_dims,
     )
-    return CompositeLoss(model, {"distill": (distill, 1.0)}, **composite)
+    terms: dict[str, tuple[Any, Weight]] = {"distill": (distill, 1.0)}
+    if infonce_weight:
+        both: tuple[Direction, ...] = ("query_to_doc", "doc_to_query")
+        infonce = InfoNCELoss(model, temperature, both, mask_equal_classes=True)
+        terms["infonce"] = (infonce, infonce_weight)
+    if rkd_weight:
+        terms["rkd"] = (RelationalKDLoss(model, rkd_teacher, store=store), rkd_weight)
+    return _DistilledOrTold(model, terms, **composite)
+
+
+class _DistilledOrTold(CompositeLoss):
+    """Distils texts; batches whose labels name classes train the other terms."""
+
+    def active_terms(self, labels: Tensor | None) -> Sequence[str]:
+        others = [name for name in self.losses if name != "distill"]
+        return others if others and names_classes(labels) else ["distill"]
 
 
 def classification_loss(
@@ -115,6 +142,7 @@ def classification_loss(
     rkd_teacher: Teacher = "base",
     include_diagonal: bool = True,
     mask_equal_texts: bool = False,
+    mask_equal_classes: bool = False,
     store: Any = None,
     **composite: Any,
 ) -> CompositeLoss:
@@ -125,6 +153,8 @@ def classification_loss(
             one signature.
         rkd_teacher: ``"base"``, the paper's: the base without adapter. ``"labels"``: the vectors
             that the labels name, rows of ``store``.
+        mask_equal_classes: See :class:`InfoNCELoss`. Not the paper's, and better: within a batch
+            some texts have the anchor's own class.
 
     Example:
         >>> classification_loss(student).weights
@@ -136,6 +166,7 @@ def classification_loss(
         ("query_to_doc", "doc_to_query"),
         learn_temperature=learn_temperature,
         mask_equal_texts=mask_equal_texts,
+        mask_equal_classes=mask_equal_classes,
     )
     terms: dict[str, tuple[Any, Weight]] = {"infonce": (infonce, 1.0)}
     if rkd_weight:

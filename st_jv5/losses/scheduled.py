@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from st_jv5 import functional as F
 from st_jv5.losses.composite import CompositeLoss, Weight
 from st_jv5.losses.distill import ProjectedCosineDistillLoss
 from st_jv5.losses.embed import EmbeddingLoss
+from st_jv5.losses.gor import GORLoss
 from st_jv5.losses.infonce import InfoNCELoss
 from st_jv5.losses.labels import is_scores
 
@@ -80,6 +81,8 @@ class CoSENTDistillLoss(CompositeLoss):
         cosent_temperature: Of CoSENT.
         infonce_weight: Weight of InfoNCE in an unscored batch, a number or a :class:`Schedule`.
         distill_weight: Weight of distillation in an unscored batch.
+        gor_weight: Weight of :class:`GORLoss` in an unscored batch. 0, the paper's, leaves it out;
+            with hard negatives it keeps what the student knows of other text.
         learn_temperature: See :class:`InfoNCELoss`, as the next two.
         false_negative_margin: Off by default.
         mask_equal_texts: Off by default.
@@ -110,6 +113,7 @@ class CoSENTDistillLoss(CompositeLoss):
         cosent_temperature: float = 0.05,
         infonce_weight: Weight = 1.0,
         distill_weight: Weight = 2.0,
+        gor_weight: Weight = 0.0,
         learn_temperature: bool = False,
         false_negative_margin: float | None = None,
         mask_equal_texts: bool = False,
@@ -133,11 +137,13 @@ class CoSENTDistillLoss(CompositeLoss):
             store=store,
             own_map_dims=own_map_dims,
         )
-        terms = {
+        terms: dict[str, tuple[nn.Module, Weight]] = {
             "cosent": (CoSENTLoss(model, cosent_temperature), 1.0),
             "infonce": (infonce, infonce_weight),
             "distill": (distill, distill_weight),
         }
+        if gor_weight:
+            terms["gor"] = (GORLoss(model), gor_weight)
         super().__init__(model, terms, **composite)
 
     def active_terms(self, labels: Tensor | None) -> Sequence[str]:
@@ -145,4 +151,5 @@ class CoSENTDistillLoss(CompositeLoss):
             raise ValueError(
                 "a text-matching batch needs the column 'label': scores, or teacher rows or vectors"
             )
-        return ["cosent"] if is_scores(labels) else ["infonce", "distill"]
+        unscored = [name for name in self.losses if name != "cosent"]
+        return ["cosent"] if is_scores(labels) else unscored

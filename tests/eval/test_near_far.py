@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.compare import main as compare
-from eval.local_tasks import local_tasks, text_kinds
+from eval.local_tasks import labels_asked, local_tasks, text_kinds
 from eval.near_far import (
     FAR,
     NEAR,
@@ -16,12 +16,15 @@ from eval.near_far import (
     by_family,
     groups_table,
     in_words,
+    labels_are_new,
     near_and_far,
     near_far_parts,
 )
 from eval.page import Table
 from eval.report import main as report
 from st_jv5.files import read_json, write_json
+from training.config import load_recipe
+from training.context import Run
 
 
 def row(task: str, values: Any, **settings: Any) -> dict[str, Any]:
@@ -188,3 +191,22 @@ def test_runs_side_by_side_are_held_against_the_start(records, capsys):
     assert "+2.0 [+2.0, +2.0]" in printed
     assert "Far: " in printed
     assert "model is WORSE than the model that training began with" in printed
+
+
+def test_labels_are_new_where_none_of_them_was_trained_on():
+    told = {"wikipedia": {"Arts", "History"}, "wordnet": {"noun.act"}}
+    assert labels_are_new("TopicClustering", told) is False
+    assert labels_are_new("HeldOutTopicClassificationValidation", told) is True
+    assert labels_are_new("DebianSectionClustering", told) is True  # another kind of text
+    assert labels_are_new("WordNetSTS", told) is None
+    assert labels_are_new("HeldOutTopicClustering", {"wikipedia": {"Geography"}}) is False
+
+
+def test_the_laptop_trains_on_no_label_that_is_held_out():
+    run = Run(load_recipe("training/recipes/laptop.yaml"))
+    assert len(run.labels["wikipedia"]) == 6
+    assert len(run.labels["wordnet"]) == 20
+    held = [task for task in labels_asked() if task.startswith("HeldOut")]
+    assert len(held) == 8
+    assert all(labels_are_new(task, run.labels) for task in held)
+    assert not labels_are_new("CategoryClustering", run.labels)

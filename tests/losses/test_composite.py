@@ -252,3 +252,43 @@ def test_masks_say_what_they_need(student, columns):
         equal.compute_loss_from_embeddings(columns)
     with pytest.raises(ValueError, match="difference of cosines, not 3"):
         InfoNCELoss(student, false_negative_margin=3)
+
+
+def test_texts_of_the_anchors_own_class_are_no_negatives(student, columns):
+    # Classes of every text; the third row's texts have two, one of them the first row's.
+    own = [[0, -1], [1, -1], [2, 0], [1, -1], *[[9 + i, -1] for i in range(BATCH - 4)]]
+    other = [[1, -1], [0, -1], [3, -1], [4, -1], *[[90 + i, -1] for i in range(BATCH - 4)]]
+    by_column = [own, own, other, other]
+    labels = torch.tensor([[[-1, *ids] for ids in row] for row in zip(*by_column, strict=True)])
+    both = ("query_to_doc", "doc_to_query")
+    loss = InfoNCELoss(student, 0.3, both, mask_equal_classes=True)
+    composite = CompositeLoss(student, {"infonce": (loss, 1.0)})
+    found = composite.compute_loss_from_embeddings(columns, labels)["infonce"].item()
+
+    def shared(candidates: list[int]) -> set[tuple[int, int]]:
+        return {
+            (i, place * BATCH + j)
+            for i in range(BATCH)
+            for place, c in enumerate(candidates)
+            for j in range(BATCH)
+            if {*own[i]} & {*by_column[c][j]} - {-1} and (place, i) != (0, j)
+        }
+
+    there, back = shared([1, 2, 3]), shared([0])
+    assert {(0, 2), (2, 0), (1, 3), (3, 1)} == back
+    assert (0, BATCH + 1) in there  # a hard negative of another row with the anchor's class
+    rows = [array(c) for c in columns]
+    expected = reference.info_nce(rows[0], np.concatenate(rows[1:]), 0.3, there)
+    expected += reference.info_nce(rows[1], rows[0], 0.3, back)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_classes_are_asked_for_where_they_are_needed(student, columns):
+    loss = InfoNCELoss(student, mask_equal_classes=True)
+    for labels in (None, torch.zeros(BATCH, 4, dtype=torch.long), torch.zeros(BATCH, 4, 2)):
+        with pytest.raises(ValueError, match="the classes of texts are needed"):
+            loss.compute_loss_from_embeddings(columns, labels)
+    with pytest.raises(
+        ValueError, match="classes of all 4 columns, but the labels have those of 2"
+    ):
+        loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH, 2, 2, dtype=torch.long))

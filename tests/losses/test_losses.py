@@ -462,3 +462,26 @@ def test_settings_of_every_loss_can_stand_in_a_model_card(student):
     told = [json.loads(json.dumps(loss.get_config_dict())) for loss in losses]
     assert told[0]["terms"]["infonce"]["temperature"] == 0.02
     assert told[3]["terms"]["rkd"]["weight"] == 20
+
+
+def test_clustering_tells_classes_apart_where_the_labels_name_them(student, columns, teachers):
+    loss = clustering_loss(
+        with_adapters(student).double(), TEACHER_DIM, infonce_weight=0.5, temperature=0.1
+    )
+    assert loss.active_terms(torch.zeros(2, 1, dtype=torch.long)) == ["distill"]
+    labels = torch.tensor([[[-1, i], [-1, i], [-1, 9], [-1, 9]] for i in range(len(columns[0]))])
+    found = loss.compute_loss_from_embeddings(columns, labels)
+    rows = [array(c) for c in columns]
+    there = reference.info_nce(rows[0], np.concatenate(rows[1:]), 0.1)
+    back = reference.info_nce(rows[1], rows[0], 0.1)
+    assert found["infonce"].item() == pytest.approx(0.5 * (there + back), rel=1e-6)
+    assert found["distill"].item() == 0
+
+
+def test_text_matching_may_spread_the_unscored_batches(student, columns, teachers):
+    loss = text_matching_loss(student, TEACHER_DIM, gor_weight=2.0)
+    found = loss.compute_loss_from_embeddings(columns[:2], teachers[:, :2])
+    expected = 2 * reference.gor([array(c) for c in columns[:2]])
+    assert found["gor"].item() == pytest.approx(expected, rel=1e-6)
+    scored = loss.compute_loss_from_embeddings(columns[:2], torch.rand(len(columns[0])))
+    assert scored["gor"].item() == 0 < scored["cosent"].item()

@@ -12,7 +12,14 @@ import torch
 from st_jv5.teacher import TeacherStore
 from training.config import DataSet
 from training.corpora import example_pairs, path_similarity, rows, similarity_pairs
-from training.data import contrastive_rows, mine, read_rows, teacher_texts, training_set
+from training.data import (
+    contrastive_rows,
+    mine,
+    paragraphs,
+    read_rows,
+    teacher_texts,
+    training_set,
+)
 from training.strict import RecipeError
 
 WORDNET = DataSet(
@@ -271,3 +278,45 @@ def test_sets_of_the_hub_are_asked_for_by_subset_split_and_revision(monkeypatch,
     assert asked == {
         "path": "org/set", "name": "pair", "split": "train[:100]", "revision": "abc",
     }  # fmt: skip
+
+
+def test_labelled_rows_carry_each_texts_classes_and_row_of_the_store(tmp_path):
+    spec = DataSet(path="x", columns={"text": "t", "label": "l"}, kind="labelled", negatives=1)
+    of = {"both": {"a", "b"}, "a1": {"a"}, "a2": {"a"}, "b1": {"b"}, "c1": {"c"}, "c2": {"c"}}
+    found = [{"text": text, "label": sorted(labels)} for text, labels in of.items()]
+    store = store_of([*of], tmp_path, torch.randn(len(of), 5))
+    plain = training_set("a", spec, found, {"text": store}, seed=0)
+    known = training_set("a", spec, found, {"text": store}, seed=0, labelled=True)
+    for row, same in zip(plain, known, strict=True):
+        texts = [row[column] for column in ("query", "positive", "negative_1")]
+        for text, (missing, *ids), (place, *again) in zip(
+            texts, row["label"], same["label"], strict=True
+        ):
+            assert (missing, place) == (-1, store.rows([text])[0])
+            assert ids == again
+            assert {"abc"[number] for number in ids if number >= 0} == of[text]
+
+
+def test_each_pass_over_labelled_texts_has_other_positives_and_negatives():
+    spec = DataSet(path="x", columns={"text": "t", "label": "l"}, kind="labelled", negatives=2)
+    found = [{"text": f"text {i}", "label": f"label {i % 3}"} for i in range(60)]
+    once = training_set("a", spec, found, {}, seed=0)
+    thrice = training_set("a", spec, found, {}, seed=0, draws=3)
+    assert [thrice[i] for i in range(60)] == [once[i] for i in range(60)]
+    positives = [
+        {row["query"]: row["positive"] for row in thrice.select(range(begin, begin + 60))}
+        for begin in (0, 60, 120)
+    ]
+    assert all({*one} == {row["text"] for row in found} for one in positives)
+    kept = sum(positives[0][text] == positives[1][text] for text in positives[0])
+    assert kept < 15  # of 60, where chance keeps three
+
+
+def test_parts_of_one_text_have_its_number_as_label():
+    long = "One sentence that is long enough to be a part of its own, by far, is this one here. "
+    texts = [f"{long}\nShort.\n{long}", long * 4, "Two. Words."]
+    found = paragraphs([{"text": text} for text in texts])
+    assert [(row["label"], len(row["text"])) for row in found] == [
+        ("0", len(long) + 6), ("0", len(long) - 1), ("1", 2 * len(long) - 1),
+        ("1", 2 * len(long) - 1),
+    ]  # fmt: skip
