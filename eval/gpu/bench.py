@@ -261,6 +261,33 @@ class Bench:
             elif DEVICE == "cuda":
                 self._profile(ours)
 
+    def compiled(self) -> None:
+        """The step at the largest chunks with each layer of the backbone compiled."""
+        for task, count in (("base", self.size.pairs),):
+            store, labels = self.store(self.queries[:count], self.documents[:count])
+            model = self.model(adapters=task != "base")
+            st_jv5.train_task(model, task)
+            model.train()
+            columns = self.columns(model, count)
+            tokens = int(sum(one["attention_mask"].sum() for one in columns))
+            loss = self.loss(model, store, task, self.size.budgets[-1])
+            ours = partial(self._step, loss, columns, labels)
+            before = self.timed(ours)
+            torch._dynamo.config.recompile_limit = 64
+            for part in model[0].model.modules():
+                if isinstance(part, torch.nn.ModuleList):
+                    for layer in part:
+                        layer.compile(dynamic=True)
+            begin = time.perf_counter()
+            ours()
+            _finish()
+            first = time.perf_counter() - begin
+            after = self.timed(ours)
+            self.tell("compiled", task=task, seconds=after, eager_seconds=before,
+                      first_step=first, tokens_per_second=tokens / after)  # fmt: skip
+            if DEVICE == "cuda" and task == "base":
+                self._profile(ours)
+
     def _step(self, loss: CompositeLoss, columns: list[dict[str, Any]], labels: Tensor) -> None:
         with torch.autocast(DEVICE, torch.bfloat16):
             value = torch.stack([*loss([dict(one) for one in columns], labels).values()]).sum()
@@ -310,6 +337,7 @@ class Bench:
             if event.device_type.name == "CUDA" and spent:
                 kinds[_kind(event.key)] += spent
         self.tell("profile", seconds={k: round(v, 4) for k, v in kinds.most_common(8)})
+        print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=90))
 
     def trainer(self) -> None:
         """The trainer's own steps, batches made between them or ahead of them."""
@@ -503,7 +531,7 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-PARTS = ("machine", "equality", "step", "trainer", "encode", "fill", "long", "memory")
+PARTS = ("machine", "equality", "step", "compiled", "trainer", "encode", "fill", "long", "memory")
 
 
 def main(argv: list[str] | None = None) -> None:
