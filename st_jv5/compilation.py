@@ -11,8 +11,16 @@ from torch import nn
 
 from st_jv5.adapters import router_of
 
-SETTINGS = {"recompile_limit": 64, "specialize_float": True, "optimize_ddp": False}
-"""Variants of a layer: with and without gradients and a mask, by adapter, in odd shapes."""
+SETTINGS: dict[str, Any] = {
+    # A layer has a variant with and without gradients, a mask and an input that learns, for one row
+    # and for many, and for each adapter. Past the limit it would run uncompiled.
+    "recompile_limit": 64,
+    # Dropout and LoRA's scaling are numbers of the code, not inputs of it.
+    "specialize_float": True,
+    # DDP averages gradients by hooks on the weights; layers need not be split for it.
+    "optimize_ddp": False,
+}
+"""Of the compiler, while it may be called."""
 
 
 @contextmanager
@@ -76,11 +84,10 @@ def _compiled(layer: nn.Module, backend: str | None, mode: str | None) -> Callab
 def _with_settings(backbone: nn.Module) -> Callable[..., Any]:
     """The backbone's call, with the compiler's settings set in the thread that calls.
 
-    They are a thread's own, and the backward pass runs chunks in another one.
+    They are a thread's own (pytorch issue 186537), and the backward pass runs chunks in another.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        # DDP averages gradients by hooks on the weights; the compiler need not split layers for it.
         with torch._dynamo.config.patch(**SETTINGS):
             return backbone._call_impl(*args, **kwargs)
 

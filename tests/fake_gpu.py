@@ -195,8 +195,8 @@ def _made(*args, device=None, requires_grad=False, **kwargs):
     return Fake(_tensor(*args, **kwargs)).requires_grad_(requires_grad)
 
 
-# ``with torch.device("meta")`` knows its functions from the first use on. Without the real one among
-# them transformers does not see that it stands in such a block, and leaves buffers as they come.
+# ``with torch.device("meta")`` notes at its first use which functions it changes. Without the real
+# one among them transformers does not see that it is in such a block, and leaves buffers unset.
 _device_constructors()
 torch.tensor = _made
 

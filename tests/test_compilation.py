@@ -6,7 +6,6 @@ import copy
 import os
 import pickle
 import subprocess
-import sys
 
 import pytest
 import torch

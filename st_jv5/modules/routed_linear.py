@@ -25,9 +25,11 @@ class Route:
 
 
 class _Active(threading.local):
-    """Of each thread. Unlike a context variable it can be read in a compiled layer."""
+    """Of each thread. Unlike a context variable it can be read in a compiled layer, which would
+    take an attribute of the class for the thread's."""
 
-    route = Route()
+    def __init__(self) -> None:
+        self.route = Route()
 
 
 active = _Active()
