@@ -528,6 +528,7 @@ def told_of_waits() -> Iterator[list[Any]]:
 
 def _kind(kernel: str) -> str:
     names = {
+        "compiled": ("triton",),  # their names are lists of what they join
         "attention": ("fmha", "flash", "attention"),
         "matrix product": ("gemm", "cutlass", "nvjet", "xmma", "wgmma"),
         "copy": ("memcpy", "memset", "copy"),
