@@ -557,7 +557,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("parts", nargs="*", default=[], help=", ".join(PARTS))
-    parser.add_argument("--tiny", action="store_true", help="a size that a CPU runs in a minute")
+    parser.add_argument("--tiny", action="store_true", help="a size that a CPU runs in two minutes")
     parser.add_argument("--output", type=Path, default=Path("out/gpu"))
     args = parser.parse_args(argv)
     if unknown := [part for part in args.parts if part not in PARTS]:
