@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from st_jv5.adapters import put_task, router_of, train_task
+from st_jv5.compilation import compiled_layers
 from st_jv5.cpu import attention_in_float32, give_back_memory
 from st_jv5.cuda import without_cudnn_attention
 from st_jv5.encoding import that_pads
@@ -91,6 +93,10 @@ class AdapterTrainer(SentenceTransformerTrainer):
     steps of an adapter in bfloat16): two runs and a resumed one had the same bits, with it and
     without.
 
+    ``torch_compile=True`` compiles each layer of the backbone by itself
+    (:func:`~st_jv5.compilation.compiled_layers`) while :meth:`train` runs, in any number of
+    processes. The host would wrap the whole model, under other names.
+
     Args:
         model: A model of ours.
         args: The host's training arguments.
@@ -106,7 +112,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
 
     Raises:
         ValueError: Bad arguments; fsdp; several GPUs in one process, which transformers would split
-            each batch over; ``torch_compile`` in several processes.
+            each batch over; ``torch_compile`` with ``gradient_checkpointing``.
         FloatingPointError: In training: the loss, its gradients or the weights are not finite, or
             the loss exploded. Names the step, the data set and the rows; nothing is saved.
 
@@ -138,11 +144,10 @@ class AdapterTrainer(SentenceTransformerTrainer):
                 "student take 16 bytes a parameter on each device"
             )
         check_gpus(args.n_gpu)
-        if args.torch_compile and args.world_size > 1:
+        if args.torch_compile and args.gradient_checkpointing:
             raise ValueError(
-                f"torch_compile does not go with {args.world_size} processes: the compiler wraps "
-                f"the model that DDP has wrapped, and the losses look for it below DDP alone. "
-                f"Leave out torch_compile, or train in one process"
+                "torch_compile does not go with gradient_checkpointing, which would run an "
+                "adapter's layers again uncompiled. A loss's mini_batch_tokens saves memory, too"
             )
         if isinstance(train_dataset, dict):
             _check_names(train_dataset, tasks, max_tokens, args)
@@ -179,6 +184,14 @@ class AdapterTrainer(SentenceTransformerTrainer):
         self.add_callback(_GradientCheck(self))
         if self.args.device.type == "cpu":
             self.add_callback(_MemoryCallback())
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The host's, told to leave compiling to :meth:`train`."""
+        super().create_accelerator_and_postprocess()
+        if self.args.torch_compile:
+            from accelerate.utils import TorchDynamoPlugin
+
+            self.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")
 
     def get_data_collator(self, *args: Any, **kwargs: Any) -> AdapterCollator:
         collator: AdapterCollator = super().get_data_collator(*args, **kwargs)
@@ -274,8 +287,14 @@ class AdapterTrainer(SentenceTransformerTrainer):
             _check_processes(Path(str(resume_from_checkpoint)), self.args.world_size)
         self._mean_loss.clear()
         self._watched.clear()
-        with attention_in_float32(), without_cudnn_attention():
+        with attention_in_float32(), without_cudnn_attention(), self._compiled():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _compiled(self) -> AbstractContextManager[None]:
+        if not self.args.torch_compile:
+            return nullcontext()
+        args = self.args
+        return compiled_layers(self.model, args.torch_compile_backend, args.torch_compile_mode)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         for name, parameter in self._trained():

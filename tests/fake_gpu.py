@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -194,6 +195,9 @@ def _made(*args, device=None, requires_grad=False, **kwargs):
     return Fake(_tensor(*args, **kwargs)).requires_grad_(requires_grad)
 
 
+# ``with torch.device("meta")`` notes at its first use which functions it changes. Without the real
+# one among them transformers does not see that it is in such a block, and leaves buffers unset.
+_device_constructors()
 torch.tensor = _made
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 
 import st_jv5
 from eval.gpu.bench import told_of_waits
+from st_jv5.compilation import compiled_layers
 from st_jv5.doctor import doctor
 from st_jv5.teacher import TeacherStore
 from tests.conftest import adapted, real_texts
@@ -145,7 +147,22 @@ def test_gradients_are_the_cpus(pair, space, name):
         assert (one - gpu[key]).norm() <= 1e-4 * one.norm() + 1e-7, key
 
 
-def test_chunks_that_are_computed_again_draw_the_same_dropout(backbones, space):
+COMPILER = "inductor" if CUDA else "eager"  # a CPU's own takes minutes
+
+
+def test_compiled_layers_have_the_gradients_of_plain_ones(backbones, space):
+    model = adapted(backbones["eurobert"]).to(DEVICE)
+    plain = gradients(model, "retrieval in chunks", space)
+    model.zero_grad()
+    with compiled_layers(model, COMPILER):
+        compiled = gradients(model, "retrieval in chunks", space)
+    assert plain.keys() == compiled.keys()
+    for key, one in plain.items():
+        assert (one - compiled[key]).norm() <= 1e-4 * one.norm() + 1e-7, key
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_chunks_that_are_computed_again_draw_the_same_dropout(backbones, space, compiled):
     model = st_jv5.new_student(backbones["eurobert"], matryoshka_dims=DIMS).to(DEVICE)
     st_jv5.add_task(model, "retrieval", rank=4, dropout=0.3)
     for tensor in model[0].adapter_tensors("retrieval").values():
@@ -161,9 +178,10 @@ def test_chunks_that_are_computed_again_draw_the_same_dropout(backbones, space):
     model.train()
     loss = st_jv5.retrieval_loss(model, TEACHER, store=space, dims=DIMS, mini_batch_tokens=256)
     features, labels = batch(model, space)
-    total = sum(loss(features, labels).values())
-    count = len(seen)
-    total.backward()
+    with compiled_layers(model, COMPILER) if compiled else nullcontext():
+        total = sum(loss(features, labels).values())
+        count = len(seen)
+        total.backward()
     assert count > 2
     assert len(seen) == 2 * count
     assert all(torch.equal(a, b) for a, b in zip(seen[:count], seen[count:], strict=True))

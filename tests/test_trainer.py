@@ -254,24 +254,6 @@ def test_several_gpus_in_one_process_are_refused_with_the_way_out(model, pairs, 
         )
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_torch_compile_is_for_one_process(model, pairs, tmp_path, monkeypatch, processes):
-    args = arguments(tmp_path)
-    args.torch_compile = True
-    monkeypatch.setattr(type(args), "world_size", property(lambda self: processes))
-
-    def trainer():
-        return st_jv5.AdapterTrainer(
-            model, args, tasks="base", train_dataset=pairs, loss=retrieval_loss(model, TEACHER_DIM)
-        )
-
-    if processes == 1:
-        assert trainer().args.torch_compile
-        return
-    with pytest.raises(ValueError, match=r"torch_compile does not go with 2 processes.*Leave out"):
-        trainer()
-
-
 def test_batches_are_padded_where_the_model_would_flatten_them(model, pairs, tmp_path):
     trainer = st_jv5.AdapterTrainer(
         model,

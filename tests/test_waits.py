@@ -16,8 +16,9 @@ def waits():
     """Architecture -> padded tokens of a chunk -> forwards, and waits by kind."""
     # Not this process's environment: trainers leave settings of theirs in it.
     own = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    program = str(Path(__file__).parent / "fake_gpu.py")
     ran = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "fake_gpu.py"), "qwen3", "eurobert", "mpnet"],
+        [sys.executable, program, "bert", "qwen3", "eurobert", "mpnet"],
         capture_output=True,
         text=True,
         env={**own, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -30,7 +31,7 @@ def waits():
     return found
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "eurobert"])
+@pytest.mark.parametrize("kind", ["bert", "qwen3", "eurobert"])
 def test_a_step_waits_as_often_in_many_chunks_as_in_few(waits, kind):
     few, many = waits[kind]["2048"], waits[kind]["128"]
     assert many["forwards"] > 10 * few["forwards"]

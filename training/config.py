@@ -319,6 +319,9 @@ class Recipe:
     loader_workers: int = 0
     """Processes that tokenise batches ahead; 0: the trainer does it between steps. A GPU that waits
     for its batches wants some, on two cores they gain nothing. The batches are the same."""
+    compile: bool = False
+    """Train with each layer of the backbone compiled (``torch_compile`` of the trainer): about
+    twice as fast a step on a GPU, once the first steps have waited for the compiler."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     limits: str = "See the scores."
     """For the model card: what the model is not for, and what its scores do not show."""
@@ -451,6 +454,11 @@ def check(recipe: Recipe) -> None:
                     f"{path}.{setting} must be above 0, not {getattr(teacher, setting)}"
                 )
     for path, phase in recipe.phases.items():
+        if recipe.compile and phase.gradient_checkpointing:
+            raise RecipeError(
+                f"compile does not go with {path}.gradient_checkpointing; {path}.loss's "
+                f"mini_batch_tokens saves memory, too"
+            )
         for part in ("data", "replay"):
             for name, weight in getattr(phase, part).items():
                 if name not in recipe.data_sets:

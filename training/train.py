@@ -109,6 +109,8 @@ def train(
         bf16=run.bfloat16,
         gradient_checkpointing=phase.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
+        torch_compile=run.recipe.compile,
+        tf32=False if run.recipe.compile else None,  # compiling would turn it on, and leave it on
         use_cpu=run.device == "cpu",
         ddp_timeout=int(PATIENCE.total_seconds()),
         batch_sampler=BatchSamplers.NO_DUPLICATES,

@@ -38,6 +38,7 @@ from transformers import AutoTokenizer, EuroBertConfig, EuroBertModel, TrainerCa
 
 import st_jv5
 from st_jv5.batching import Layout, plan_chunks, take_rows
+from st_jv5.compilation import compiled_layers
 from st_jv5.cuda import without_cudnn_attention
 from st_jv5.losses import CompositeLoss, InfoNCELoss
 from st_jv5.modules.padding import known_padding
@@ -212,18 +213,12 @@ class Bench:
 
     def step(self) -> None:
         """A training step of stage 1 and of an adapter, beside bare forwards and backwards."""
-        for task, count in (("base", self.size.pairs), (TASK, max(16, self.size.pairs // 4))):
+        for task, count in self._tasks():
             store, labels = self.store(self.queries[:count], self.documents[:count])
             model = self.model(adapters=task != "base")
             st_jv5.train_task(model, task)
             model.train()
             columns = self.columns(model, count)
-            tokens = int(sum(one["attention_mask"].sum() for one in columns))
-            dense = sum(
-                m.weight.numel()
-                for n, m in model[0].model.named_modules()
-                if type(m) is torch.nn.Linear and "lora" not in n
-            )
             for budget in self.size.budgets:
                 loss = self.loss(model, store, task, budget)
 
@@ -248,18 +243,67 @@ class Bench:
                     model.zero_grad()
 
                 both = self.timed(ours), self.timed(bare)
-                rate = 8 * tokens * dense / both[0] / 1e12
                 self.tell(
-                    "step", task=task, rows=count, budget=budget, chunks=len(chunks),
-                    tokens=tokens, padded=padded,
+                    "step", task=task, rows=count, budget=budget, chunks=len(chunks), padded=padded,
                     seconds=both[0], bare_seconds=both[1], times_bare=both[0] / both[1],
-                    tokens_per_second=tokens / both[0], tflops=rate,
-                    share_of_product=rate / self.rate(), waits=self.waits(ours),
+                    **self._speed(model, columns, both[0]), waits=self.waits(ours),
                 )  # fmt: skip
             if task == TASK:
                 self._stock(model, columns, chunks=len(chunks), budget=self.size.budgets[-1])
             elif DEVICE == "cuda":
                 self._profile(ours)
+
+    def compiled(self) -> None:
+        """The same steps with the backbone's layers compiled."""
+        for task, count in self._tasks():
+            store, labels = self.store(self.queries[:count], self.documents[:count])
+            model = self.model(adapters=task != "base")
+            st_jv5.train_task(model, task)
+            model.train()
+            columns = self.columns(model, count)
+            steps = {
+                budget: partial(self._step, self.loss(model, store, task, budget), columns, labels)
+                for budget in self.size.budgets
+            }
+            eager = {budget: self.timed(step) for budget, step in steps.items()}
+            with compiled_layers(model, None if DEVICE == "cuda" else "aot_eager"):
+                for budget, step in steps.items():
+                    _finish()
+                    begin = time.perf_counter()
+                    step()
+                    _finish()
+                    first = time.perf_counter() - begin
+                    seconds = self.timed(step)
+                    self.tell(
+                        "compiled", task=task, rows=count, budget=budget,
+                        seconds=seconds, eager_seconds=eager[budget], first_step=first,
+                        **self._speed(model, columns, seconds),
+                    )  # fmt: skip
+                    if DEVICE == "cuda" and task == "base":
+                        self._profile(step)
+
+    def _tasks(self) -> tuple[tuple[str, int], ...]:
+        """What is trained, and pairs of a step."""
+        return ("base", self.size.pairs), (TASK, max(16, self.size.pairs // 4))
+
+    def _speed(
+        self, model: SentenceTransformer, columns: list[dict[str, Any]], seconds: float
+    ) -> dict[str, float]:
+        """Of a step: real tokens, and operations of the backbone's own weights on them.
+
+        Two a weight in a forward: one without a graph, one with, and two forwards' worth backwards.
+        """
+        tokens = int(sum(one["attention_mask"].sum() for one in columns))
+        dense = sum(
+            m.weight.numel()
+            for n, m in model[0].model.named_modules()
+            if isinstance(m, torch.nn.Linear) and "lora" not in n
+        )
+        rate = 8 * tokens * dense / seconds / 1e12
+        return {
+            "tokens": tokens, "tokens_per_second": tokens / seconds, "tflops": rate,
+            "share_of_product": rate / self.rate(),
+        }  # fmt: skip
 
     def _step(self, loss: CompositeLoss, columns: list[dict[str, Any]], labels: Tensor) -> None:
         with torch.autocast(DEVICE, torch.bfloat16):
@@ -484,6 +528,7 @@ def told_of_waits() -> Iterator[list[Any]]:
 
 def _kind(kernel: str) -> str:
     names = {
+        "compiled": ("triton",),  # their names are lists of what they join
         "attention": ("fmha", "flash", "attention"),
         "matrix product": ("gemm", "cutlass", "nvjet", "xmma", "wgmma"),
         "copy": ("memcpy", "memset", "copy"),
@@ -503,7 +548,7 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-PARTS = ("machine", "equality", "step", "trainer", "encode", "fill", "long", "memory")
+PARTS = ("machine", "equality", "step", "compiled", "trainer", "encode", "fill", "long", "memory")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -512,7 +557,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("parts", nargs="*", default=[], help=", ".join(PARTS))
-    parser.add_argument("--tiny", action="store_true", help="a size that a CPU runs in a minute")
+    parser.add_argument("--tiny", action="store_true", help="a size that a CPU runs in two minutes")
     parser.add_argument("--output", type=Path, default=Path("out/gpu"))
     args = parser.parse_args(argv)
     if unknown := [part for part in args.parts if part not in PARTS]:

@@ -27,7 +27,7 @@ from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.merging import MergedAdapters
 from st_jv5.modules.owner import Owner
 from st_jv5.modules.padding import mask_for
-from st_jv5.modules.routed_linear import Route, RoutedLinear, active_route, routed
+from st_jv5.modules.routed_linear import Route, RoutedLinear, active, routed
 from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
 from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
 from st_jv5.trust import (
@@ -300,9 +300,9 @@ class AdapterRouter(Transformer):
 
     def _checkpoint_with_adapter(self) -> None:
         # Checkpointing runs a block again during backward, on autograd's own thread on a GPU: the
-        # context variable must be set there anew, so the checkpoint function is given contexts.
+        # route must be set there anew, so the checkpoint function is given contexts.
         def contexts() -> tuple[Any, Any]:
-            return nullcontext(), routed(active_route.get())
+            return nullcontext(), routed(active.route)
 
         for module in self.model.modules():
             function = getattr(module, "_gradient_checkpointing_func", None)

@@ -65,6 +65,10 @@ def test_a_weight_may_move_over_the_steps():
         ),
         ("teacher.model=3", "teacher.model must be str, not 3"),
         ("loader_workers=-1", "loader_workers must not be negative, but is -1"),
+        (
+            ["compile=true", "stage1.gradient_checkpointing=true"],
+            "compile does not go with stage1.gradient_checkpointing",
+        ),
         ("stage1.devices=0", "stage1.devices must be above 0, not 0"),
         ("stage1.theta=-1.0", "stage1.theta must be above 0, not -1.0"),
         ("student.vocabulary=[nope]", "student.vocabulary: unknown data set 'nope'"),
@@ -82,7 +86,7 @@ def test_a_weight_may_move_over_the_steps():
 )
 def test_what_cannot_be_run_is_named(override, message):
     with pytest.raises(RecipeError, match=message):
-        load_recipe(DEMO, [override])
+        load_recipe(DEMO, [override] if isinstance(override, str) else override)
 
 
 def test_the_kind_of_text_is_the_files_name_unless_it_is_told():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,18 @@ def test_several_gpus_want_torchrun_before_anything_is_trained(recipe, tmp_path,
 def test_a_package_that_is_not_there_says_how_to_get_it(recipe):
     with pytest.raises(SystemExit, match="pip install no-such-model"):
         main([recipe, "--set", "teacher.model=package:no_such_model/x", "--only", "teacher"])
+
+
+def test_a_recipe_may_ask_for_compiled_layers(recipe, tmp_path, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def told(model, backend, mode):
+        asked.append((backend, mode))
+        yield
+
+    monkeypatch.setattr("st_jv5.trainer.compiled_layers", told)
+    for stage in ("teacher", "stage1"):
+        sets = ["--set", "compile=true", "--set", f"output={tmp_path / 'o'}"]
+        main([recipe, "--only", stage, *sets])
+    assert asked == [("inductor", None)]

@@ -1,0 +1,94 @@
+"""Training with the backbone's layers compiled, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from st_jv5.adapters import router_of
+
+SETTINGS: dict[str, Any] = {
+    # A layer has a variant with and without gradients, a mask and an input that learns, for one row
+    # and for many, and for each adapter. Past the limit it would run uncompiled.
+    "recompile_limit": 64,
+    # Dropout and LoRA's scaling are numbers of the code, not inputs of it.
+    "specialize_float": True,
+    # DDP averages gradients by hooks on the weights; layers need not be split for it.
+    "optimize_ddp": False,
+}
+"""Of the compiler, while it may be called."""
+
+
+@contextmanager
+def compiled_layers(
+    model: nn.Module, backend: str | None = None, mode: str | None = None
+) -> Iterator[None]:
+    """Run the layers of a model's backbone compiled inside the block.
+
+    Each layer is compiled in place, for any number of rows and tokens, and all layers share the
+    code. Weights keep their names, copies and saved models are as without, and nothing is left
+    after the block. Encoding and evaluation run the layers uncompiled. The first steps wait for the
+    compiler.
+
+    Args:
+        model: A model of ours.
+        backend: Of ``torch.compile``; None is its own default.
+        mode: Of ``torch.compile``.
+
+    Raises:
+        ValueError: The backbone has no list of layers.
+
+    Example:
+        >>> with compiled_layers(student):
+        ...     sum(loss(features, labels).values()).backward()
+    """
+    backbone = router_of(model).model
+    layers = list(layers_of(backbone))
+    if not layers:
+        raise ValueError(f"{type(backbone).__name__} has no list of layers to compile")
+    for layer in layers:
+        layer._compiled_call_impl = _compiled(layer, backend, mode)
+    backbone._compiled_call_impl = _with_settings(backbone)
+    try:
+        yield
+    finally:
+        for module in (backbone, *layers):
+            module._compiled_call_impl = None
+
+
+def layers_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The repeated layers: what stands in a list of modules of one class, the outermost lists."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) and len({type(one) for one in child}) == 1:
+            yield from child
+        else:
+            yield from layers_of(child)
+
+
+def _compiled(layer: nn.Module, backend: str | None, mode: str | None) -> Callable[..., Any]:
+    chosen: dict[str, Any] = {"backend": backend} if backend else {}
+    run = torch.compile(layer._call_impl, dynamic=True, mode=mode, **chosen)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if layer.training and not torch.is_inference_mode_enabled():
+            return run(*args, **kwargs)
+        return layer._call_impl(*args, **kwargs)
+
+    return call
+
+
+def _with_settings(backbone: nn.Module) -> Callable[..., Any]:
+    """The backbone's call, with the compiler's settings set in the thread that calls.
+
+    They are a thread's own (pytorch issue 186537), and the backward pass runs chunks in another.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(**SETTINGS):
+            return backbone._call_impl(*args, **kwargs)
+
+    return call
