@@ -16,6 +16,7 @@ from st_jv5.adapter_file import Adapter
 from st_jv5.adapters import (
     add_task,
     average_adapters,
+    blend_tasks,
     merge_task,
     merged,
     put_task,
@@ -66,6 +67,7 @@ __all__ = [
     "TokenPooling",
     "add_task",
     "average_adapters",
+    "blend_tasks",
     "classification_loss",
     "clustering_loss",
     "encode",
