@@ -24,6 +24,7 @@ from st_jv5.adapters import (
     tasks,
     train_task,
 )
+from st_jv5.choosing import choose_task
 from st_jv5.encoding import encode, encode_all_tasks, encode_mixed
 from st_jv5.interpolation import interpolate
 from st_jv5.jina import load_jina_v5
@@ -68,6 +69,7 @@ __all__ = [
     "add_task",
     "average_adapters",
     "blend_tasks",
+    "choose_task",
     "classification_loss",
     "clustering_loss",
     "encode",
