@@ -338,7 +338,7 @@ def _share_in_order(cosines: Array, together: Array, apart: Array) -> Statistic:
         return 100 * np.where(every > 0, right / np.maximum(every, 1), 0.5)
 
     def in_chunks(draws: Array) -> Array:
-        chunks = -(-len(draws) * len(i) // CHUNK_ELEMENTS)
+        chunks = min(len(draws), -(-len(draws) * len(i) // CHUNK_ELEMENTS))
         return np.concatenate([share(part) for part in np.array_split(draws, chunks)])
 
     return in_chunks

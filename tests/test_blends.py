@@ -86,7 +86,7 @@ def test_threads_may_use_different_blends_at_once(wide, backbones, texts):
         return number, wide.encode(texts, task=tasks[number], batch_size=(4, 64)[turn % 2])
 
     with ThreadPoolExecutor(6) as pool:
-        for number, found in pool.map(work, range(40)):
+        for number, found in pool.map(work, range(20)):
             np.testing.assert_allclose(found, expected[number], atol=1e-6)
 
 
