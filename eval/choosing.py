@@ -29,11 +29,11 @@ from eval.page import Cell, Table
 from eval.record import Row, main_rows, read_record
 from st_jv5.adapters import router_of
 from st_jv5.choosing import Choice, choice_of, of_labelled, of_pairs, of_scored
-from st_jv5.evaluation.mteb_encoder import RETRIEVAL_TYPES
+from st_jv5.evaluation.mteb_encoder import RETRIEVAL_TYPES, adapter_for
 from st_jv5.tasks import BASE
 
-HEADER = ["task", "type", "best on test", "chosen most", "right %", "always base", "loses",
-          "certain %", "certain, worse %"]  # fmt: skip
+HEADER = ["task", "type", "best on test", "chosen most", "right %", "base right", "routed right",
+          "loses", "certain %", "certain, worse %"]  # fmt: skip
 
 
 def examples_of(task: AbsTask, count: int, draw: random.Random) -> tuple[str, list[Any]]:
@@ -123,6 +123,7 @@ def judged(task: str, rows: Mapping[str, Row], choices: Sequence[Choice]) -> lis
         max(dict.fromkeys(chosen), key=chosen.count),
         100 * float(np.mean([good[name] for name in chosen])),
         100.0 * good[BASE],
+        100.0 * good.get(adapter_for(rows[best]["type"]), good[BASE]),
         f"{np.mean([of[best].value - of[name].value for name in chosen]):.2f}",
         100 * len(certain) / len(chosen),
         100 * len(worse) / len(chosen),

@@ -20,8 +20,8 @@ from st_jv5.texts import KINDS
 
 LEAST_EXAMPLES = 8
 RESAMPLES = 1000
-CHUNK_ELEMENTS = 1 << 22
-"""Resamples x pairs of texts that are weighed at once."""
+CHUNK_ELEMENTS = 1 << 18
+"""Resamples x pairs of texts that are weighed at once: more leave a core's cache."""
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "pairs": ("query", "document"),
@@ -96,7 +96,7 @@ class Choice:
         if self.above_runner_up is None:
             return f"Take {self.task}: no candidate differs from it."
         beaten = "more than noise" if self.is_certain else "within noise"
-        second = f"{self.runner_up} is next, {-self.above_runner_up.value:.2f} ({beaten})."
+        second = f"{self.runner_up} is next, {self.above_runner_up.value:.2f} below it ({beaten})."
         if self.task == BASE:
             return f"Take base: no other is better on these examples; {second}"
         if not self.above_base[self.task].is_certain:
