@@ -116,7 +116,7 @@ def choose_task(
     labelled: Sequence[tuple[str, Hashable]] | None = None,
     candidates: Sequence[TaskName] | None = None,
 ) -> Choice:
-    """The task that serves a use best, by some examples of it; 64 tell most of what can be told.
+    """The task that serves a use best, by some examples of it, best 64 or more.
 
     Give one kind of example:
 
