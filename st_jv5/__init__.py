@@ -16,6 +16,7 @@ from st_jv5.adapter_file import Adapter
 from st_jv5.adapters import (
     add_task,
     average_adapters,
+    blend_tasks,
     merge_task,
     merged,
     put_task,
@@ -23,6 +24,7 @@ from st_jv5.adapters import (
     tasks,
     train_task,
 )
+from st_jv5.choosing import choose_task
 from st_jv5.encoding import encode, encode_all_tasks, encode_mixed
 from st_jv5.interpolation import interpolate
 from st_jv5.jina import load_jina_v5
@@ -66,6 +68,8 @@ __all__ = [
     "TokenPooling",
     "add_task",
     "average_adapters",
+    "blend_tasks",
+    "choose_task",
     "classification_loss",
     "clustering_loss",
     "encode",

@@ -1,4 +1,4 @@
-"""Adapters as things: add, train, take out, put in, average, merge."""
+"""Adapters as things: add, train, take out, put in, average, blend, merge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from st_jv5.modules.adapter_router import TEXT_ONLY, AdapterRouter
 from st_jv5.modules.merging import fold
 from st_jv5.modules.pooling import pooling_mode
 from st_jv5.student import transformer_blocks
-from st_jv5.tasks import BASE, TASKS, Task, unknown_name
+from st_jv5.tasks import BASE, TASKS, Task, TaskName, unknown_name
+from st_jv5.trust import MAX_RANK
 
 
 def router_of(model: SentenceTransformer) -> AdapterRouter:
@@ -79,9 +80,7 @@ def add_task(
     task = TASKS.get(name, Task(name))
     if prompts is None:
         prompts = {kind: router.prompts[kind] for kind in task.prompts}
-    elif "document" not in prompts:
-        raise ValueError(f"prompts need a 'document' entry, got {sorted(prompts)}")
-    task = replace(task, prompts=dict(prompts))
+    task = replace(task, prompts=_with_document(prompts))
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -92,6 +91,12 @@ def add_task(
     )
     router.add_adapter(task, config)
     train_task(model, name)
+
+
+def _with_document(prompts: Mapping[str, str]) -> dict[str, str]:
+    if "document" not in prompts:
+        raise ValueError(f"prompts need a 'document' entry, got {sorted(prompts)}")
+    return dict(prompts)
 
 
 def _block_linears(router: AdapterRouter) -> list[str]:
@@ -132,6 +137,11 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
         0
     """
     router = router_of(model)
+    if isinstance(name, Mapping):
+        raise ValueError(
+            f"a blend cannot be trained as {dict(name)}; make it an adapter with "
+            f"st_jv5.blend_tasks and train that"
+        )
     names = [name] if isinstance(name, str) else list(name)
     if not names:
         raise ValueError("no task to train")
@@ -287,11 +297,84 @@ def _mean_product(
     return b, a, float(s[rank:].square().sum()), float(s.square().sum())
 
 
+def blend_tasks(
+    model: SentenceTransformer,
+    name: str,
+    weights: Mapping[str, float],
+    prompts: Mapping[str, str] | None = None,
+) -> None:
+    """Add an adapter that is several others at once: the weighted sum of their updates.
+
+    It is exact: the others' A stand one above the other, their scaled B side by side, so its rank
+    is the sum of theirs. Afterwards it is an adapter like any other. ``encode(texts,
+    task=weights)`` gives the same vectors without adding one.
+
+    Args:
+        model: A model of ours.
+        name: Of the new adapter: one of the four tasks, or a name of your own.
+        weights: Task -> weight, any finite number. They need not sum to 1: what is missing is the
+            base's, and ``"base"`` itself adds nothing.
+        prompts: Prompt name -> text; None takes the blended adapters' own, of two with one name
+            that of the heavier.
+
+    Raises:
+        ValueError: No task, an unknown one, a weight that is no finite number, only weights of 0,
+            or a name that is taken or cannot be one.
+
+    Example:
+        >>> blend_tasks(model, "news", {"retrieval": 0.7, "classification": 0.3})
+        >>> tasks(model)
+        ['retrieval', 'text-matching', 'clustering', 'classification', 'news']
+    """
+    router = router_of(model)
+    blend = router.blend(weights)
+    if not blend:
+        raise ValueError(
+            f"{dict(weights)} is the base alone; encode with task='base', or give a task a weight"
+        )
+    prompts = router.prompts_of(blend) if prompts is None else dict(prompts)
+    task = replace(TASKS.get(name, Task(name)), prompts=_with_document(prompts))
+    configs = {part: router.model.peft_config[part] for part in blend}
+    rank = sum(config.r for config in configs.values())
+    if rank > MAX_RANK:
+        raise ValueError(
+            f"the blend would have rank {rank}, and {MAX_RANK} is the most; blend fewer tasks"
+        )
+    layers = {path: layer for path, layer in router.lora_layers() if layer.parts(blend)}
+    targets = [config.target_modules for config in configs.values()]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=task.dropout,
+        # Adapters of unlike layers: the paths of all layers that one of them touches.
+        target_modules=targets[0] if all(t == targets[0] for t in targets) else list(layers),
+        bias="none",
+    )
+    tensors = {}
+    for path, layer in layers.items():
+        base, scalings = layer.get_base_layer().weight, dict(layer.parts(blend))
+        a_rows, b_columns = [], []
+        for part, own in configs.items():
+            if part in scalings:
+                a_rows.append(layer.lora_A[part].weight.detach().double())
+                b_columns.append(scalings[part] * layer.lora_B[part].weight.detach().double())
+            else:
+                a_rows.append(base.new_zeros(own.r, base.shape[1], dtype=torch.float64))
+                b_columns.append(base.new_zeros(base.shape[0], own.r, dtype=torch.float64))
+        tensors[f"base_model.model.{path}.lora_A.weight"] = torch.cat(a_rows)
+        tensors[f"base_model.model.{path}.lora_B.weight"] = torch.cat(b_columns, dim=1)
+    router.add_adapter(task, config, tensors, source=f"the blend {name!r}")
+    thetas = {router.theta_train.get(part) for part in blend}
+    theta = thetas.pop()
+    if theta is not None and not thetas:
+        router.theta_train[name] = theta
+
+
 # --------------------------------------------------------------------------------------- merging
 
 
 @contextmanager
-def merged(model: SentenceTransformer, name: str) -> Iterator[SentenceTransformer]:
+def merged(model: SentenceTransformer, name: TaskName) -> Iterator[SentenceTransformer]:
     """Inside the block every encoding of this task is merged, from its first batch on.
 
     ``encode`` merges batches of some size by itself, if there is memory
@@ -309,8 +392,8 @@ def merged(model: SentenceTransformer, name: str) -> Iterator[SentenceTransforme
         yield model
 
 
-def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
-    """A new model of stock modules only: one task's adapter folded into the backbone.
+def merge_task(model: SentenceTransformer, name: TaskName) -> SentenceTransformer:
+    """A new model of stock modules only: one task's adapter, or a blend, in the backbone.
 
     The task's prompts come along. Its vectors have unit length at full width; cut vectors of a
     stock model need ``normalize_embeddings=True``.
@@ -325,7 +408,7 @@ def merge_task(model: SentenceTransformer, name: str) -> SentenceTransformer:
     weights = router.base_state_dict()
     if adapter is not None:
         for path, layer in router.lora_layers():
-            if adapter in layer.lora_A:
+            if layer.parts(adapter):
                 weights[f"{path}.weight"] = fold(layer, adapter)
     with tempfile.TemporaryDirectory() as folder:
         router.model.save_pretrained(folder, state_dict=weights)

@@ -2,6 +2,7 @@
 
 st-jv5 export model --task retrieval --to onnx exported
 st-jv5 publish model organisation/name --siblings --dry-run
+st-jv5 choose model examples.jsonl
 st-jv5 average checkpoint-30 checkpoint-40 --weights 1 3 --out averaged
 st-jv5 encode model --task retrieval --in documents.parquet --column text --out vectors
 st-jv5 search vectors "a question"
@@ -17,7 +18,8 @@ from typing import Any
 
 from st_jv5 import hub
 from st_jv5.adapter_file import CONFIG_FILE
-from st_jv5.adapters import average_adapters
+from st_jv5.adapters import average_adapters, tasks
+from st_jv5.choosing import choose_task, read_examples
 from st_jv5.cpu import bound_kernel_cache
 from st_jv5.doctor import doctor
 from st_jv5.export import KINDS, export
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     average.add_argument("--out", required=True, help="folder for the average")
     average.set_defaults(run=run_average)
+    add_choose(commands)
     add_export(commands)
     add_publish(commands)
     add_doctor(commands)
@@ -78,6 +81,48 @@ def run_average(args: argparse.Namespace) -> None:
     if args.method == "factors":
         how = "of their factors A and B"
     print(f"{adapter.task.name}: the mean of {len(args.folders)} adapters, {how}")
+
+
+def add_choose(commands: Any) -> None:
+    """``st-jv5 choose``."""
+    parser = commands.add_parser(
+        "choose", help="the task that serves a use best, by some examples of it"
+    )
+    parser.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
+    parser.add_argument(
+        "file",
+        help=".jsonl, .csv or .parquet with the columns query, document; or sentence1, sentence2, "
+        "score; or text, label",
+    )
+    parser.add_argument("--tasks", nargs="+", help="to compare with the base; default: all")
+    parser.add_argument(
+        "--blend",
+        action="append",
+        default=[],
+        metavar="TASK=WEIGHT,...",
+        help="to compare, too: retrieval=0.7,classification=0.3; may be given several times",
+    )
+    parser.add_argument("--most", type=int, default=64, help="rows to take; default 64")
+    parser.add_argument("--revision", help="of a Hub model")
+    parser.set_defaults(run=run_choose)
+
+
+def run_choose(args: argparse.Namespace) -> None:
+    """Read the examples, score the candidates, and tell which to take."""
+    kind, examples = read_examples(args.file, args.most)
+    blends = [blend_of(told) for told in args.blend]
+    model = load_model(args.model, args.revision)
+    known = tasks(model) if args.tasks is None else args.tasks
+    print(choose_task(model, **{kind: examples}, candidates=[*known, *blends]))
+
+
+def blend_of(told: str) -> dict[str, float]:
+    """A blend as the shell has it: ``retrieval=0.7,classification=0.3``."""
+    try:
+        parts = [part.split("=") for part in told.split(",")]
+        return {name.strip(): float(weight) for name, weight in parts}
+    except ValueError:
+        raise ValueError(f"a blend is TASK=WEIGHT,TASK=WEIGHT,..., not {told!r}") from None
 
 
 def add_export(commands: Any) -> None:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget, row_chunks, take
 from st_jv5.modules.padding import known_padding
-from st_jv5.tasks import BASE, unknown_name
+from st_jv5.tasks import BASE, Blend, TaskName, unknown_name
 
 Array = np.ndarray[Any, Any]
 
@@ -44,7 +44,7 @@ class Progress(Protocol):
 def encode(
     model: SentenceTransformer,
     texts: Sequence[str],
-    task: str | None = None,
+    task: TaskName | None = None,
     prompt_name: str | None = None,
     dim: int | None = None,
     batch_tokens: int | None = None,
@@ -60,7 +60,7 @@ def encode(
     Args:
         model: A model of ours, or any text model (which knows no task and no dim).
         texts: Texts.
-        task: Task or alias.
+        task: Task or alias; or a blend, ``{"retrieval": 0.7, "classification": 0.3}``.
         prompt_name: Prompt's name; None is the task's default.
         dim: Cut to so many dims, unit rows.
         batch_tokens: Padded tokens per batch; None fits the device.
@@ -89,7 +89,7 @@ def encode(
 def encode_mixed(
     model: SentenceTransformer,
     texts: Sequence[str],
-    tasks: Sequence[str],
+    tasks: Sequence[TaskName],
     prompt_names: Sequence[str | None] | None = None,
     dim: int | None = None,
     batch_tokens: int | None = None,
@@ -103,7 +103,7 @@ def encode_mixed(
     Args:
         model: A model of ours.
         texts: ``n`` texts.
-        tasks: ``n`` tasks or aliases.
+        tasks: ``n`` tasks, aliases or blends.
         prompt_names: ``n`` prompt names, or None for each task's default.
         dim: Cut to so many dims, unit rows.
         batch_tokens: Padded tokens per batch; None fits the device.
@@ -124,18 +124,19 @@ def encode_mixed(
             f"{len(texts)} texts, {len(tasks)} tasks and {len(prompt_names)} prompt names must be "
             f"as many"
         )
+    named = [Blend(task) if isinstance(task, Mapping) else task for task in tasks]
     how = {
         (task, name): (
             router.resolve(task) or BASE,
             router.prompt_for(task, prompt_named(model, name)) or "",
         )
-        for task, name in set(zip(tasks, prompt_names, strict=True))
+        for task, name in set(zip(named, prompt_names, strict=True))
     }
     adapters = list(dict.fromkeys(adapter for adapter, _ in how.values()))
     index: dict[str, int] = {}  # what is tokenised
     rows: dict[tuple[int, int], int] = {}  # text and adapter
     places = []
-    for text, task, name in zip(texts, tasks, prompt_names, strict=True):
+    for text, task, name in zip(texts, named, prompt_names, strict=True):
         adapter, prompt = how[task, name]
         number = index.setdefault(prompt + text, len(index))
         places.append(rows.setdefault((number, adapters.index(adapter)), len(rows)))
@@ -192,7 +193,7 @@ def _encode(
     model: SentenceTransformer,
     texts: list[str],
     prompt: str | None,
-    tasks: Sequence[str | None],
+    tasks: Sequence[TaskName | None],
     of_text: Array,
     of_task: Array,
     dim: int | None,

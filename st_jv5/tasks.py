@@ -7,8 +7,10 @@ carries its own copy in ``st_jv5.json``; this table only seeds new models.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 PROMPTS: Mapping[str, str] = {"query": "Query: ", "document": "Document: "}
 """Prompt name -> prompt, with one trailing space (section 3 of arXiv:2602.15547).
@@ -52,6 +54,49 @@ TASKS: Mapping[str, Task] = {
         Task("classification", dropout=0.05),
     )
 }
+
+
+class Blend(Mapping[str, float]):
+    """Several adapters at once, each with a weight; the heaviest first.
+
+    Equal to, and as good as, a dict of the same weights, but it can be a key and never changes.
+
+    Example:
+        >>> blend = Blend({"classification": 0.3, "retrieval": 0.7})
+        >>> str(blend), blend == {"retrieval": 0.7, "classification": 0.3}
+        ('0.7 retrieval + 0.3 classification', True)
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        for name, weight in weights.items():
+            is_number = isinstance(weight, Real) and not isinstance(weight, bool)
+            if not is_number or not math.isfinite(weight):
+                raise ValueError(f"the weight of {name!r} must be a finite number, not {weight!r}")
+        heaviest_first = sorted(weights.items(), key=lambda part: (-abs(part[1]), part[0]))
+        self._weights = {name: float(weight) for name, weight in heaviest_first}
+
+    def __getitem__(self, name: str) -> float:
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._weights.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._weights)
+
+    def __str__(self) -> str:
+        told = " + ".join(f"{weight:g} {name}" for name, weight in self.items())
+        return told.replace("+ -", "- ")
+
+
+TaskName = str | Mapping[str, float]
+"""What ``encode`` takes: a task, an alias, or a blend's weights by task."""
 
 
 def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:

@@ -72,7 +72,7 @@ def export(
     router = router_of(model)
     if kind not in KINDS:
         raise ValueError(unknown_name("kind of export", kind, KINDS, "st_jv5"))
-    if task != BASE and task not in router.tasks:
+    if task not in [*router.tasks, BASE]:
         raise ValueError(unknown_name("task", task, [*router.tasks, BASE], "this model"))
     if int8 and kind not in ("onnx", "openvino"):
         raise ValueError(f"int8 is for onnx and openvino, not for {kind}")

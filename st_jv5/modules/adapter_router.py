@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -29,7 +29,15 @@ from st_jv5.modules.owner import Owner
 from st_jv5.modules.padding import mask_for
 from st_jv5.modules.routed_linear import Route, RoutedLinear, active, routed
 from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
-from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME, PROMPTS, Task, unknown_name
+from st_jv5.tasks import (
+    BASE,
+    DEFAULT_PROMPT_NAME,
+    PROMPTS,
+    Blend,
+    Task,
+    TaskName,
+    unknown_name,
+)
 from st_jv5.trust import (
     CONFIGS,
     FORMAT,
@@ -57,7 +65,9 @@ class AdapterRouter(Transformer):
     The adapter of a forward is the first that is named by: the ``task`` of ``encode``; the batch's
     features (``args.router_mapping`` puts it there while training); :func:`st_jv5.train_task`, for
     the trainer's batches only; ``default_task``. Nothing named: a model without adapters is its
-    base, a model with adapters raises. ``"base"`` is the backbone alone.
+    base, a model with adapters raises. ``"base"`` is the backbone alone. A mapping of tasks to
+    weights is a blend, the weighted sum of their updates:
+    ``{"retrieval": 0.7, "classification": 0.3}``.
 
     Build one with :func:`st_jv5.new_student` or load a saved folder with ``SentenceTransformer``.
 
@@ -96,7 +106,7 @@ class AdapterRouter(Transformer):
         *,
         append_eos: bool = False,
         matryoshka_dims: Sequence[int] = (),
-        default_task: str | None = None,
+        default_task: TaskName | None = None,
         **transformer_kwargs: Any,
     ) -> None:
         transformer_kwargs |= {
@@ -141,7 +151,7 @@ class AdapterRouter(Transformer):
         self,
         inputs: Sequence[str],
         prompt: str | None = None,
-        task: str | None = None,
+        task: TaskName | None = None,
         dim: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -156,7 +166,7 @@ class AdapterRouter(Transformer):
         Args:
             inputs: Texts; anything else raises with its index.
             prompt: The prompt's text, or None.
-            task: Task or alias; an unknown one raises here, before any forward.
+            task: Task, alias or blend; an unknown one raises here, before any forward.
             dim: Belongs to :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate`; ignored.
         """
         for index, text in enumerate(inputs):
@@ -195,17 +205,23 @@ class AdapterRouter(Transformer):
 
         return {key: join(key) for key in blocks[0]}
 
-    def prompt_for(self, task: str, prompt: str | None) -> str | None:
+    def prompt_for(self, task: TaskName, prompt: str | None) -> str | None:
         """What goes in front of a task's texts: its own prompt of that name, where it has one.
+
+        A blend has the prompts of its adapters, of two with one name that of the heavier.
 
         One of the model's ``prompts`` that is not as the base was given it was replaced by the
         model's user, for every task.
 
         Args:
-            task: Task or alias.
+            task: Task, alias or blend.
             prompt: The model's prompt, whose text tells its name, any other text, or None.
         """
-        if task in PROMPTS:
+        side = next((n for n in ([task] if isinstance(task, str) else task) if n in PROMPTS), None)
+        if isinstance(task, Mapping):
+            blend = self.blend(task)
+            owner = Task(BASE, self.prompts_of(blend)) if blend else self.base_task
+        elif side:
             # The host names these two when it only counts tokens, too; forward will refuse them
             # if there is no adapter that answers to them.
             owner = next((t for t in self.tasks.values() if task in t.aliases), self.base_task)
@@ -215,9 +231,9 @@ class AdapterRouter(Transformer):
         prompts = self.prompts
         named = [key for key, text in prompts.items() if text == prompt]
         asked = DEFAULT_PROMPT_NAME if DEFAULT_PROMPT_NAME in named else next(iter(named), None)
-        if prompt is None and task in PROMPTS:
-            asked = task
-        elif task == "query" and asked == DEFAULT_PROMPT_NAME:
+        if prompt is None and side:
+            asked = side
+        elif side == "query" and asked == DEFAULT_PROMPT_NAME:
             asked = "query"
         if asked is None:
             return prompt
@@ -228,7 +244,7 @@ class AdapterRouter(Transformer):
     # ------------------------------------------------------------ a batch, from tokens to states
 
     def forward(
-        self, features: dict[str, Any], task: str | None = None, **kwargs: Any
+        self, features: dict[str, Any], task: TaskName | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter.
 
@@ -252,16 +268,22 @@ class AdapterRouter(Transformer):
             output: dict[str, Any] = super().forward(features, **kwargs)
         return output
 
-    def _route(self, adapter: str | None, tokens: int) -> Route:
+    def _route(self, adapter: str | Blend | None, tokens: int) -> Route:
         if adapter is None or self.training or not torch.is_inference_mode_enabled():
             return Route(adapter)  # encode sets inference mode
         layers = (layer for _, layer in self.lora_layers())
         return Route(adapter, self.merging.weights(adapter, tokens, lambda: layers))
 
-    def resolve(self, task: str | None) -> str | None:
-        """The adapter of a task name or alias; None is the base."""
+    @overload
+    def resolve(self, task: str) -> str | None: ...
+
+    @overload
+    def resolve(self, task: TaskName | None) -> str | Blend | None: ...
+
+    def resolve(self, task: TaskName | None) -> str | Blend | None:
+        """The adapter of a task name or alias, or a blend; None is the base."""
         answered = {name for known in self.tasks.values() for name in (known.name, *known.aliases)}
-        if task in PROMPTS and task not in answered:
+        if isinstance(task, str) and task in PROMPTS and task not in answered:
             task = None  # encode_query and encode_document of a model without a retrieval adapter
         if task is None and not torch.is_inference_mode_enabled():  # encode sets inference mode
             task = self.training_task
@@ -275,6 +297,11 @@ class AdapterRouter(Transformer):
                     f"model[0].default_task = ..., or st_jv5.train_task(model, ...) to train one)"
                 )
             return None
+        if isinstance(task, Mapping):
+            blend = self.blend(task)
+            if len(blend) == 1 and 1.0 in blend.values():
+                return next(iter(blend))
+            return blend or None
         if task == BASE:
             return None
         if task in self.tasks:
@@ -283,6 +310,32 @@ class AdapterRouter(Transformer):
             if task in known.aliases:
                 return name
         raise ValueError(unknown_name("task", task, [*self.tasks, BASE], "this model"))
+
+    def blend(self, weights: Mapping[str, float]) -> Blend:
+        """A blend by its adapters' own names; the base, and what weighs nothing, is left out.
+
+        Raises:
+            ValueError: No task, an unknown one, one named twice, a weight that is no finite number.
+        """
+        if not weights:
+            raise ValueError(
+                "a blend needs tasks and their weights, {'retrieval': 0.7, 'classification': 0.3}"
+            )
+        own = {alias: name for name, task in self.tasks.items() for alias in (name, *task.aliases)}
+        found: dict[str, float] = {}
+        for name, weight in weights.items():
+            adapter = BASE if name == BASE else own.get(name)
+            if adapter is None:
+                raise ValueError(unknown_name("task", name, [*self.tasks, BASE], "this model"))
+            if adapter in found:
+                raise ValueError(f"{dict(weights)} names {adapter} twice; add the weights up")
+            found[adapter] = weight
+        return Blend({name: w for name, w in Blend(found).items() if w and name != BASE})
+
+    def prompts_of(self, blend: Blend) -> dict[str, str]:
+        """Name -> text: the prompts of a blend's adapters, of two with one name the heavier's."""
+        lightest_first = [self.tasks[name].prompts for name in reversed(list(blend))]
+        return {name: text for prompts in lightest_first for name, text in prompts.items()}
 
     @property
     def theta_serve(self) -> float | None:
@@ -350,7 +403,8 @@ class AdapterRouter(Transformer):
             )
         for known in self.tasks.values():
             if clash := {task.name, *task.aliases} & {known.name, *known.aliases}:
-                raise ValueError(f"this model has {', '.join(sorted(clash))} already")
+                names = ", ".join(sorted(clash))
+                raise ValueError(f"this model has {names} already; choose another name")
         reserved = task.name == BASE or task.name in PROMPTS
         if reserved or hasattr(nn.ModuleDict(), task.name):  # PEFT keeps adapters in ModuleDicts
             raise ValueError(f"{task.name!r} is reserved; choose another name for the task")
@@ -431,6 +485,12 @@ class AdapterRouter(Transformer):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write backbone, tokenizer, adapters, projection and ``st_jv5.json``."""
+        if isinstance(self.default_task, Mapping):
+            raise ValueError(
+                f"the default task is a blend, {dict(self.default_task)}, and a saved model names "
+                f"an adapter there; make it one with st_jv5.blend_tasks and set model[0]."
+                f"default_task to its name, or to None"
+            )
         folder = Path(output_path)
         base_sha256 = self.base_sha256()
         self.model.save_pretrained(output_path, state_dict=self.base_state_dict())

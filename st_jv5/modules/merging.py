@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from st_jv5.modules.routed_linear import RoutedLinear
+from st_jv5.tasks import Blend
 
 Weights = Mapping[nn.Module, Tensor]
 
@@ -22,17 +23,20 @@ LOOK_SECONDS = 1.0
 """How often values are looked at on a GPU, at most: that means to wait for it."""
 
 
-def fold(layer: RoutedLinear, adapter: str) -> Tensor:
+def fold(layer: RoutedLinear, adapter: str | Blend) -> Tensor:
     """The layer's weight with an adapter folded in: a new tensor, ``W + scaling * B @ A``.
 
-    Rounded once: half-precision factors would round their product, too.
+    Of a blend, the sum of its adapters' products. Rounded once: half-precision factors would round
+    their product, too.
     """
     weight = layer.get_base_layer().weight
     # Tensors made in inference mode, inside encode, could not be saved or trained on.
     with torch.inference_mode(False), torch.no_grad():
         wide = torch.promote_types(weight.dtype, torch.float32)
-        b, a = (half[adapter].weight.to(wide) for half in (layer.lora_B, layer.lora_A))
-        folded = torch.addmm(weight.to(wide), b, a, alpha=layer.scaling[adapter])
+        folded = weight.to(wide)
+        for name, scaling in layer.parts(adapter):
+            b, a = (half[name].weight.to(wide) for half in (layer.lora_B, layer.lora_A))
+            folded = torch.addmm(folded, b, a, alpha=scaling)
         return folded.to(weight.dtype)
 
 
@@ -54,20 +58,25 @@ class MergedAdapters:
             inside :func:`st_jv5.merged`. The default repays the folding within about two batches.
         most: Merged adapters kept; the one that was used longest ago makes room. None: as many as
             there are, while each copy takes at most a quarter of the memory that is free.
+        most_blends: Those of them that may be blends, of which a program can name any number.
     """
 
     FREE_SHARE = 0.25
 
-    def __init__(self, least_tokens: int | None = 256, most: int | None = None) -> None:
+    def __init__(
+        self, least_tokens: int | None = 256, most: int | None = None, most_blends: int = 4
+    ) -> None:
         self.least_tokens = least_tokens
         self.most = most
-        self._kept: dict[str, tuple[Weights, _Source]] = {}  # the most recently used last
-        self._pinned: dict[str, int] = {}
+        self.most_blends = most_blends
+        # The most recently used last.
+        self._kept: dict[str | Blend, tuple[Weights, _Source]] = {}
+        self._pinned: dict[str | Blend, int] = {}
         self._lock = threading.RLock()
 
     # A lock cannot be pickled or copied, and copies of weights are quickly made anew.
     def __reduce__(self) -> Any:
-        return MergedAdapters, (self.least_tokens, self.most)
+        return MergedAdapters, (self.least_tokens, self.most, self.most_blends)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -81,7 +90,7 @@ class MergedAdapters:
             self._kept.clear()
 
     def weights(
-        self, adapter: str, tokens: int, layers: Callable[[], Iterable[RoutedLinear]]
+        self, adapter: str | Blend, tokens: int, layers: Callable[[], Iterable[RoutedLinear]]
     ) -> Weights | None:
         """The merged weights for a forward of so many padded tokens, or None: run it unmerged."""
         with self._lock:
@@ -93,7 +102,7 @@ class MergedAdapters:
                 if weights is None or source is None or not source.is_same():
                     self._kept.pop(adapter, None)
                     chosen = [layer for layer in layers() if _can_fold(layer, adapter)]
-                    if not chosen or not (self._make_room(chosen) or pinned):
+                    if not chosen or not (self._make_room(adapter, chosen) or pinned):
                         return None
                     source = _Source(adapter, chosen)
                     weights = {layer: fold(layer, adapter) for layer in chosen}
@@ -108,7 +117,7 @@ class MergedAdapters:
         return weights
 
     @contextmanager
-    def pinned(self, adapter: str) -> Iterator[None]:
+    def pinned(self, adapter: str | Blend) -> Iterator[None]:
         """Inside the block every forward of the adapter is merged, the first one too."""
         with self._lock:
             was_kept = adapter in self._kept
@@ -123,9 +132,16 @@ class MergedAdapters:
                     if not was_kept:
                         self._kept.pop(adapter, None)
 
-    def _make_room(self, layers: Sequence[RoutedLinear]) -> bool:
+    def _make_room(self, adapter: str | Blend, layers: Sequence[RoutedLinear]) -> bool:
         """Whether one more copy may be made."""
-        idle = [adapter for adapter in self._kept if adapter not in self._pinned]
+        if isinstance(adapter, Blend):
+            blends = [kept for kept in self._kept if isinstance(kept, Blend)]
+            if len(blends) >= self.most_blends:
+                oldest = next((blend for blend in blends if blend not in self._pinned), None)
+                if oldest is None:
+                    return False
+                del self._kept[oldest]
+        idle = [kept for kept in self._kept if kept not in self._pinned]
         if self.most is None:
             needed = sum(layer.get_base_layer().weight.nbytes for layer in layers)
             device = layers[0].get_base_layer().weight.device
@@ -150,14 +166,14 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _can_fold(layer: RoutedLinear, adapter: str) -> bool:
-    return adapter in layer.lora_A and type(layer.get_base_layer()) is nn.Linear
+def _can_fold(layer: RoutedLinear, adapter: str | Blend) -> bool:
+    return bool(layer.parts(adapter)) and type(layer.get_base_layer()) is nn.Linear
 
 
 class _Source:
     """What a copy was made of, and whether that is still the same."""
 
-    def __init__(self, adapter: str, layers: Iterable[Any]) -> None:
+    def __init__(self, adapter: str | Blend, layers: Iterable[Any]) -> None:
         self.adapter = adapter
         self.layers = list(layers)
         self.written = self._written()
@@ -168,13 +184,14 @@ class _Source:
     def _weights(self) -> Iterator[Tensor]:
         for layer in self.layers:
             yield layer.base_layer.weight
-            yield layer.lora_A[self.adapter].weight
-            yield layer.lora_B[self.adapter].weight
+            for name, _ in layer.parts(self.adapter):
+                yield layer.lora_A[name].weight
+                yield layer.lora_B[name].weight
 
     def _written(self) -> list[Any]:
         """Where each weight lies, and how often it was written to; then the scalings."""
         places: list[Any] = [(weight.data_ptr(), weight._version) for weight in self._weights()]
-        return places + [layer.scaling[self.adapter] for layer in self.layers]
+        return places + [layer.parts(self.adapter) for layer in self.layers]
 
     def _values(self) -> Tensor:
         """A few elements of every row and of every column."""

@@ -12,15 +12,17 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
+from st_jv5.tasks import Blend
+
 
 @dataclass(frozen=True)
 class Route:
     """What one forward sees of the adapters; nothing is the bare backbone."""
 
-    adapter: str | None = None
+    adapter: str | Blend | None = None
     merged: Mapping[nn.Module, Tensor] | None = None
     """Layer -> its weight with the adapter folded in."""
-    runs: tuple[tuple[str | None, int], ...] = ()
+    runs: tuple[tuple[str | Blend | None, int], ...] = ()
     """A mixed batch: adapter and number of rows, one after the other."""
 
 
@@ -61,24 +63,34 @@ class RoutedLinear(lora.Linear):
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if route.runs:
             return self._mixed(x, result, route.runs)
-        if route.adapter is None or route.adapter not in self.lora_A:
+        if not self.parts(route.adapter):
             return result
         return result + self._update(x, route.adapter).to(result.dtype)
 
-    def _update(self, x: Tensor, name: str) -> Tensor:
+    def parts(self, adapter: str | Blend | None) -> list[tuple[str, float]]:
+        """The adapters of a route that touch this layer, and what their updates are scaled by."""
+        weights: Mapping[str, float] = {adapter: 1} if isinstance(adapter, str) else adapter or {}
+        return [(n, weight * self.scaling[n]) for n, weight in weights.items() if n in self.lora_A]
+
+    def _update(self, x: Tensor, adapter: str | Blend | None) -> Tensor:
+        (first, *others) = (self._scaled(x, *part) for part in self.parts(adapter))
+        return sum(others, start=first)
+
+    def _scaled(self, x: Tensor, name: str, scaling: float) -> Tensor:
         lora_a, lora_b = self.lora_A[name], self.lora_B[name]
         if not torch.is_autocast_enabled(x.device.type):  # which would only cast it back
             x = self._cast_input_dtype(x, lora_a.weight.dtype)
         update: Tensor = lora_b(lora_a(self.lora_dropout[name](x)))
-        scaling = self.scaling[name]
         return update if scaling == 1 else update * scaling
 
-    def _mixed(self, x: Tensor, result: Tensor, runs: tuple[tuple[str | None, int], ...]) -> Tensor:
+    def _mixed(
+        self, x: Tensor, result: Tensor, runs: tuple[tuple[str | Blend | None, int], ...]
+    ) -> Tensor:
         result = result.clone()
         begin = 0
-        for name, count in runs:
-            if name is not None and name in self.lora_A:
+        for adapter, count in runs:
+            if self.parts(adapter):
                 rows = slice(begin, begin + count)
-                result[rows] += self._update(x[rows], name).to(result.dtype)
+                result[rows] += self._update(x[rows], adapter).to(result.dtype)
             begin += count
         return result

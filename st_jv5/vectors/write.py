@@ -173,6 +173,11 @@ def _route(
             raise ValueError(f"a model of {type(router).__name__} knows no task, so not {task!r}")
         return None, prompt or ""
     adapter = router.resolve(task) or BASE
+    if not isinstance(adapter, str):
+        raise ValueError(
+            f"vectors on disk name an adapter, not a blend, {adapter!r}; make it one with "
+            f"st_jv5.blend_tasks and save the model"
+        )
     return adapter, (prompt if task is None else router.prompt_for(task, prompt)) or ""
 
 
