@@ -64,6 +64,11 @@ class Trials:
     families: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Task -> the families of tasks that its arms are scored on; else its own."""
 
+    def changes(self, arm: str) -> list[str]:
+        """What an arm sets on top of the recipe."""
+        own = self.arms.get(arm, Arm(BASE))
+        return [one.replace("phase.", f"adapters.{own.task}.", 1) for one in own.set]
+
     def families_of(self, arm: str) -> tuple[str, ...]:
         """The families that an arm is scored on; the base is on all."""
         if arm == BASE:
@@ -80,7 +85,7 @@ def file_of(output: Path, arm: str) -> Path:
 def score(trials: Trials, arm: str, base: Path, output: Path, overrides: Sequence[str]) -> None:
     """Train and score one arm, unless its JSON is there."""
     own = trials.arms.get(arm, Arm(BASE))
-    changes = [one.replace("phase.", f"adapters.{own.task}.", 1) for one in own.set]
+    changes = trials.changes(arm)
     run = Run(load_recipe(trials.recipe, [f"output={output}", *changes, *overrides]))
     phase = run.recipe.adapters.get(own.task)
     settings = [phase and settings_of(run.recipe, phase), trials.strengths, str(base)]

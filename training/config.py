@@ -279,6 +279,8 @@ class Evaluation:
         "float32",
     )
     """How vectors are stored, for the curves of retrieval and STS."""
+    blends: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Name -> adapter -> weight: blends of the finished adapters to measure on every task."""
     beside: dict[str, str] = field(default_factory=dict)
     """Label -> another model to measure on the same tasks, as ``teacher.model``. The base that the
     student is made of is always measured, and what the report compares with."""
@@ -512,6 +514,13 @@ def check(recipe: Recipe) -> None:
                     f"{path}.average: step {step} has no checkpoint; there is one every "
                     f"{phase.checkpoint_steps} steps up to {phase.steps}"
                 )
+    for name, weights in recipe.evaluation.blends.items():
+        if not weights or (unknown := set(weights) - set(recipe.adapters)):
+            raise RecipeError(
+                f"evaluation.blends.{name}: "
+                + (f"unknown adapter {min(unknown)!r}" if weights else "names no adapter")
+                + f"; known: {', '.join(recipe.adapters)}"
+            )
     for share in recipe.keep or ():
         if not 0 <= share < 1:
             raise RecipeError(f"keep must lie in 0..1, below 1, not {share}")

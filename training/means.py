@@ -4,16 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.near_far import Groups, Scores
+from eval.near_far import FAR, NEAR, Groups, Scores
 from eval.page import Cell, Table
 from eval.record import Row
 from eval.report import curve_rows
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.tasks import BASE
 
+TOLD, NEW, NO_LABELS = "told", "new", ""
+"""Of a task's labels: some were trained on; none was; it asks for none."""
+BOTH_SIDES = "near and far"
+
+
+def own_tasks(
+    adapter: str, groups: Groups, types: Mapping[str, str], labels: Mapping[str, str]
+) -> dict[tuple[str, str], list[str]]:
+    """(text, labels) -> the tasks that are routed to an adapter; those without are left out.
+
+    Args:
+        adapter: Of the recipe.
+        groups: near and far.
+        types: Task -> its mteb type.
+        labels: Task -> told, new or nothing.
+    """
+    own = {side: [t for t in every if adapter_for(types[t]) == adapter]
+           for side, every in groups.items()}  # fmt: skip
+    found = {
+        (side, kind): [task for task in tasks if labels[task] == kind]
+        for kind in (NO_LABELS, NEW, TOLD)
+        for side, tasks in own.items()
+    }
+    found[BOTH_SIDES, NEW] = [t for tasks in own.values() for t in tasks if labels[t] == NEW]
+    return {name: tasks for name, tasks in found.items() if tasks}
+
 
 def adapters_table(
-    scores: Scores, adapters: Sequence[str], groups: Groups, types: Mapping[str, str]
+    scores: Scores,
+    adapters: Sequence[str],
+    groups: Groups,
+    types: Mapping[str, str],
+    labels: Mapping[str, str],
 ) -> Table:
     """Each adapter's mean over the tasks that are routed to it, against the base's.
 
@@ -22,18 +52,57 @@ def adapters_table(
         adapters: Of the recipe.
         groups: near and far, told apart.
         types: Task -> its mteb type.
+        labels: Task -> whether its labels were trained on: told, new or nothing.
     """
     rows: list[list[Cell]] = []
     for adapter in adapters:
-        for group, every in groups.items():
-            tasks = [task for task in every if adapter_for(types[task]) == adapter]
-            if tasks:
-                own, base = scores.mean(adapter, tasks), scores.mean(BASE, tasks)
-                gap = own - base
-                rows.append(
-                    [adapter, group, len(tasks), own.value, base.value, gap.shown("+"), gap.verdict]
-                )
-    return Table(["adapter", "text", "its tasks", "own", "base", "difference", "verdict"], rows)
+        for name, tasks in own_tasks(adapter, groups, types, labels).items():
+            own, base = scores.mean(adapter, tasks), scores.mean(BASE, tasks)
+            gap = own - base
+            about: list[Cell] = [adapter, *name, len(tasks)]
+            rows.append([*about, own.value, base.value, gap.shown("+"), gap.verdict])
+    header = ["adapter", "text", "labels", "its tasks", "own", "base", "difference", "verdict"]
+    return Table(header, rows)
+
+
+ADVICE = {
+    (True, True): "take it for its tasks, on any text",
+    (True, False): "take it for its tasks on text like the training text; elsewhere it is no "
+    "better than the base",
+    (False, True): "take it for its tasks on text unlike the training text; on text like it, it is "
+    "no better than the base",
+    (False, False): "it brings nothing: take `base`",
+}
+"""Whether an adapter is better than the base on near and on far text -> what to do."""
+
+
+def advice(
+    scores: Scores,
+    adapters: Sequence[str],
+    groups: Groups,
+    types: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> str:
+    """When to use which adapter, by its tasks: of those with labels, the ones with new labels."""
+    told = []
+    for adapter in adapters:
+        found = own_tasks(adapter, groups, types, labels)
+        gaps = {
+            side: scores.mean(adapter, tasks) - scores.mean(BASE, tasks)
+            for (side, kind), tasks in found.items()
+            if side != BOTH_SIDES and kind != TOLD
+        }
+        if not gaps:
+            continue
+        better = tuple(side in gaps and gaps[side].verdict == "better" for side in (NEAR, FAR))
+        worse = [side for side, gap in gaps.items() if gap.verdict == "worse"]
+        do = ADVICE[better[0], better[1]]
+        if worse:
+            do = f"worse than the base on {' and '.join(worse)} text: take `base` there"
+        figures = ", ".join(f"{side} {gap.shown('+')}" for side, gap in gaps.items())
+        new = ", with labels it was never told" if (BOTH_SIDES, NEW) in found else ""
+        told.append(f"`{adapter}` ({figures} beside the base{new}): {do}.")
+    return " ".join(["When to use which adapter, by these numbers:", *told]) if told else ""
 
 
 def kept_table(found: Sequence[Row], resamples: int) -> Table | None:

@@ -12,6 +12,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
 
+import st_jv5
 from eval.local_tasks import local_tasks
 from eval.near_far import FAR, by_family, labels_are_new, near_and_far
 from eval.record import Row, main_rows, read_record
@@ -85,9 +86,14 @@ def without_far(run: Run) -> str:
 def check_beside(run: Run) -> None:
     """The labels of other models are folders, and no one else's."""
     taken = {START, CHANCE, BEFORE, MODEL, BASE, *TASKS, *teacher_names(run)}
-    for label in run.recipe.evaluation.beside:
-        if label in taken or Path(label).name != label:
-            raise RecipeError(f"evaluation.beside: {label!r} is taken, or no name of a folder")
+    evaluation = run.recipe.evaluation
+    for setting, labels in (("beside", evaluation.beside), ("blends", evaluation.blends)):
+        for label in labels:
+            if label in taken or Path(label).name != label:
+                raise RecipeError(
+                    f"evaluation.{setting}: {label!r} is taken, or no name of a folder"
+                )
+            taken.add(label)
 
 
 def measure(run: Run) -> None:
@@ -119,6 +125,9 @@ def measure(run: Run) -> None:
         dims = {width, *(wanted.dims or model[0].matryoshka_dims)}
         settings = Settings("all", tuple(sorted(dims)), wanted.precisions)
         score(MODEL, MTEBEncoder(model, remember=True), settings)
+        for name, weights in wanted.blends.items():
+            st_jv5.blend_tasks(model, name, weights)
+            score(name, MTEBEncoder(model, remember=True), Settings(name))
 
 
 def validation_means(
@@ -184,6 +193,7 @@ def records_of(run: Run) -> dict[str, dict[str, Row]]:
         BEFORE: rows(BEFORE),
         **{who: rows(who) for who in run.recipe.evaluation.beside},
         **{adapter: rows(MODEL, adapter) for adapter in (BASE, *run.recipe.adapters)},
+        **{name: rows(name) for name in run.recipe.evaluation.blends},
         **{who: rows(who) for who in teacher_names(run) if (folder / who).exists()},
     }
 

@@ -29,11 +29,12 @@ def report(run: Run) -> None:
     """Print the tables; write ``report/`` (a page, plots, summary.json) and the model card."""
     folder = run.folder / "report"
     model = read_record(run.folder / "evaluation" / MODEL)
-    standing = Standing(run.recipe, records_of(run), model["results"])
+    standing = Standing(run.recipe, records_of(run), model["results"], run.labels)
     resamples = run.recipe.evaluation.resamples
     adapters = list(run.recipe.adapters)
     verdicts = best_adapters(standing.records, adapters, standing.tasks, resamples)
     words: list[Part] = [said.text for said in standing.sentences]
+    words += [standing.advice] if standing.advice else []
     summary, every_task = standing.summary(), standing.every_task()
     page = run_page(model)
     page.title = f"st_jv5 {run.recipe.name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from eval.near_far import (
     groups_table,
     in_words,
     kinds_of,
+    labels_are_new,
     means_table,
     near_and_far,
 )
@@ -23,7 +24,7 @@ from eval.record import Row
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.tasks import BASE, TASKS
 from training.config import Recipe
-from training.means import adapters_table, kept_table
+from training.means import NEW, NO_LABELS, TOLD, adapters_table, advice, kept_table
 from training.measure import BEFORE, CHANCE, START, TEACHER
 
 Records = dict[str, dict[str, Row]]
@@ -42,6 +43,8 @@ class Standing:
     """Who -> task -> row."""
     smaller: list[Row] = field(default_factory=list)
     """The model's rows at all dims and precisions."""
+    trained_labels: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Kind of text -> the labels of it that a phase trained on."""
 
     @cached_property
     def groups(self) -> Groups:
@@ -82,6 +85,8 @@ class Standing:
         """What a row of scores is called."""
         if who == self.start:
             return f"{self.start_name.removeprefix('the ')} (start)"
+        if who in self.recipe.evaluation.blends:
+            return f"{who} (blend)"
         return "base (stage 1)" if who == BASE else who
 
     def labels(self, *first: str, others: bool = False) -> dict[str, str]:
@@ -113,6 +118,19 @@ class Standing:
     def _types(self) -> dict[str, str]:
         return {task: row["type"] for task, row in self.records[BASE].items()}
 
+    @cached_property
+    def labels_of_tasks(self) -> dict[str, str]:
+        """Task -> whether its labels were trained on: told, new or nothing."""
+        words = {None: NO_LABELS, True: NEW, False: TOLD}
+        return {task: words[labels_are_new(task, self.trained_labels)] for task in self.tasks}
+
+    @property
+    def advice(self) -> str:
+        """When to use which adapter, in one paragraph; empty where there is none."""
+        return advice(
+            self.scores, [*self.recipe.adapters], self.groups, self._types, self.labels_of_tasks
+        )
+
     def summary(self) -> list[Table]:
         """Means: of everyone, of families, of each adapter, of cut and smaller vectors."""
         recipe, whole = self.recipe, TEACHER if TEACHER in self.records else ""
@@ -128,7 +146,8 @@ class Standing:
         tables = [means_table(self.scores, everyone, self.groups, self.start, whole), families]
         if recipe.adapters:
             adapters = list(recipe.adapters)
-            tables.append(adapters_table(self.scores, adapters, self.groups, self._types))
+            own = (self.scores, adapters, self.groups, self._types, self.labels_of_tasks)
+            tables.append(adapters_table(*own))
         kept = kept_table(self.smaller, recipe.evaluation.resamples) if self.smaller else None
         return [*tables, kept] if kept else tables
 
@@ -147,6 +166,8 @@ class Standing:
         """Who x task; the adapter that a task is routed to is bold."""
         records = self.records
         cells: list[list[Cell]] = [["metric", *(records[CHANCE][task]["metric"] for task in tasks)]]
+        if any(self.labels_of_tasks[task] for task in tasks):
+            cells.append(["labels", *(self.labels_of_tasks[task] for task in tasks)])
         bold = set()
         for who in records:
             cells.append([self.label(who), *(score(records, who, task) for task in tasks)])

@@ -235,3 +235,15 @@ def test_a_recipes_student_pools_and_asks_as_it_says_or_as_its_base(
 def test_a_pooling_that_no_student_has_is_refused_by_its_path():
     with pytest.raises(RecipeError, match=r"student.pooling must be one of .*lasttoken, not 'max'"):
         load_recipe(DEMO, ["student.pooling=max"])
+
+
+@pytest.mark.parametrize(
+    ("blends", "message"),
+    [
+        ("{even: {retreival: 1}}", "evaluation.blends.even: unknown adapter 'retreival'; known: r"),
+        ("{even: {}}", "evaluation.blends.even: names no adapter; known: retrieval"),
+    ],
+)
+def test_blends_are_of_adapters_that_the_recipe_trains(blends, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(DEMO, [f"evaluation.blends={blends}"])

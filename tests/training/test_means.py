@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.near_far import FAR, NEAR, Scores, means_table
-from training.means import adapters_table, kept_table
+from training.means import NEW, NO_LABELS, TOLD, adapters_table, advice, kept_table
 from training.report import best_adapters
 from training.standing import own_adapter
 
@@ -64,14 +64,49 @@ def test_an_adapter_is_held_against_the_base_on_its_own_tasks_near_and_far():
     scores = Scores(records, ["a", "b", "c"], 200)
     types = {task: found["type"] for task, found in records["base"].items()}
     adapters = ["retrieval", "clustering", "classification"]
-    table = adapters_table(scores, adapters, {NEAR: ["a", "b"], FAR: ["c"]}, types)
+    labels = {"a": NO_LABELS, "b": TOLD, "c": NO_LABELS}
+    table = adapters_table(scores, adapters, {NEAR: ["a", "b"], FAR: ["c"]}, types, labels)
     worse, better, same = table.rows
-    assert worse[:3] == ["retrieval", "near", 1]
-    assert worse[5:] == ["-2.0 [-2.0, -2.0]", "worse"]
-    assert better[:3] == ["retrieval", "far", 1]
-    assert better[5:] == ["+2.0 [+2.0, +2.0]", "better"]
-    assert same[0] == "clustering"
-    assert same[5:] == ["+0.0 [+0.0, +0.0]", "within noise"]
+    assert worse[:4] == ["retrieval", "near", "", 1]
+    assert worse[6:] == ["-2.0 [-2.0, -2.0]", "worse"]
+    assert better[:4] == ["retrieval", "far", "", 1]
+    assert better[6:] == ["+2.0 [+2.0, +2.0]", "better"]
+    assert same[:4] == ["clustering", "near", "told", 1]
+    assert same[6:] == ["+0.0 [+0.0, +0.0]", "within noise"]
+
+
+def test_the_advice_rests_on_labels_that_an_adapter_was_not_told():
+    gaps = {
+        "clustering": {"near told": 0.2, "near new": 0.04, "far new": 0.01},
+        "classification": {"near told": 0.2, "near new": 0.0, "far new": 0.0},
+        "retrieval": {"near": 0.03, "far": -0.01},
+    }
+    kinds = {"clustering": "Clustering", "classification": "Classification"}
+    types = {f"{a} {t}": kinds.get(a, "Retrieval") for a, own in gaps.items() for t in own}
+    labels = {task: {"told": TOLD, "new": NEW}.get(task.split()[-1], NO_LABELS) for task in types}
+    records = {
+        who: {
+            f"{a} {t}": row("x", draws(i, gap if who == a else 0.0))
+            for a, own in gaps.items()
+            for i, (t, gap) in enumerate(own.items())
+        }
+        for who in ("base", *gaps)
+    }
+    scores = Scores(records, [*types], 200)
+    groups = {side: [t for t in types if t.split()[1] == side] for side in (NEAR, FAR)}
+    told = advice(scores, [*gaps], groups, types, labels)
+    assert (
+        "`clustering` (near +4.0 [+4.0, +4.0], far +1.0 [+1.0, +1.0] beside the base, with labels "
+        "it was never told): take it for its tasks, on any text." in told
+    )
+    assert "`classification` (near +0.0 [+0.0, +0.0], far +0.0" in told
+    assert "never told): it brings nothing: take `base`." in told
+    assert "beside the base): worse than the base on far text: take `base` there." in told
+    table = adapters_table(scores, ["clustering"], groups, types, labels)
+    assert [one[1:4] for one in table.rows] == [
+        ["near", "new", 1], ["far", "new", 1], ["near", "told", 1], ["near and far", "new", 2],
+    ]  # fmt: skip
+    assert table.rows[-1][6] == "+2.5 [+2.5, +2.5]"
 
 
 def test_what_is_kept_is_of_the_tasks_that_have_it():
