@@ -137,12 +137,13 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
         0
     """
     router = router_of(model)
-    if isinstance(name, Mapping):
-        raise ValueError(
-            f"a blend cannot be trained as {dict(name)}; make it an adapter with "
-            f"st_jv5.blend_tasks and train that"
-        )
-    names = [name] if isinstance(name, str) else list(name)
+    names = [name] if isinstance(name, str | Mapping) else list(name)
+    for one in names:
+        if isinstance(one, Mapping):
+            raise ValueError(
+                f"a blend cannot be trained as {dict(one)}; make it an adapter with "
+                f"st_jv5.blend_tasks and train that"
+            )
     if not names:
         raise ValueError("no task to train")
     adapters = [] if names == [BASE] else [router.resolve(one) for one in names]

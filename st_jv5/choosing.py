@@ -234,6 +234,9 @@ def checked_examples(kind: str, examples: Sequence[Any]) -> list[tuple[Any, ...]
         raise ValueError(
             f"all {len(found)} examples have the {shape[-1]} {_short(value)}; give two or more"
         )
+    if kind == "pairs" and len({parts[0] for parts in found}) == 1:
+        told = _short(found[0][0])
+        raise ValueError(f"all {len(found)} examples have the query {told}; give two or more")
     if kind == "labelled" and len(values) == len(found):
         raise ValueError(f"each of {len(found)} texts has a label of its own; give some in common")
     return found

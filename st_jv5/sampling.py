@@ -111,7 +111,7 @@ class Weighted:
         if self.max_epochs is not None:
             most = self.max_epochs
             sampler.most_batches = [
-                max(1, int(epochs * len(one))) if epochs is not None else math.inf
+                max(1, int(epochs * len(one) + 1e-6)) if epochs is not None else math.inf
                 for one, epochs in zip(
                     sampler.batch_samplers,
                     map(most.get, sampler.names) if isinstance(most, Mapping) else [most] * count,
@@ -141,8 +141,8 @@ def weighted(
         batch_sizes: Data set -> rows per batch (and process), for those that do not take
             ``args.per_device_train_batch_size``; for all, in order, where there are no weights.
         max_epochs: Most passes over one data set: a set that was read so often is drawn no more,
-            and the others take its place. Its last pass may be cut short. None: no end. Of each
-            data set by name, or of all.
+            and the others take its place. Its last pass may be cut short. None: no end. Of
+            data sets by name (those not named have no end), or of all.
 
     Raises:
         ValueError: While training, when no data set is left to draw from.
@@ -158,9 +158,13 @@ def weighted(
         raise ValueError(f"every data set needs a weight above 0, got {dict(weights)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    each = max_epochs.values() if isinstance(max_epochs, Mapping) else (max_epochs,)
-    if any(epochs is not None and not epochs > 0 for epochs in each):
-        raise ValueError(f"max_epochs must be positive, not {max_epochs}")
+    each = max_epochs if isinstance(max_epochs, Mapping) else {"": max_epochs}
+    for name, epochs in each.items():
+        if epochs is not None and not epochs > 0:
+            of = f" of {name}" if name else ""
+            raise ValueError(f"max_epochs{of} must be positive, not {epochs}")
+        if name and weights and name not in weights:
+            raise ValueError(f"max_epochs: no data set {name!r} among {', '.join(weights)}")
     batch_sizes = dict(batch_sizes or {})
     if weights and (unknown := [name for name in batch_sizes if name not in weights]):
         raise ValueError(f"batch_sizes: no data set {unknown[0]!r} among {', '.join(weights)}")

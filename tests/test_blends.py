@@ -260,6 +260,8 @@ def test_names_and_uses_that_cannot_be_are_refused(model, tmp_path):
         st_jv5.blend_tasks(model, "mine", SEVERAL[0], prompts={"query": "Q: "})
     with pytest.raises(ValueError, match=r"cannot be trained.*st_jv5\.blend_tasks"):
         st_jv5.train_task(model, SEVERAL[0])
+    with pytest.raises(ValueError, match=r"cannot be trained.*st_jv5\.blend_tasks"):
+        st_jv5.train_task(model, [SEVERAL[0]])
     with pytest.raises(ValueError, match=r"unknown task \{'retrieval'"):
         export(model, SEVERAL[0], "merged", tmp_path / "out")
     assert st_jv5.tasks(model) == ["retrieval", "text-matching", "clustering", "classification"]

@@ -200,6 +200,7 @@ PAIRS = [(f"query {i}", f"document {i}") for i in range(8)]
         ({"labelled": [(q, "x") for q, _ in PAIRS]}, "all 8 examples have the label 'x'"),
         ({"scored": [(q, d, 1.0) for q, d in PAIRS]}, "all 8 examples have the score 1.0"),
         ({"pairs": [(q, "same") for q, _ in PAIRS]}, "all 8 examples have the document 'same'"),
+        ({"pairs": [("same", d) for _, d in PAIRS]}, "all 8 examples have the query 'same'"),
         ({"labelled": PAIRS}, "each of 8 texts has a label of its own"),
         ({"pairs": PAIRS, "candidates": ["retreival"]}, "did you mean 'retrieval'"),
         ({"pairs": PAIRS, "candidates": ["base"]}, "only the base to choose"),

@@ -188,8 +188,10 @@ def test_max_epochs_may_differ_by_data_set():
     drawn = [batch[0] >= 12 for batch in sampler([12, 80], **settings)]
     assert drawn.count(False) == 1
     assert len(drawn) == 23
-    with pytest.raises(ValueError, match="max_epochs must be positive"):
+    with pytest.raises(ValueError, match="max_epochs of small must be positive, not 0"):
         st_jv5.weighted({"small": 1}, max_epochs={"small": 0})
+    with pytest.raises(ValueError, match="max_epochs: no data set 'smal' among small"):
+        st_jv5.weighted({"small": 1}, max_epochs={"smal": 2})
 
 
 def test_a_later_epoch_counts_what_earlier_ones_took_though_it_did_not_draw_them():

@@ -482,6 +482,7 @@ def check(recipe: Recipe) -> None:
                 )
         if not phase.data:
             raise RecipeError(f"{path}.data names no data set")
+        _check_labelled(recipe, path, phase)
         for setting in ("batch_sizes", "max_tokens"):
             for name, number in getattr(phase, setting).items():
                 if name not in phase.mix:
@@ -542,6 +543,18 @@ def check(recipe: Recipe) -> None:
         for role in data_set.tokens:
             if role not in wanted - {"label", "score"}:
                 raise RecipeError(f"data_sets.{name}.tokens: no texts in {role!r}")
+
+
+def _check_labelled(recipe: Recipe, path: str, phase: Phase) -> None:
+    """Labelled texts stand where a loss reads labels; elsewhere they would train nothing."""
+    terms = [phase.loss.get(f"{term}_weight") for term in ("infonce", "rkd")]
+    reads = path == "adapters.classification" or (path == "adapters.clustering" and any(terms))
+    for name in phase.data:
+        if not reads and recipe.data_sets[name].kind in ("labelled", "paragraphs"):
+            raise RecipeError(
+                f"{path}.data.{name}: this phase's loss reads no labels; replay its texts "
+                f"({path}.replay), or in clustering give {path}.loss an infonce_weight"
+            )
 
 
 def is_negative(role: str) -> bool:

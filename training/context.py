@@ -118,7 +118,8 @@ class Run:
             for name in phase.data:
                 spec = self.recipe.data_sets[name]
                 if spec.kind == "labelled":
-                    found[spec.kind_of_text] |= labels_of(self.rows[name])
+                    rows = vars(self).get("rows") or {name: self.read(name)}  # not all sets
+                    found[spec.kind_of_text] |= labels_of(rows[name])
         return {kind: frozenset(labels) for kind, labels in found.items()}
 
     @property

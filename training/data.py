@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain, compress
@@ -100,22 +100,30 @@ def paragraphs(rows: Rows) -> Rows:
     """The parts of texts that have several, under their text's number as label.
 
     A text of lines is parted at the ends of lines, one of a single line into two halves between
-    sentences. Parts of fewer than :data:`LEAST_PART` characters go to the part before.
+    sentences. Parts of fewer than :data:`LEAST_PART` characters go to the part before. A part that
+    stands in several texts belongs to none.
     """
+    every = [_parts(row["text"]) for row in rows]
+    count = Counter(part for parts in every for part in set(parts))
     found: Rows = []
-    for number, row in enumerate(rows):
-        parts: list[str] = []
-        for part in _parted(row["text"]):
-            if parts and min(len(part), len(parts[-1])) < LEAST_PART:
-                parts[-1] += f" {part}"
-            else:
-                parts.append(part)
-        if len(parts) > 1:
-            found += [{"text": part, "label": str(number)} for part in parts]
+    for number, parts in enumerate(every):
+        own = [part for part in dict.fromkeys(parts) if count[part] == 1]
+        if len(own) > 1:
+            found += [{"text": part, "label": str(number)} for part in own]
     return found
 
 
-def _parted(text: str) -> list[str]:
+def _parts(text: str) -> list[str]:
+    parts: list[str] = []
+    for part in _pieces(text):
+        if parts and min(len(part), len(parts[-1])) < LEAST_PART:
+            parts[-1] += f" {part}"
+        else:
+            parts.append(part)
+    return parts
+
+
+def _pieces(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         return lines

@@ -95,6 +95,8 @@ def best(
 ) -> float:
     """The candidate with the best mean of near and far on validation; a single one unmeasured.
 
+    Of an adapter's tasks those are left out that ask for labels which it was told.
+
     One whose far mean lies below the untrained model's is passed over, and so is one that loses
     more than :data:`TOLERANCE` points in a family of far tasks (``far clustering``), which a mean
     may hide: of the others the best is taken, and where there is no other, the one with the best

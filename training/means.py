@@ -69,11 +69,15 @@ ADVICE = {
     (True, True): "take it for its tasks, on any text",
     (True, False): "take it for its tasks on text like the training text; elsewhere it is no "
     "better than the base",
+    (True, None): "take it for its tasks on text like the training text; elsewhere it is not known",
     (False, True): "take it for its tasks on text unlike the training text; on text like it, it is "
     "no better than the base",
-    (False, False): "it brings nothing: take `base`",
+    (None, True): "take it for its tasks on text unlike the training text; on text like it, it is "
+    "not known",
 }
-"""Whether an adapter is better than the base on near and on far text -> what to do."""
+"""Whether an adapter is better than the base on near and on far text (None: not measured) -> what
+to do."""
+NOTHING = "it brings nothing: take `base`"
 
 
 def advice(
@@ -94,9 +98,9 @@ def advice(
         }
         if not gaps:
             continue
-        better = tuple(side in gaps and gaps[side].verdict == "better" for side in (NEAR, FAR))
+        near, far = (gaps[s].verdict == "better" if s in gaps else None for s in (NEAR, FAR))
         worse = [side for side, gap in gaps.items() if gap.verdict == "worse"]
-        do = ADVICE[better[0], better[1]]
+        do = ADVICE.get((near, far), NOTHING)
         if worse:
             do = f"worse than the base on {' and '.join(worse)} text: take `base` there"
         figures = ", ".join(f"{side} {gap.shown('+')}" for side, gap in gaps.items())

@@ -11,6 +11,7 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
+from torch.nn import ModuleDict
 
 import st_jv5
 from eval.local_tasks import local_tasks
@@ -19,8 +20,9 @@ from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
-from st_jv5.tasks import BASE, TASKS
+from st_jv5.tasks import BASE, PROMPTS, TASKS, Blend
 from st_jv5.teacher.sources import resolve_model
+from st_jv5.trust import TASK_NAME
 from training.context import Run, require
 from training.strict import RecipeError
 
@@ -84,7 +86,7 @@ def without_far(run: Run) -> str:
 
 
 def check_beside(run: Run) -> None:
-    """The labels of other models are folders, and no one else's."""
+    """The names of other models and of blends are folders, and no one else's."""
     taken = {START, CHANCE, BEFORE, MODEL, BASE, *TASKS, *teacher_names(run)}
     evaluation = run.recipe.evaluation
     for setting, labels in (("beside", evaluation.beside), ("blends", evaluation.blends)):
@@ -94,6 +96,15 @@ def check_beside(run: Run) -> None:
                     f"evaluation.{setting}: {label!r} is taken, or no name of a folder"
                 )
             taken.add(label)
+    for name, weights in evaluation.blends.items():
+        if not TASK_NAME.fullmatch(name) or hasattr(ModuleDict(), name) or name in PROMPTS:
+            raise RecipeError(f"evaluation.blends: {name!r} is no name for an adapter; try another")
+        try:
+            worth = any(Blend(weights).values())
+        except ValueError as error:
+            raise RecipeError(f"evaluation.blends.{name}: {error}") from error
+        if not worth:
+            raise RecipeError(f"evaluation.blends.{name}: all weights are 0, which is the base")
 
 
 def measure(run: Run) -> None:
@@ -126,8 +137,9 @@ def measure(run: Run) -> None:
         settings = Settings("all", tuple(sorted(dims)), wanted.precisions)
         score(MODEL, MTEBEncoder(model, remember=True), settings)
         for name, weights in wanted.blends.items():
-            st_jv5.blend_tasks(model, name, weights)
-            score(name, MTEBEncoder(model, remember=True), Settings(name))
+            blended = SentenceTransformer(str(run.folder / "model"))
+            st_jv5.blend_tasks(blended, name, weights)
+            score(name, MTEBEncoder(blended, remember=True), Settings(name))
 
 
 def validation_means(

@@ -351,8 +351,8 @@ def kind_of(rank: int, dropout: float) -> str:
 
 def reads_base(name: str, phase: Phase) -> bool:
     """Whether the base embeds every batch, too: relational distillation from it."""
-    distils = phase.loss.get("rkd_weight") != 0 and not phase.asks_of_labelled
-    return name == "adapters.classification" and distils
+    weight = phase.loss.get("rkd_weight", 20 if name == "adapters.classification" else 0)
+    return weight != 0 and not phase.asks_of_labelled
 
 
 def is_cached(phase: Phase) -> bool:

@@ -11,6 +11,7 @@ from st_jv5 import Schedule
 from st_jv5.tasks import PROMPTS
 from training.config import load_recipe
 from training.context import Run
+from training.measure import check_beside
 from training.run import settings_of, upstream
 from training.strict import RecipeError
 
@@ -247,3 +248,28 @@ def test_a_pooling_that_no_student_has_is_refused_by_its_path():
 def test_blends_are_of_adapters_that_the_recipe_trains(blends, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(DEMO, [f"evaluation.blends={blends}"])
+
+
+def test_labelled_texts_stand_where_a_loss_reads_labels():
+    told = ["adapters.clustering.data={wordnet-nouns: 1}"]
+    with pytest.raises(RecipeError, match=r"clustering.data.wordnet-nouns: this phase's loss"):
+        load_recipe(DEMO, told)
+    load_recipe(DEMO, [*told, "adapters.clustering.loss={infonce_weight: 1}"])
+    with pytest.raises(RecipeError, match=r"stage1.data.wordnet-nouns"):
+        load_recipe(DEMO, ["stage1.data={wordnet-nouns: 1}"])
+
+
+@pytest.mark.parametrize(
+    ("blends", "message"),
+    [
+        ("{my blend: {retrieval: 1}}", "'my blend' is no name for an adapter"),
+        ("{pop: {retrieval: 1}}", "'pop' is no name for an adapter"),
+        ("{base: {retrieval: 1}}", "evaluation.blends: 'base' is taken"),
+        ("{even: {retrieval: .inf}}", "evaluation.blends.even: .*inf"),
+        ("{even: {retrieval: 0}}", "evaluation.blends.even: all weights are 0"),
+    ],
+)
+def test_blends_that_cannot_be_measured_are_refused_before_any_work(blends, message):
+    run = Run(load_recipe(DEMO, [f"evaluation.blends={blends}"]))
+    with pytest.raises(RecipeError, match=message):
+        check_beside(run)

@@ -314,9 +314,12 @@ def test_each_pass_over_labelled_texts_has_other_positives_and_negatives():
 
 def test_parts_of_one_text_have_its_number_as_label():
     long = "One sentence that is long enough to be a part of its own, by far, is this one here. "
-    texts = [f"{long}\nShort.\n{long}", long * 4, "Two. Words."]
+    other = f"And {long}"
+    texts = [f"{long}\nShort.\n{other}", (long[:-2] + "! ") * 2 + other * 2, "Two. Words."]
+    twice = "Both pages say this, word by word, and it is long enough to stand alone. "
+    texts += [f"{twice}\n{number} {long}" for number in (1, 2)]  # one part of their own each
     found = paragraphs([{"text": text} for text in texts])
     assert [(row["label"], len(row["text"])) for row in found] == [
-        ("0", len(long) + 6), ("0", len(long) - 1), ("1", 2 * len(long) - 1),
-        ("1", 2 * len(long) - 1),
+        ("0", len(long) + 6), ("0", len(other) - 1), ("1", 2 * len(long) - 1),
+        ("1", 2 * len(other) - 1),
     ]  # fmt: skip

@@ -102,6 +102,8 @@ def test_the_advice_rests_on_labels_that_an_adapter_was_not_told():
     assert "`classification` (near +0.0 [+0.0, +0.0], far +0.0" in told
     assert "never told): it brings nothing: take `base`." in told
     assert "beside the base): worse than the base on far text: take `base` there." in told
+    near_alone = advice(scores, ["clustering"], {NEAR: groups[NEAR]}, types, labels)
+    assert near_alone.endswith("on text like the training text; elsewhere it is not known.")
     table = adapters_table(scores, ["clustering"], groups, types, labels)
     assert [one[1:4] for one in table.rows] == [
         ["near", "new", 1], ["far", "new", 1], ["near", "told", 1], ["near and far", "new", 2],
