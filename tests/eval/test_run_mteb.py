@@ -203,7 +203,7 @@ def test_mtebs_own_wrapper_gives_the_same_score_on_each_whole_local_task(tmp_pat
     model = with_adapters(student)
     model.max_seq_length = 64
     model.save_pretrained(str(tmp_path / "model"))
-    assert len(LOCAL_TASKS) == 29
+    assert len(LOCAL_TASKS) == 33
     compare_with_mtebs_wrapper(str(tmp_path / "model"), tmp_path / "eval", LOCAL_TASKS)
 
 
@@ -280,7 +280,7 @@ def test_long_documents_are_scored_at_each_length_that_is_read(model, tmp_path, 
 
 def test_tasks_are_chosen_by_name(capsys):
     assert [t.metadata.name for t in choose_tasks(["WordNetSTS"], [], local="")] == ["WordNetSTS"]
-    assert len(choose_tasks([], [], local="test")) == len(LOCAL_TASKS) == 29
+    assert len(choose_tasks([], [], local="test")) == len(LOCAL_TASKS) == 33
     with pytest.raises(SystemExit, match="nothing to run"):
         choose_tasks([], [], local="")
     with pytest.raises(SystemExit, match="local tasks: WikipediaRetrieval"):
@@ -289,7 +289,7 @@ def test_tasks_are_chosen_by_name(capsys):
 
 def test_tasks_are_filtered_by_type_and_language():
     english = choose_tasks([], [], local="test", languages=["eng"])
-    assert len(english) == 24
+    assert len(english) == 28
     assert {lang for task in english for lang in task.metadata.languages} == {"eng"}
     german = choose_tasks([], [], local="test", languages=["eng", "deu"])
     names = {task.metadata.name for task in german} - {task.metadata.name for task in english}
@@ -311,7 +311,7 @@ def test_a_dry_run_lists_tasks_adapters_and_prompts_and_runs_nothing(
     out = tmp_path / "eval"
     main(["--model", model, "--local", "--languages", "eng", "--dry-run", "--output", str(out)])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 24
+    assert len(lines) == 28
     assert not out.exists()
     routes = {line.split()[0]: line.split()[1:3] for line in lines}
     if kind == "stock":

@@ -12,6 +12,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
+from st_jv5.losses.labels import teacher_vectors
 from st_jv5.teacher import ColumnStores, SeveralTeachers
 from tests.conftest import MINILM
 from tests.teacher.embedding_server import Server, serve
@@ -127,7 +128,8 @@ def test_the_labels_name_the_vectors_that_the_paper_asks_for(recipe):
         rows = training_set(name, spec, run.rows[name], stores, 0, phase.asks_of_labelled)[:3]
         store = run.loss_store(phase)
         assert isinstance(store, ColumnStores if task == "retrieval" else SeveralTeachers)
-        vectors = store.gather(np.array(rows["label"])).float()
+        labels = torch.tensor(rows["label"])
+        vectors = teacher_vectors(labels, store, torch.device("cpu")).float()
         columns = [key for key in rows if key != "label"][: vectors.shape[1]]
         for role, prompt in prompts.items():
             found = vectors[:, columns.index(role)]
