@@ -365,6 +365,9 @@ ROLES: dict[str, set[str]] = {
 PAIRED = {"pairs", "scored", "long", "synset_pairs"}
 """Kinds whose rows have a query and a positive."""
 
+LABELLED = {"labelled", "paragraphs"}
+"""Kinds whose texts have labels: of those of one label, each is another's positive."""
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float = 1.0) -> Recipe:
     """Read a recipe, with ``a.b=value`` overrides on top, and a fraction of each phase's steps."""
@@ -550,7 +553,7 @@ def _check_labelled(recipe: Recipe, path: str, phase: Phase) -> None:
     terms = [phase.loss.get(f"{term}_weight") for term in ("infonce", "rkd")]
     reads = path == "adapters.classification" or (path == "adapters.clustering" and any(terms))
     for name in phase.data:
-        if not reads and recipe.data_sets[name].kind in ("labelled", "paragraphs"):
+        if not reads and recipe.data_sets[name].kind in LABELLED:
             raise RecipeError(
                 f"{path}.data.{name}: this phase's loss reads no labels; replay its texts "
                 f"({path}.replay), or in clustering give {path}.loss an infonce_weight"
@@ -579,7 +582,7 @@ def _check_teacher_prompts(
                 )
     kinds = {recipe.data_sets[name].kind for name in phase.data}
     first = {phase.teacher_prompts.get(role) for role in ("query", "text")}
-    if kinds & PAIRED and kinds & {"texts", "labelled", "paragraphs"} and len(first) > 1:
+    if kinds & PAIRED and kinds & {"texts", *LABELLED} and len(first) > 1:
         raise RecipeError(
             f"{path}.teacher_prompts: pairs and single texts in one phase need the same prompt for "
             f"query and text, the first columns"

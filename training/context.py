@@ -39,8 +39,8 @@ from st_jv5.teacher import (
 )
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.teacher.views import Rows, Vectors
-from training.config import PAIRED, DataSet, Phase, Recipe, Teacher
-from training.data import LABELLED, labels_of, read_rows, texts_of
+from training.config import LABELLED, PAIRED, DataSet, Phase, Recipe, Teacher
+from training.data import labels_of, read_rows, texts_of
 from training.decontaminate import read_hashes
 from training.strict import RecipeError
 
@@ -118,8 +118,7 @@ class Run:
             for name in phase.data:
                 spec = self.recipe.data_sets[name]
                 if spec.kind == "labelled":
-                    rows = vars(self).get("rows") or {name: self.read(name)}  # not all sets
-                    found[spec.kind_of_text] |= labels_of(rows[name])
+                    found[spec.kind_of_text] |= labels_of(self.rows[name])
         return {kind: frozenset(labels) for kind, labels in found.items()}
 
     @property
@@ -186,7 +185,7 @@ class Run:
         """Where the vectors of each role's texts are read, for the roles of a phase's data sets."""
         kinds = {self.recipe.data_sets[name].kind for name in phase.data}
         roles = ["query", "positive"] if kinds & PAIRED else []
-        asks = not kinds.isdisjoint(LABELLED) and phase.asks_of_labelled
+        asks = bool(kinds & LABELLED) and phase.asks_of_labelled
         if "texts" in kinds or asks or phase.replay:
             roles.append("text")
         weights = [spec.weight for spec in self.teachers]

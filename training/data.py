@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from st_jv5.teacher.views import Vectors
-from training.config import DataSet, is_negative
+from training.config import LABELLED, DataSet, is_negative
 from training.corpora import joined_pages, similarity_pairs
 from training.decontaminate import text_hash
 from training.strict import RecipeError
@@ -31,8 +31,6 @@ ROOT = Path(__file__).parent.parent
 
 Rows = list[dict[str, Any]]
 
-LABELLED = ("labelled", "paragraphs")
-"""Kinds of data sets whose texts have labels: of those of one label, each is another's positive."""
 LEAST_PART = 60
 """Characters of a paragraph that stands by itself."""
 SYNSET_PAIRS = 10_000

@@ -11,7 +11,6 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
-from torch.nn import ModuleDict
 
 import st_jv5
 from eval.local_tasks import local_tasks
@@ -20,9 +19,9 @@ from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
-from st_jv5.tasks import BASE, PROMPTS, TASKS, Blend
+from st_jv5.modules.adapter_router import check_task_name
+from st_jv5.tasks import BASE, TASKS, Blend
 from st_jv5.teacher.sources import resolve_model
-from st_jv5.trust import TASK_NAME
 from training.context import Run, require
 from training.strict import RecipeError
 
@@ -97,8 +96,11 @@ def check_beside(run: Run) -> None:
                 )
             taken.add(label)
     for name, weights in evaluation.blends.items():
-        if not TASK_NAME.fullmatch(name) or hasattr(ModuleDict(), name) or name in PROMPTS:
-            raise RecipeError(f"evaluation.blends: {name!r} is no name for an adapter; try another")
+        try:
+            check_task_name(name)
+        except ValueError as error:
+            told = f"evaluation.blends: {name!r} is no name for an adapter: {error}"
+            raise RecipeError(told) from error
         try:
             worth = any(Blend(weights).values())
         except ValueError as error:

@@ -21,10 +21,9 @@ from eval.page import Cell, Table
 from st_jv5.batching import default_budget, row_chunks
 from st_jv5.tasks import PROMPTS, TASKS
 from st_jv5.teacher.sources import resolve_model
-from training.config import AdapterPhase, DataSet, Phase, is_negative
+from training.config import LABELLED, AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
 from training.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
-from training.data import LABELLED
 from training.measure import without_far
 from training.probe import Machine, probe
 

@@ -37,16 +37,9 @@ from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
 from st_jv5.teacher.views import Vectors
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
-from training.config import Phase
+from training.config import LABELLED, Phase
 from training.context import PATIENCE, RANK, WORLD_SIZE, Run
-from training.data import (
-    LABELLED,
-    SYNSET_PAIRS,
-    replay_set,
-    replay_texts,
-    teacher_texts,
-    training_set,
-)
+from training.data import SYNSET_PAIRS, replay_set, replay_texts, teacher_texts, training_set
 from training.strict import RecipeError
 
 logger = logging.getLogger("training")

@@ -80,14 +80,12 @@ def share_a_class(ones: Tensor, others: Tensor) -> Tensor:
         >>> share_a_class(torch.tensor([[0], [1]]), torch.tensor([[1], [-1]])).tolist()
         [[False, False], [True, False]]
     """
-    known, places = torch.cat([ones.flatten(), others.flatten()]).unique(return_inverse=True)
-
-    def has(rows: Tensor, place: Tensor) -> Tensor:
-        held = torch.zeros(len(rows), len(known), device=rows.device)
-        return held.scatter(1, place.view(rows.shape), 1.0) * (known >= 0)
-
-    split = ones.numel()
-    return has(ones, places[:split]) @ has(others, places[split:]).T > 0
+    # L is small, and to number the classes anew would wait for a GPU at every dim.
+    found = torch.zeros(len(ones), len(others), dtype=torch.bool, device=ones.device)
+    for one in ones.unbind(1):
+        for other in others.unbind(1):
+            found |= (one[:, None] == other) & (one[:, None] >= 0)
+    return found
 
 
 def present(vectors: Tensor) -> Tensor:

@@ -59,6 +59,17 @@ TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_st
 """Pinned, so that a tokenizer with a chat template does not turn texts into chats."""
 
 
+def check_task_name(name: str) -> None:
+    """An error for a name that no adapter of any model can have."""
+    if not TASK_NAME.fullmatch(name):
+        raise ValueError(
+            f"a task's name is letters, digits, '-' and '_' (it is a folder), not {name!r}"
+        )
+    reserved = name == BASE or name in PROMPTS
+    if reserved or hasattr(nn.ModuleDict(), name):  # PEFT keeps adapters in ModuleDicts
+        raise ValueError(f"{name!r} is reserved; choose another name for the task")
+
+
 class AdapterRouter(Transformer):
     """The first module of a model: tokenizer, backbone and LoRA adapters.
 
@@ -397,17 +408,11 @@ class AdapterRouter(Transformer):
             self.fill_adapter(task.name, tensors, source)
 
     def _check_name(self, task: Task) -> None:
-        if not TASK_NAME.fullmatch(task.name):
-            raise ValueError(
-                f"a task's name is letters, digits, '-' and '_' (it is a folder), not {task.name!r}"
-            )
+        check_task_name(task.name)
         for known in self.tasks.values():
             if clash := {task.name, *task.aliases} & {known.name, *known.aliases}:
                 names = ", ".join(sorted(clash))
                 raise ValueError(f"this model has {names} already; choose another name")
-        reserved = task.name == BASE or task.name in PROMPTS
-        if reserved or hasattr(nn.ModuleDict(), task.name):  # PEFT keeps adapters in ModuleDicts
-            raise ValueError(f"{task.name!r} is reserved; choose another name for the task")
 
     def _check_prompts(self, task: Task) -> None:
         own, its = self.prompts, task.prompts
