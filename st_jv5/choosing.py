@@ -36,6 +36,13 @@ MEASURES = {
     "labelled": "how often two texts of one label are nearer than two of two labels",
 }
 
+USUAL: Mapping[str, tuple[TaskName, ...]] = {
+    "pairs": ("retrieval",),
+    "scored": ("text-matching",),
+    "labelled": ("clustering", "classification"),
+}
+"""Kind of example -> the tasks that are made for it."""
+
 Statistic = Callable[[Array], Array]
 """Rows of sample indices ``(resamples, n)`` -> the score in percent on each ``(resamples,)``."""
 
@@ -63,8 +70,7 @@ class Choice:
     """The task that serves some examples best, and how sure that is."""
 
     task: str | Blend
-    """What to give ``encode``: a task's name or a blend. It has the highest score; of equal scores
-    it is the first, and the base is before all others."""
+    """What to give ``encode``: a task's name or a blend."""
     scores: Mapping[str | Blend, float]
     """Candidate -> score in percent, the base first."""
     above_base: Mapping[str | Blend, Difference]
@@ -72,6 +78,7 @@ class Choice:
     runner_up: str | Blend | None
     """The best of those that differ from the choice; None: no candidate does."""
     above_runner_up: Difference | None
+    """Below 0 where the choice is the usual task, which nothing beats by more than noise."""
     examples: int
     """How many there were, each counted once."""
     measure: str
@@ -80,7 +87,7 @@ class Choice:
     @property
     def is_certain(self) -> bool:
         """Whether the choice is better than every candidate that differs, by more than noise."""
-        return self.above_runner_up is not None and self.above_runner_up.is_certain
+        return self.above_runner_up is not None and self.above_runner_up.low > 0
 
     def __str__(self) -> str:
         width = max(len(str(name)) for name in self.scores)
@@ -95,6 +102,11 @@ class Choice:
         """What to do, in words."""
         if self.above_runner_up is None:
             return f"Take {self.task}: no candidate differs from it."
+        if self.above_runner_up.value < 0:
+            return (
+                f"Take {self.task}, which is made for such examples: {self.runner_up} is "
+                f"{-self.above_runner_up.value:.2f} above it, within noise."
+            )
         beaten = "more than noise" if self.is_certain else "within noise"
         second = f"{self.runner_up} is next, {self.above_runner_up.value:.2f} below it ({beaten})."
         if self.task == BASE:
@@ -132,7 +144,9 @@ def choose_task(
 
     Ranks and accuracies hardly move on so few examples. These scores do, and do not move where all
     cosines are scaled alike, as a stronger adapter may do. They compare candidates on the same
-    examples, and tell nothing of other examples' scores. Queries and documents get their prompts;
+    examples, and tell nothing of other examples' scores. The choice has the best score, unless a
+    task that is made for the kind (:data:`USUAL`) is within noise of it: then it is that task. Of
+    equal scores it is the first, and the base is before all others. Queries and documents get their prompts;
     other texts get the document prompt. Two that are equally near count as in the wrong order.
 
     Args:
@@ -187,6 +201,9 @@ def choice_of(statistics: Mapping[str | Blend, Statistic], kind: str, examples: 
         return Difference(scores[one] - scores[other], float(low), float(high))
 
     best = max(scores, key=lambda name: scores[name])
+    usual = max((n for n in USUAL[kind] if n in scores), key=lambda n: scores[n], default=best)
+    if scores[usual] < scores[best] and not above(best, usual).is_certain:
+        best = usual
     others = [name for name in scores if not np.array_equal(drawn[name], drawn[best])]
     runner_up = max(others, key=lambda name: scores[name], default=None)
     return Choice(

@@ -165,6 +165,27 @@ def test_what_is_certain_and_what_is_noise():
     assert (tied.task, tied.runner_up) == ("base", "last")
 
 
+def test_a_task_made_for_the_examples_is_left_only_for_one_that_is_surely_better():
+    draw = np.random.default_rng(2)
+    base, noise = 50 + draw.standard_normal(64), draw.standard_normal(64)
+    noise -= noise.mean()
+    near = means(base=base, retrieval=base + 1, other=base + 1.05 + noise)
+    choice = choice_of(near, "pairs", 64)
+    assert (choice.task, choice.runner_up, choice.is_certain) == ("retrieval", "other", False)
+    assert choice.advice == (
+        "Take retrieval, which is made for such examples: other is 0.05 above it, within noise."
+    )
+    assert choice_of(near, "scored", 64).task == "other"  # retrieval is made for pairs
+    surely = means(base=base, retrieval=base + 1, other=base + 2 + 0.1 * noise)
+    assert choice_of(surely, "pairs", 64).task == "other"
+    two = means(
+        base=base, clustering=base + 0.8, classification=base + 1, other=base + 1.05 + noise
+    )
+    assert choice_of(two, "labelled", 64).task == "classification"
+    same = means(base=base, retrieval=base)
+    assert choice_of(same, "pairs", 64).task == "base"
+
+
 def test_the_interval_holds_what_it_says():
     inside = 0
     for seed in range(200):
