@@ -36,7 +36,7 @@ MEASURES = {
     "labelled": "how often two texts of one label are nearer than two of two labels",
 }
 
-USUAL: Mapping[str, tuple[TaskName, ...]] = {
+USUAL: Mapping[str, tuple[str, ...]] = {
     "pairs": ("retrieval",),
     "scored": ("text-matching",),
     "labelled": ("clustering", "classification"),
@@ -146,8 +146,9 @@ def choose_task(
     cosines are scaled alike, as a stronger adapter may do. They compare candidates on the same
     examples, and tell nothing of other examples' scores. The choice has the best score, unless a
     task that is made for the kind (:data:`USUAL`) is within noise of it: then it is that task. Of
-    equal scores it is the first, and the base is before all others. Queries and documents get their prompts;
-    other texts get the document prompt. Two that are equally near count as in the wrong order.
+    equal scores it is the first, and the base is before all others. Queries and documents get their
+    prompts; other texts get the document prompt. Two that are equally near count as in the wrong
+    order.
 
     Args:
         model: A model of ours.
