@@ -25,8 +25,10 @@ check: $(INSTALLED)  ## lint, format, types, imports, the wheel and what is in i
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
 	$(BIN)/python tests/list_wheel.py dist/*.whl
 
-test: $(INSTALLED)  ## the tests, one process
-	$(BIN)/pytest -m "not full"
+# A process on each of two cores: the tests' models are too small to gain from threads.
+WORKERS ?= 2
+test: $(INSTALLED)  ## the tests, in WORKERS processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not full" --numprocesses $(WORKERS) --dist loadfile
 
 test-full: $(INSTALLED)  ## the long ones too
 	$(BIN)/pytest
