@@ -220,21 +220,6 @@ def test_a_set_without_a_whole_batch_of_different_texts_is_named(model, tmp_path
         trainer.train()
 
 
-def test_a_checkpoint_of_other_processes_is_refused(model, pairs, store, tmp_path):
-    loss = retrieval_loss(model, TEACHER_DIM, store=store)
-
-    def trainer(**settings) -> st_jv5.AdapterTrainer:
-        args = arguments(tmp_path, **settings)
-        return st_jv5.AdapterTrainer(model, args, tasks="retrieval", train_dataset=pairs, loss=loss)
-
-    trainer(max_steps=3).train()
-    checkpoint = tmp_path / "checkpoint-3"
-    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
-    (checkpoint / "rng_state_1.pth").write_bytes((checkpoint / "rng_state_0.pth").read_bytes())
-    with pytest.raises(ValueError, match="was written by 2 processes, and these are 1"):
-        trainer().train(resume_from_checkpoint=str(checkpoint))
-
-
 def test_fsdp_is_refused_with_the_reason(model, pairs, tmp_path):
     args = arguments(tmp_path)
     args.fsdp = True
