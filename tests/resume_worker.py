@@ -132,8 +132,8 @@ def few_steps(epoch: int, last: int) -> set[int]:
 def classed(texts: list[str]) -> DatasetDict:
     """Two sets with classes and with texts that stand in several rows."""
     sets = {}
-    for name, begin, rows in (("one", 0, 22), ("other", 22, 15)):
-        positives = [text[:24] for text in texts[begin : begin + rows]]
+    for name, begin, rows in (("one", 0, 46), ("other", 20, 30)):
+        positives = [text[:24] for text in (2 * texts)[begin : begin + rows]]
         sets[name] = Dataset.from_dict(
             {
                 "query": [f"{text} {begin}" for text in positives],
@@ -145,7 +145,12 @@ def classed(texts: list[str]) -> DatasetDict:
 
 
 def sampled(
-    backbone: str, texts: list[str], kind: str, folder: Path, callbacks: list[TrainerCallback]
+    backbone: str,
+    texts: list[str],
+    kind: str,
+    folder: Path,
+    world: int,
+    callbacks: list[TrainerCallback],
 ) -> st_jv5.AdapterTrainer:
     """A trainer with a batch sampler, or with one of several data sets before it."""
     *several, inner = kind.split()
@@ -164,7 +169,7 @@ def sampled(
             output_dir=str(folder),
             num_train_epochs=EPOCHS,
             per_device_train_batch_size=4,
-            gradient_accumulation_steps=2,
+            gradient_accumulation_steps=2 // world,
             learning_rate=1e-2,
             save_strategy="no",
             logging_strategy="no",
@@ -201,11 +206,11 @@ def resume_all(
     for kind in kinds:
         saved = SaveAt(choose)
         own = Path(folder) / kind.replace(" ", "-")
-        whole = sampled(backbone, texts, kind, own, [saved])
+        whole = sampled(backbone, texts, kind, own, world, [saved])
         whole.train()
         wrong = []
         for step in sorted(saved.steps):
-            again = sampled(backbone, texts, kind, own, [])
+            again = sampled(backbone, texts, kind, own, world, [])
             again.train(resume_from_checkpoint=str(own / f"checkpoint-{step}"))
             pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
             if again.state.global_step != whole.state.global_step or not all(
