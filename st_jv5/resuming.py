@@ -68,8 +68,13 @@ def run_settings(args: SentenceTransformerTrainingArguments, **further: Any) -> 
     return plain
 
 
-def loss_settings(loss: nn.Module) -> dict[str, Any]:
-    """The settings of a loss, without those that training moves, and the stores that it reads."""
+def loss_settings(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, Any]:
+    """The settings of a loss, or of each data set's, and the stores that they read.
+
+    Those that training moves are left out: the checkpoint holds them.
+    """
+    if isinstance(loss, Mapping):
+        return {name: loss_settings(one) for name, one in loss.items()}
     config: Any = getattr(loss, "get_config_dict", dict)
     stores: list[Any] = [getattr(one, "store", None) for one in loss.modules()]
     told = [store.describe() for store in stores if hasattr(store, "describe")]
@@ -77,12 +82,11 @@ def loss_settings(loss: nn.Module) -> dict[str, Any]:
 
 
 def data_settings(data: Dataset | IterableDataset | Mapping[str, Dataset] | None) -> dict[str, Any]:
-    """Rows, columns and content of the data that is trained on, by data set; one alone: ``""``."""
-    sets = data if isinstance(data, Mapping) else {"": data}
-    return {name: _described(one) for name, one in sets.items() if one is not None}
-
-
-def _described(data: Dataset | IterableDataset) -> dict[str, Any]:
+    """Rows, columns and content of the data that is trained on, or that of each set by its name."""
+    if isinstance(data, Mapping):
+        return {name: data_settings(one) for name, one in data.items()}
+    if data is None:
+        return {}
     columns = {name: str(kind) for name, kind in (data.features or {}).items()}
     if isinstance(data, IterableDataset):  # nobody knows its rows before they are read
         return {"columns": columns}
@@ -119,7 +123,6 @@ def content_hash(data: Dataset) -> str:
 
 
 def _untrained(config: Any) -> Any:
-    """Without the settings that are trained themselves, which the checkpoint holds."""
     if not isinstance(config, Mapping):
         return config
     return {k: _untrained(v) for k, v in config.items() if not config.get(f"learn_{k}")}

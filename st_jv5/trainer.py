@@ -48,8 +48,15 @@ from st_jv5.resuming import (
     run_settings,
     write_settings,
 )
-from st_jv5.sampling import EpochBatchSampler, Weighted
-from st_jv5.tasks import BASE, unknown_name
+from st_jv5.sampling import EpochBatchSampler
+from st_jv5.tasks import BASE
+from st_jv5.trainer_settings import (
+    check_arguments,
+    check_eval_names,
+    check_loss_names,
+    check_names,
+    check_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -156,21 +163,20 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if args is None:
             args = SentenceTransformerTrainingArguments(output_dir="tmp_trainer")
         args = copy(args)
-        _check_arguments(args)
+        check_arguments(args)
+        check_gpus(args.n_gpu)
         train_dataset = own_copy(train_dataset, "train_dataset")
         eval_dataset = own_copy(eval_dataset, "eval_dataset")
-        if isinstance(train_dataset, dict):
-            _check_names(train_dataset, eval_dataset, tasks, max_tokens, args)
-        elif not isinstance(tasks, str) or isinstance(max_tokens, Mapping):
-            raise ValueError("tasks or max_tokens by data set need a DatasetDict to train on")
-        _check_loss_names(trainer_kwargs.get("loss"))
+        check_names(train_dataset, eval_dataset, tasks, max_tokens, args)
+        check_loss_names(trainer_kwargs.get("loss"))
         if max_tokens is not None:
             if trainer_kwargs.get("data_collator") is not None:
                 raise ValueError("max_tokens needs the trainer's own data collator")
-            _check_tokens(model, max_tokens)
+            check_tokens(model, max_tokens)
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, not {max_loss_ratio}")
-        chosen = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks.values()))
+        of_data = [tasks] if isinstance(tasks, str) else [tasks[name] for name in train_dataset]
+        chosen = list(dict.fromkeys(of_data))
         train_task(model, chosen[0] if len(chosen) == 1 else chosen)
         router = router_of(model)
         self.tasks = tasks
@@ -200,8 +206,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             **trainer_kwargs,
         )
         self._composites = [m for m in self._loss.modules() if isinstance(m, CompositeLoss)]
-        losses = self.loss if isinstance(self.loss, dict) else {"": self.loss}
-        self._trained_with["loss"] = {name: loss_settings(loss) for name, loss in losses.items()}
+        self._trained_with["loss"] = loss_settings(self.loss)  # before training moves them
         self.add_callback(_GradientCheck(self))
         if self.args.device.type == "cpu":
             self.add_callback(_MemoryCallback())
@@ -219,8 +224,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             return  # sentence-transformers says what such a data set lacks
         if sets and not self._has_own_prompts:
             add_prompts(args.prompts, trainer_prompts(model, self.tasks, data), where)
-        if len(self.adapters) > 1:
-            assert isinstance(self.tasks, Mapping)
+        if isinstance(self.tasks, Mapping) and len(set(self.tasks.values())) > 1:
             for name, one in sets.items():
                 args.router_mapping[name] = dict.fromkeys(text_columns(one), self.tasks[name])
 
@@ -311,7 +315,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             eval_dataset = own_copy(eval_dataset, "eval_dataset")
             if isinstance(self.train_dataset, dict):
                 own = self.args.prompts if self._has_own_prompts else None
-                _check_eval_names(self.train_dataset, eval_dataset, self.tasks, own)
+                check_eval_names(self.train_dataset, eval_dataset, self.tasks, own)
             self._take_prompts(self.model, self.args, eval_dataset, "eval_dataset")
         gpus = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(gpus):  # training goes on as if nothing had been evaluated
@@ -555,6 +559,11 @@ class _MemoryCallback(TrainerCallback):
             give_back_memory()
 
 
+def _is_named(data: Any) -> bool:
+    """Whether its rows carry the name of their data set: one of several, made ready before."""
+    return isinstance(data, Dataset) and len(data) > 0 and "dataset_name" in data[0]
+
+
 def _two_d(tensor: Tensor) -> Tensor:
     return tensor[:, None] if tensor.ndim == 1 else tensor
 
@@ -589,96 +598,3 @@ def check_gpus(count: int) -> None:
             f"{count} times as many rows in a batch. Start a process on each (torchrun "
             f"--nproc-per-node {count} ...), or let it see one (CUDA_VISIBLE_DEVICES=0)"
         )
-
-
-def _check_arguments(args: SentenceTransformerTrainingArguments) -> None:
-    if args.fsdp:
-        raise ValueError(
-            "fsdp is not supported: the projection is read beside the model, where its weights "
-            "would be shards. DDP (torchrun) is: weights, gradients and AdamW's moments of a "
-            "student take 16 bytes a parameter on each device"
-        )
-    check_gpus(args.n_gpu)
-    if args.torch_compile and args.gradient_checkpointing:
-        raise ValueError(
-            "torch_compile does not go with gradient_checkpointing, which would run an "
-            "adapter's layers again uncompiled. A loss's mini_batch_tokens saves memory, too"
-        )
-
-
-def _check_names(
-    data: Mapping[str, Dataset],
-    eval_dataset: Any,
-    tasks: str | Mapping[str, str],
-    max_tokens: int | Mapping[str, int] | None,
-    args: SentenceTransformerTrainingArguments,
-) -> None:
-    """Settings by data set must name the data sets that there are."""
-    known = [*data, *(eval_dataset if isinstance(eval_dataset, dict) else ())]
-    for what, named in (("tasks", tasks), ("max_tokens", max_tokens)):
-        for name in named if isinstance(named, Mapping) else ():
-            if name not in known:
-                told = unknown_name("data set", name, known, "train_dataset")
-                raise ValueError(f"{what}: {told}")
-    if isinstance(tasks, Mapping):
-        if missing := [name for name in data if name not in tasks]:
-            raise ValueError(f"tasks: the data set {missing[0]!r} has none")
-        if BASE in tasks.values() and set(tasks.values()) != {BASE}:
-            raise ValueError("the base cannot be trained together with adapters")
-        if args.router_mapping:
-            raise ValueError("tasks by data set make the router_mapping; drop args.router_mapping")
-    _check_eval_names(data, eval_dataset, tasks, args.prompts)
-    sampler = args.multi_dataset_batch_sampler
-    if isinstance(sampler, Weighted) and sampler.names and sampler.names != list(data):
-        raise ValueError(
-            f"st_jv5.weighted names {sampler.names}, but train_dataset has {list(data)}; both need "
-            f"the same order"
-        )
-
-
-def _check_eval_names(
-    data: Mapping[str, Dataset],
-    eval_dataset: Any,
-    tasks: str | Mapping[str, str],
-    own: Any,
-) -> None:
-    """Each evaluated data set must say whose task it has, and whose prompts of the user's own."""
-    by_name = isinstance(own, dict) and any(isinstance(one, dict) for one in own.values())
-    if eval_dataset is None:
-        return
-    if not isinstance(eval_dataset, dict):
-        if by_name or not own or not isinstance(tasks, str):
-            raise ValueError(
-                f"eval_dataset is one data set, but train_dataset has {', '.join(data)}, each with "
-                f"its own prompts; name it: eval_dataset={{{next(iter(data))!r}: ...}}"
-            )
-        return
-    for name in eval_dataset:
-        if not isinstance(tasks, str) and name not in tasks:
-            raise ValueError(
-                f"eval_dataset: {name!r} has no task; name it as in train_dataset "
-                f"({', '.join(data)}), or put it into tasks"
-            )
-        if by_name and name not in own:
-            raise ValueError(f"args.prompts has none for the data set {name!r} of eval_dataset")
-
-
-def _is_named(data: Any) -> bool:
-    """Whether its rows carry the name of their data set: one of several, made ready before."""
-    return isinstance(data, Dataset) and len(data) > 0 and "dataset_name" in data[0]
-
-
-def _check_loss_names(loss: Any) -> None:
-    for name in loss if isinstance(loss, dict) else ():
-        if "." in name:
-            raise ValueError(
-                f"loss: the data set's name {name!r} has a dot, which torch allows in no loss's "
-                f"name; rename the data set, or give one loss for all"
-            )
-
-
-def _check_tokens(model: SentenceTransformer, max_tokens: int | Mapping[str, int]) -> None:
-    most = getattr(router_of(model).config, "max_position_embeddings", math.inf)
-    for limit in max_tokens.values() if isinstance(max_tokens, Mapping) else [max_tokens]:
-        if not 1 <= limit <= most:
-            raise ValueError(f"max_tokens must lie in 1..{most}, the backbone's, not {limit}")

@@ -108,8 +108,8 @@ def wrong_steps(processes, backbones, folder: Path, kinds, choose, world: int) -
 
 
 FEW = {
-    1: [*SINGLE[:2], SINGLE[3], "proportional batch_sampler", "round_robin no_duplicates_hashed"],
-    2: ["no_duplicates", "weighted batch_sampler"],
+    1: [*SINGLE[:2], SINGLE[3], "weighted batch_sampler", "round_robin no_duplicates_hashed"],
+    2: ["no_duplicates", "proportional batch_sampler"],
 }
 
 

@@ -310,6 +310,15 @@ def test_with_several_adapters_an_evaluated_set_says_which_one(model, texts, tmp
     assert found["eval_dev_loss"] == found["eval_b_loss"]
 
 
+def test_a_task_that_is_only_evaluated_is_not_trained(model, texts, tmp_path):
+    rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
+    tasks = {"a": "retrieval", "dev": "clustering"}
+    trainer = trained_on(model, tmp_path, {"a": rows}, tasks, eval_dataset={"dev": rows})
+    assert trainer.adapters == ["retrieval"]
+    other = trained_on(model, tmp_path, {"a": rows}, {"a": "clustering"}, eval_dataset={"a": rows})
+    assert trainer.evaluate()["eval_dev_loss"] == other.evaluate()["eval_a_loss"]
+
+
 def test_own_prompts_by_data_set_must_name_the_evaluated_ones(model, texts, tmp_path):
     rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
     args = arguments(tmp_path, prompts={"a": {"query": "Q "}})
