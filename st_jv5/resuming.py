@@ -130,10 +130,10 @@ def _untrained(config: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """As JSON; what has no JSON is told by its name."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value.value if isinstance(value, Enum) else value
     if isinstance(value, Enum):
         return value.value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         own = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
         return {"class": type(value).__qualname__, **own}
@@ -201,7 +201,6 @@ def check_checkpoint(checkpoint: Path, processes: int | None, needed: Iterable[s
     Raises:
         ValueError: A file is missing or cut; names it, and the way out.
     """
-    check_state(checkpoint)
     states = [_random_state(rank, processes) for rank in range(processes or 0)]
     for name in (OPTIMIZER_NAME, SCHEDULER_NAME, *states, *needed):
         if not (checkpoint / name).is_file():

@@ -192,7 +192,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         self._data_settings: dict[str, Any] | None = None
         self._take_prompts(model, args, train_dataset, "train_dataset")
         self._trained_with = {
-            "tasks": tasks,
+            "tasks": of_data,
             "max_tokens": max_tokens,
             "prompts": deepcopy(args.prompts),
             "router_mapping": deepcopy(args.router_mapping),

@@ -129,10 +129,10 @@ def few_steps(epoch: int, last: int) -> set[int]:
     return {epoch, 2 * epoch + 1, last}
 
 
-def classed(texts: list[str]) -> DatasetDict:
-    """Two sets with classes and with texts that stand in several rows."""
+def classed(texts: list[str], world: int) -> DatasetDict:
+    """Two sets with classes and with texts that stand in several rows; as many for each process."""
     sets = {}
-    for name, begin, rows in (("one", 0, 46), ("other", 20, 30)):
+    for name, begin, rows in (("one", 0, 22 * world), ("other", 20, 15 * world)):
         positives = [text[:24] for text in (2 * texts)[begin : begin + rows]]
         sets[name] = Dataset.from_dict(
             {
@@ -162,7 +162,7 @@ def sampled(
         samplers["multi_dataset_batch_sampler"] = (
             st_jv5.weighted({"one": 1, "other": 2}) if several == ["weighted"] else several[0]
         )
-    sets = classed(texts)
+    sets = classed(texts, world)
     return st_jv5.AdapterTrainer(
         model,
         SentenceTransformerTrainingArguments(
