@@ -25,6 +25,7 @@ from st_jv5.adapters import (
     train_task,
 )
 from st_jv5.choosing import choose_task
+from st_jv5.data_sets import trainer_prompts
 from st_jv5.encoding import encode, encode_all_tasks, encode_mixed
 from st_jv5.interpolation import interpolate
 from st_jv5.jina import load_jina_v5
@@ -44,10 +45,11 @@ from st_jv5.losses import (
 )
 from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate, TokenPooling
 from st_jv5.projection import Projection, fit_projection
+from st_jv5.resuming import last_checkpoint
 from st_jv5.sampling import weighted
 from st_jv5.student import new_student
 from st_jv5.teacher import TeacherStore, fill
-from st_jv5.trainer import AdapterTrainer, last_checkpoint, trainer_prompts
+from st_jv5.trainer import AdapterTrainer
 
 __all__ = [
     "Adapter",

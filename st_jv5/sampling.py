@@ -1,25 +1,102 @@
-"""One data set per batch, drawn by weight."""
+"""Batches: which rows go together, and in which order."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
 from sentence_transformers.base.sampler import MultiDatasetDefaultBatchSampler
 from sentence_transformers.util.distributed import get_world_size
+from torch.utils.data import BatchSampler
+
+PASSES = 1000
+"""A further pass within an epoch is shuffled as the epoch so much later."""
+
+
+class EpochBatchSampler(BatchSampler):
+    """A batch sampler whose batches depend on its seed and the number of the epoch alone.
+
+    Around any batch sampler. Each pass seeds the random numbers anew: sentence-transformers'
+    default sampler goes on with those of the last epoch, which a resumed run has not drawn. A
+    sampler that gives fewer batches than its length starts again, and one that gives more is cut:
+    a resumed run counts its epochs by that length.
+
+    Args:
+        sampler: Gives lists of row numbers; ``len`` is its batches in an epoch.
+        generator: The random numbers that it draws from.
+        seed: Of the run.
+        is_over: True: an epoch gives no batch, because the run has done all its steps.
+    """
+
+    def __init__(
+        self,
+        sampler: BatchSampler,
+        generator: torch.Generator,
+        seed: int,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.inner = sampler
+        self.generator = generator
+        self.seed = seed
+        self.epoch = 0
+        self.is_over = is_over
+        self.batch_size, self.drop_last = sampler.batch_size, sampler.drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        left = 0 if self.is_over() else len(self)
+        number = 0
+        while left:
+            batches = one_pass(self.inner, self.generator, self.seed, self.epoch, number)
+            given = 0
+            for batch in islice(batches, left):
+                yield batch
+                given += 1
+            left -= given
+            number += 1
+            if not given:
+                raise ValueError(
+                    "the data gives no whole batch: too few rows whose texts all differ; add rows "
+                    "or shrink the batch"
+                )
+
+
+def one_pass(
+    sampler: BatchSampler, generator: torch.Generator | None, seed: int, epoch: int, number: int
+) -> Iterator[list[int]]:
+    """The batches of one pass over a sampler; random numbers are seeded when it begins.
+
+    Args:
+        sampler: Told the epoch if it wants to know.
+        generator: The random numbers that it draws from.
+        seed: Of the run.
+        epoch: From 0.
+        number: Of the pass within the epoch, from 0.
+    """
+    shuffle = epoch + PASSES * number
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(shuffle)
+    if generator is not None:
+        generator.manual_seed(seed + shuffle)
+    yield from sampler
 
 
 class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
     """Each batch comes from one data set, drawn by weight; a set that runs out starts anew.
 
-    The host draws by size (proportional) or in turn (round robin). The order depends on the seed
-    and the epoch alone. One epoch has as many batches as all the sets together. The processes of a
-    distributed run get consecutive batches, and those come from one set, so that every step has
-    one data set.
+    sentence-transformers draws by size (proportional) or in turn (round robin). The order depends
+    on the seed and the epoch alone. One epoch has as many batches as all the sets together. The
+    processes of a distributed run get consecutive batches, and those come from one set, so that
+    every step has one data set.
 
     Use :func:`weighted` as ``args.multi_dataset_batch_sampler``.
     """
@@ -71,11 +148,7 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
             yield chosen
 
     def _one_pass(self, index: int, number: int) -> Iterator[list[int]]:
-        # The samplers share the host's one generator: each pass seeds it anew before it shuffles.
-        sampler = self.batch_samplers[index]
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(self.epoch + 1000 * number)
-        return iter(sampler)
+        return one_pass(self.batch_samplers[index], self.generator, self.seed, self.epoch, number)
 
     def __len__(self) -> int:
         return sum(len(sampler) for sampler in self.batch_samplers)
@@ -83,7 +156,7 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
 
 @dataclass(frozen=True)
 class Weighted:
-    """Makes the sampler for the host's trainer; a class, so that training arguments pickle."""
+    """Makes the sampler for the trainer; a class, so that training arguments pickle."""
 
     weights: Mapping[str, float] | None
     temperature: float = 1.0

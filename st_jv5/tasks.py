@@ -7,10 +7,14 @@ carries its own copy in ``st_jv5.json``; this table only seeds new models.
 from __future__ import annotations
 
 import difflib
+import logging
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
+
+logger = logging.getLogger(__name__)
 
 PROMPTS: Mapping[str, str] = {"query": "Query: ", "document": "Document: "}
 """Prompt name -> prompt, with one trailing space (section 3 of arXiv:2602.15547).
@@ -26,6 +30,14 @@ BASE = "base"
 
 LABEL_COLUMNS = ("label", "labels", "score", "scores")
 """The columns that the host's collator takes for labels; every other column is text."""
+
+QUERY_COLUMN = re.compile(r"(quer(y|ies)|anchors?|questions?)(_?\d+)?", re.IGNORECASE)
+"""What a column of queries is called."""
+
+DOCUMENT_COLUMN = re.compile(
+    r"(positive|negative|document|passage|answer|response|context)s?(_?\d+)?", re.IGNORECASE
+)
+"""What a column of documents is called."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +114,48 @@ TaskName = str | Mapping[str, float]
 def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
     """The prompt of each text column, as the trainer's ``args.prompts`` wants it.
 
-    The first of several text columns is the query and gets the task's query prompt if it has one;
-    every other text column, and a single one, gets the document prompt.
+    One of several text columns is the query and gets the task's query prompt if it has one; every
+    other text column, and a single one, gets the document prompt. The query is told by its name
+    (query, anchor, question), or as the one column that has no document's name (positive, negative,
+    document, passage, answer, response, context). Where names don't tell, it is the first, with a
+    warning.
+
+    Raises:
+        ValueError: There is no text column.
 
     Example:
         >>> column_prompts(TASKS["retrieval"], ["query", "positive", "label"])
         {'query': 'Query: ', 'positive': 'Document: '}
+        >>> column_prompts(TASKS["retrieval"], ["answer", "question"])
+        {'answer': 'Document: ', 'question': 'Query: '}
     """
     texts = [column for column in columns if column not in (*LABEL_COLUMNS, "dataset_name")]
     if not texts:
         raise ValueError(f"no text column among {list(columns)}; a data set needs at least one")
     document = task.prompts["document"]
+    query = task.prompts.get("query", document)
     found = dict.fromkeys(texts, document)
-    if len(texts) > 1:
-        found[texts[0]] = task.prompts.get("query", document)
+    if len(texts) > 1 and query != document:
+        known = _query_column(texts)
+        found[known or texts[0]] = query
+        if known is None:
+            logger.warning(
+                "no name among the columns %s tells which one is the query: %r is read behind %r, "
+                "the others behind %r; name it query, or give prompts by column",
+                *(texts, texts[0], query, document),
+            )
     return found
+
+
+def _query_column(columns: Sequence[str]) -> str | None:
+    """The query among several text columns, by their names; None: they do not tell."""
+    for known in (
+        [name for name in columns if QUERY_COLUMN.fullmatch(name)],
+        [name for name in columns if not DOCUMENT_COLUMN.fullmatch(name)],
+    ):
+        if len(known) == 1:
+            return known[0]
+    return None
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], owner: str) -> str:

@@ -1,19 +1,18 @@
-"""The host's trainer, for adapters: which ones it trains, what it keeps, and when it stops."""
+"""sentence-transformers' trainer, for adapters: which it trains, what it keeps, when it stops."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from safetensors.torch import load_file
 from sentence_transformers import (
     SentenceTransformer,
@@ -24,20 +23,40 @@ from sentence_transformers.sentence_transformer.data_collator import (
     SentenceTransformerDataCollator,
 )
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import SCALER_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import has_length
 
 from st_jv5.adapters import put_task, router_of, train_task
 from st_jv5.compilation import compiled_layers
 from st_jv5.cpu import attention_in_float32, give_back_memory
 from st_jv5.cuda import without_cudnn_attention
+from st_jv5.data_sets import add_prompts, own_copy, text_columns, trainer_prompts
 from st_jv5.encoding import that_pads
 from st_jv5.files import write_tensors
 from st_jv5.losses.composite import CompositeLoss
 from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
 from st_jv5.projection import Projection
-from st_jv5.sampling import Weighted
-from st_jv5.tasks import BASE, LABEL_COLUMNS, Task, column_prompts, unknown_name
+from st_jv5.resuming import (
+    check_checkpoint,
+    check_state,
+    data_settings,
+    differences,
+    last_checkpoint,
+    loss_settings,
+    run_settings,
+    write_settings,
+)
+from st_jv5.sampling import EpochBatchSampler
+from st_jv5.tasks import BASE
+from st_jv5.trainer_settings import (
+    check_arguments,
+    check_eval_names,
+    check_loss_names,
+    check_names,
+    check_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +71,7 @@ GIVE_BACK_STEPS = 5
 
 @dataclass
 class AdapterCollator(SentenceTransformerDataCollator):
-    """The host's collator with a token limit per data set, which hands the texts on, too.
+    """The stock collator with a token limit per data set, which hands the texts on, too.
 
     The trainer takes the texts out again before the loss; they name the rows of a batch that went
     wrong.
@@ -79,40 +98,45 @@ class AdapterCollator(SentenceTransformerDataCollator):
 class AdapterTrainer(SentenceTransformerTrainer):
     """SentenceTransformerTrainer for the adapters (or the base) of a model of ours.
 
-    Freezes everything but the tasks, fills ``args.prompts`` from the model's own prompts and its
+    Freezes everything but the tasks, takes ``args.prompts`` from the model's own prompts and its
     tasks' unless they are given, tells :class:`~st_jv5.CompositeLoss` the step, and stops when
-    training goes wrong.
+    training goes wrong. The arguments and data sets that it is given stay as they are.
 
     A checkpoint holds the trained adapters, the trained projection, the loss's own parameters,
     optimizer, scheduler and random states, not the frozen base: it resumes on the model that the
     run began with. ``tasks="base"`` keeps the whole model. ``save_model`` and
     ``model.save_pretrained`` write the whole model always.
 
-    On a CPU a resumed run ends with the same bits as an unbroken one. On a GPU torch promises that
+    On a CPU a resumed run ends with the same bits as an unbroken one, from any checkpoint and with
+    every batch sampler of sentence-transformers and ours; an evaluation on the way draws random
+    numbers of its own. A checkpoint knows its data, arguments and versions (``run.json``), and what
+    would change the bits is refused. On a GPU torch promises the same bits
     only with ``full_determinism=True`` in the arguments. Measured on an NVIDIA H200 (torch 2.11, 12
     steps of an adapter in bfloat16): two runs and a resumed one had the same bits, with it and
     without.
 
     ``torch_compile=True`` compiles each layer of the backbone by itself
     (:func:`~st_jv5.compilation.compiled_layers`) while :meth:`train` runs, in any number of
-    processes. The host would wrap the whole model, under other names.
+    processes. sentence-transformers would wrap the whole model, under other names.
 
     Args:
         model: A model of ours.
-        args: The host's training arguments.
+        args: sentence-transformers' training arguments.
         tasks: The adapter to train, or ``"base"``; or data set -> adapter, which trains several
-            at once, each batch the one of its data set.
-        train_dataset: As the host takes it.
+            at once, each batch the one of its data set. It may name data sets of ``eval_dataset``.
+        train_dataset: As sentence-transformers takes it.
+        eval_dataset: Likewise; its columns are read behind the prompts of its task.
         max_tokens: Where texts are cut, in tokens: for all, or data set -> limit; None: the
             model's ``max_seq_length``.
         max_loss_ratio: Stop when a batch's loss is more than so many times the running mean of its
             data set (after 20 batches; a mean below 0.01 counts as 0.01); None: only when it is
             not finite. The default is our choice.
-        trainer_kwargs: Everything else that the host's trainer takes.
+        trainer_kwargs: Everything else that sentence-transformers' trainer takes.
 
     Raises:
         ValueError: Bad arguments; fsdp; several GPUs in one process, which transformers would split
-            each batch over; ``torch_compile`` with ``gradient_checkpointing``.
+            each batch over; ``torch_compile`` with ``gradient_checkpointing``; a data set that
+            cannot be trained on, by its columns or rows (named).
         FloatingPointError: In training: the loss, its gradients or the weights are not finite, or
             the loss exploded. Names the step, the data set and the rows; nothing is saved.
 
@@ -130,63 +154,82 @@ class AdapterTrainer(SentenceTransformerTrainer):
         args: SentenceTransformerTrainingArguments | None = None,
         *,
         tasks: str | Mapping[str, str],
-        train_dataset: Dataset | DatasetDict | dict[str, Dataset] | None = None,
+        train_dataset: Dataset | DatasetDict | dict[str, Dataset] | IterableDataset | None = None,
+        eval_dataset: Dataset | DatasetDict | dict[str, Dataset] | IterableDataset | None = None,
         max_tokens: int | Mapping[str, int] | None = None,
         max_loss_ratio: float | None = 100.0,
         **trainer_kwargs: Any,
     ) -> None:
         if args is None:
             args = SentenceTransformerTrainingArguments(output_dir="tmp_trainer")
-        if args.fsdp:
-            raise ValueError(
-                "fsdp is not supported: the projection is read beside the model, where its weights "
-                "would be shards. DDP (torchrun) is: weights, gradients and AdamW's moments of a "
-                "student take 16 bytes a parameter on each device"
-            )
+        args = copy(args)
+        check_arguments(args)
         check_gpus(args.n_gpu)
-        if args.torch_compile and args.gradient_checkpointing:
-            raise ValueError(
-                "torch_compile does not go with gradient_checkpointing, which would run an "
-                "adapter's layers again uncompiled. A loss's mini_batch_tokens saves memory, too"
-            )
-        if isinstance(train_dataset, dict):
-            _check_names(train_dataset, tasks, max_tokens, args)
-            # The host writes each one's name into it: one data set under two names needs copies.
-            train_dataset = DatasetDict({name: copy(data) for name, data in train_dataset.items()})
-        elif not isinstance(tasks, str) or isinstance(max_tokens, Mapping):
-            raise ValueError("tasks or max_tokens by data set need a DatasetDict to train on")
+        train_dataset = own_copy(train_dataset, "train_dataset")
+        eval_dataset = own_copy(eval_dataset, "eval_dataset")
+        check_names(train_dataset, eval_dataset, tasks, max_tokens, args)
+        check_loss_names(trainer_kwargs.get("loss"))
         if max_tokens is not None:
             if trainer_kwargs.get("data_collator") is not None:
                 raise ValueError("max_tokens needs the trainer's own data collator")
-            _check_tokens(model, max_tokens)
+            check_tokens(model, max_tokens)
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, not {max_loss_ratio}")
-        chosen = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks.values()))
+        of_data = [tasks] if isinstance(tasks, str) else [tasks[name] for name in train_dataset]
+        chosen = list(dict.fromkeys(of_data))
         train_task(model, chosen[0] if len(chosen) == 1 else chosen)
-        if not args.prompts and train_dataset is not None:
-            args.prompts = trainer_prompts(model, tasks, train_dataset)
-        if len(chosen) > 1:
-            assert isinstance(tasks, Mapping)
-            assert isinstance(train_dataset, dict)
-            args.router_mapping = {
-                name: dict.fromkeys(_text_columns(one), tasks[name])
-                for name, one in train_dataset.items()
-            }
         router = router_of(model)
+        self.tasks = tasks
         self.adapters = [str(router.resolve(name)) for name in chosen if name != BASE]
         self.max_tokens = max_tokens
         self.max_loss_ratio = max_loss_ratio
+        self._has_own_prompts = bool(args.prompts)
+        args.prompts = args.prompts or {}
+        args.router_mapping = dict(args.router_mapping or {})
         self._in_checkpoint = False
         self._watched: list[_Batch] = []
         self._mean_loss: dict[str, tuple[int, float]] = {}
-        super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer_kwargs)
+        self._data_settings: dict[str, Any] | None = None
+        self._take_prompts(model, args, train_dataset, "train_dataset")
+        self._trained_with = {
+            "tasks": of_data,
+            "max_tokens": max_tokens,
+            "prompts": deepcopy(args.prompts),
+            "router_mapping": deepcopy(args.router_mapping),
+        }
+        self._take_prompts(model, args, eval_dataset, "eval_dataset")
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **trainer_kwargs,
+        )
         self._composites = [m for m in self._loss.modules() if isinstance(m, CompositeLoss)]
+        self._trained_with["loss"] = loss_settings(self.loss)  # before training moves them
         self.add_callback(_GradientCheck(self))
         if self.args.device.type == "cpu":
             self.add_callback(_MemoryCallback())
 
+    def _take_prompts(
+        self,
+        model: SentenceTransformer,
+        args: SentenceTransformerTrainingArguments,
+        data: Any,
+        where: str,
+    ) -> None:
+        """Put prompts, and with several adapters each one's columns, of data sets into ``args``."""
+        sets = data if isinstance(data, dict) else {} if data is None else {"": data}
+        if any(one.column_names is None for one in sets.values()):
+            return  # sentence-transformers says what such a data set lacks
+        if sets and not self._has_own_prompts:
+            add_prompts(args.prompts, trainer_prompts(model, self.tasks, data), where)
+        if isinstance(self.tasks, Mapping) and len(set(self.tasks.values())) > 1:
+            for name, one in sets.items():
+                args.router_mapping[name] = dict.fromkeys(text_columns(one), self.tasks[name])
+
     def create_accelerator_and_postprocess(self) -> None:
-        """The host's, told to leave compiling to :meth:`train`."""
+        """As in transformers, but compiling is left to :meth:`train`."""
         super().create_accelerator_and_postprocess()
         if self.args.torch_compile:
             from accelerate.utils import TorchDynamoPlugin
@@ -205,12 +248,86 @@ class AdapterTrainer(SentenceTransformerTrainer):
     def _loss(self) -> nn.Module:
         return nn.ModuleDict(self.loss) if isinstance(self.loss, dict) else self.loss
 
+    # ------------------------------------------------------------------------------------ batches
+
+    def get_batch_sampler(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> BatchSampler | None:
+        """As in sentence-transformers; one that trains depends on seed and epoch alone."""
+        sampler = super().get_batch_sampler(
+            dataset, batch_size, drop_last, valid_label_columns, generator, seed
+        )
+        return (
+            self._by_epoch(sampler, generator, seed) if dataset is self.train_dataset else sampler
+        )
+
+    def get_multi_dataset_batch_sampler(
+        self,
+        dataset: ConcatDataset[Any],
+        batch_samplers: list[BatchSampler],
+        generator: torch.Generator | None = None,
+        seed: int | None = 0,
+    ) -> BatchSampler:
+        """As in sentence-transformers; one that trains depends on seed and epoch alone."""
+        sampler = super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)
+        trained = self.train_dataset.values() if isinstance(self.train_dataset, dict) else ()
+        if [*map(id, dataset.datasets)] == [*map(id, trained)]:
+            return self._by_epoch(sampler, generator, seed)
+        return sampler
+
+    def _by_epoch(self, sampler: Any, generator: Any, seed: Any) -> EpochBatchSampler:
+        return EpochBatchSampler(sampler, generator, seed, self._has_done_all_steps)
+
+    def _has_done_all_steps(self) -> bool:
+        """Resumed at its end; transformers would train one step more."""
+        return self.is_in_train and 0 < self.state.max_steps <= self.state.global_step
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As in sentence-transformers; its sampler is told the epoch in several processes, too.
+
+        Raises:
+            ValueError: There is no whole batch for each process.
+        """
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        shard: Any = loader.batch_sampler
+        if isinstance(getattr(shard, "batch_sampler", None), EpochBatchSampler):
+            shard.set_epoch = shard.batch_sampler.set_epoch
+        if has_length(loader) and not len(loader):
+            raise ValueError(
+                f"train_dataset has no whole batch of {self.args.train_batch_size} rows for each "
+                f"of {self.args.world_size} processes; add rows or shrink the batch"
+            )
+        return loader
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in sentence-transformers, with the prompts of the task and other random numbers.
+
+        Raises:
+            ValueError: As for ``eval_dataset`` of the class.
+        """
+        if not (eval_dataset is None or isinstance(eval_dataset, str) or _is_named(eval_dataset)):
+            eval_dataset = own_copy(eval_dataset, "eval_dataset")
+            if isinstance(self.train_dataset, dict):
+                own = self.args.prompts if self._has_own_prompts else None
+                check_eval_names(self.train_dataset, eval_dataset, self.tasks, own)
+            self._take_prompts(self.model, self.args, eval_dataset, "eval_dataset")
+        gpus = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(gpus):  # training goes on as if nothing had been evaluated
+            found: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        return found
+
     # ---------------------------------------------------------------------------------- one batch
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """The host's, which is told the step; a training loss that went wrong raises."""
+        """As in sentence-transformers, told the step; a training loss that went wrong raises."""
         batch = _Batch(inputs.get("dataset_name"), inputs.pop("texts", []))
         for composite in self._composites:
             composite.step = self.state.global_step
@@ -260,7 +377,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if isinstance(data, dict):
             data = data[batch.data_set] if batch.data_set else None
         chosen = [batch.texts[row] for row in rows or range(len(batch.texts))]
-        numbers = [] if data is None else _row_numbers(data, chosen)
+        numbers = _row_numbers(data, chosen) if isinstance(data, Dataset) else []
         where = f"data set {batch.data_set!r}, " if batch.data_set else ""
         shown = "; ".join(
             ", ".join(f"{column}: {str(text)[:80]!r}" for column, text in row.items())
@@ -272,23 +389,68 @@ class AdapterTrainer(SentenceTransformerTrainer):
 
     # -------------------------------------------------------------------------------- checkpoints
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """The host's; True resumes from the last checkpoint that was written whole."""
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        *,
+        resume_anyway: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, but a resumed run is the one that wrote the checkpoint, to the bit.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder; True: the last one in
+                ``args.output_dir`` that was written whole.
+            resume_anyway: Go on with other data, arguments or versions than the checkpoint's, too,
+                and log what differs.
+            kwargs: As transformers takes them.
+
+        Raises:
+            ValueError: The checkpoint is not whole, lacks what a run goes on from, or was written
+                with other data, arguments or versions; names files and values.
+        """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no whole checkpoint to resume from")
-        elif resume_from_checkpoint and not _is_whole(Path(str(resume_from_checkpoint))):
-            raise ValueError(
-                f"{resume_from_checkpoint} is no whole checkpoint ({TRAINER_STATE_NAME}, the last "
-                f"file of one, is missing or cut); st_jv5.last_checkpoint finds the last whole one"
-            )
         if resume_from_checkpoint:
-            _check_processes(Path(str(resume_from_checkpoint)), self.args.world_size)
+            self._check_resumes(Path(str(resume_from_checkpoint)), resume_anyway)
         self._mean_loss.clear()
         self._watched.clear()
         with attention_in_float32(), without_cudnn_attention(), self._compiled():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _check_resumes(self, checkpoint: Path, anyway: bool) -> None:
+        check_state(checkpoint)
+        found = differences(checkpoint, self._settings())
+        if self.args.ignore_data_skip:
+            found["ignore_data_skip"] = "ignore_data_skip=True begins the epoch's data anew"
+        if found and not anyway:
+            told = "\n  ".join(found.values())
+            raise ValueError(
+                f"from {checkpoint} these would go on as another run:\n  {told}\nSet them back, "
+                f"begin anew in another output_dir, or train(resume_anyway=True)"
+            )
+        if found:
+            told = "; ".join(found.values())
+            logger.warning("%s: goes on as another run: %s", checkpoint, told)
+        own = [f"adapters/{name}/adapter_model.safetensors" for name in self.adapters]
+        if self.adapters and self._trained_projection() is not None:
+            own.append(PROJECTION_FILE)
+        if self._loss_parameters():
+            own.append(LOSS_FILE)
+        if self.accelerator.scaler is not None:
+            own.append(SCALER_NAME)
+        processes = None if "processes" in found else self.args.world_size
+        check_checkpoint(checkpoint, processes, own)
+
+    def _settings(self) -> dict[str, Any]:
+        """All that the bits of this run depend on; the data is hashed once."""
+        if self._data_settings is None:
+            self._data_settings = data_settings(self.train_dataset)
+        width = self.model.max_seq_length
+        own = run_settings(self.args, max_seq_length=width, **self._trained_with)
+        return {**own, "train_dataset": self._data_settings}
 
     def _compiled(self) -> AbstractContextManager[None]:
         if not self.args.torch_compile:
@@ -307,7 +469,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             self._in_checkpoint = False
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:  # the host calls it in every process
+        if not self.args.should_save:  # transformers calls it in every process
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -318,10 +480,12 @@ class AdapterTrainer(SentenceTransformerTrainer):
                 router.take_adapter(name).save(folder / "adapters" / name)
             if (projection := self._trained_projection()) is not None:
                 projection.save(folder)
-        else:  # without the host's model card: its usage snippet would encode with every save
+        else:  # without a model card: its usage snippet would encode with every save
             self.model.save_pretrained(str(folder), create_model_card=False)
         if self._in_checkpoint and (own := self._loss_parameters()):
             write_tensors(folder / LOSS_FILE, own)
+        if self._in_checkpoint:
+            write_settings(folder, self._settings())
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
@@ -345,7 +509,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
                     parameter.copy_(stored[name])
 
     def _load_best_model(self) -> None:
-        # The host logs an error and goes on with the last weights.
+        # sentence-transformers logs an error and goes on with the last weights.
         logger.info("loading the best checkpoint, %s", self.state.best_model_checkpoint)
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
@@ -362,42 +526,6 @@ class AdapterTrainer(SentenceTransformerTrainer):
         """The trained parameters of the loss that do not live in the model."""
         in_model = {id(parameter) for parameter in self.model.parameters()}
         return {name: p for name, p in self._trained() if id(p) not in in_model}
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The last checkpoint in a folder that was written whole, or None.
-
-    A kill in the middle of a save leaves one that is not; ``transformers`` would resume from it.
-
-    Example:
-        >>> last_checkpoint("a/folder/without/any") is None
-        True
-    """
-    steps = sorted(
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in Path(folder).glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdecimal()
-    )
-    return next((str(path) for _, path in reversed(steps) if _is_whole(path)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:  # the host writes this file last
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _check_processes(checkpoint: Path, count: int) -> None:
-    """A step's rows are shared out to the processes: another number would draw other rows."""
-    before = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
-    if before != count:
-        raise ValueError(
-            f"{checkpoint} was written by {before} processes, and these are {count}: the order of "
-            f"the data and the random numbers would be others; resume with {before}, or begin anew "
-            f"from the last model"
-        )
 
 
 # ------------------------------------------------------------------------------ what goes wrong
@@ -431,6 +559,11 @@ class _MemoryCallback(TrainerCallback):
             give_back_memory()
 
 
+def _is_named(data: Any) -> bool:
+    """Whether its rows carry the name of their data set: one of several, made ready before."""
+    return isinstance(data, Dataset) and len(data) > 0 and "dataset_name" in data[0]
+
+
 def _two_d(tensor: Tensor) -> Tensor:
     return tensor[:, None] if tensor.ndim == 1 else tensor
 
@@ -444,41 +577,7 @@ def _row_numbers(data: Dataset, texts: Sequence[Mapping[str, Any]]) -> list[int]
     return [place[key] for text in texts if (key := tuple(text.values())) in place]
 
 
-# --------------------------------------------------------------------------- prompts and columns
-
-
-def trainer_prompts(
-    model: SentenceTransformer,
-    tasks: str | Mapping[str, str],
-    train_dataset: Dataset | dict[str, Dataset],
-) -> dict[str, Any]:
-    """``args.prompts`` for a plain SentenceTransformerTrainer: the prompts of each task's columns.
-
-    Args:
-        model: A model of ours.
-        tasks: An adapter, or ``"base"``; or data set -> adapter.
-        train_dataset: One data set, or several by name.
-
-    Returns:
-        column -> prompt, or data set -> column -> prompt.
-
-    Example:
-        >>> trainer_prompts(student, "base", pairs)
-        {'query': 'Query: ', 'positive': 'Document: '}
-    """
-    router = router_of(model)
-
-    def prompts(task: str, data: Dataset) -> dict[str, str]:
-        name = None if task == BASE else router.resolve(task)
-        table: Task = router.tasks[name] if name else router.base_task
-        return column_prompts(table, data.column_names)
-
-    if isinstance(train_dataset, dict):
-        task_of = dict.fromkeys(train_dataset, tasks) if isinstance(tasks, str) else tasks
-        return {name: prompts(task_of[name], data) for name, data in train_dataset.items()}
-    if not isinstance(tasks, str):
-        raise ValueError("tasks by data set need a DatasetDict to train on")
-    return prompts(tasks, train_dataset)
+# ------------------------------------------------------------------------- what cannot be trained
 
 
 def check_gpus(count: int) -> None:
@@ -499,40 +598,3 @@ def check_gpus(count: int) -> None:
             f"{count} times as many rows in a batch. Start a process on each (torchrun "
             f"--nproc-per-node {count} ...), or let it see one (CUDA_VISIBLE_DEVICES=0)"
         )
-
-
-def _text_columns(data: Dataset) -> list[str]:
-    return [name for name in data.column_names if name not in LABEL_COLUMNS]
-
-
-def _check_names(
-    data: Mapping[str, Dataset],
-    tasks: str | Mapping[str, str],
-    max_tokens: int | Mapping[str, int] | None,
-    args: SentenceTransformerTrainingArguments,
-) -> None:
-    """Settings by data set must name the data sets that there are."""
-    for what, named in (("tasks", tasks), ("max_tokens", max_tokens)):
-        for name in named if isinstance(named, Mapping) else ():
-            if name not in data:
-                raise ValueError(f"{what}: {unknown_name('data set', name, data, 'train_dataset')}")
-    if isinstance(tasks, Mapping):
-        if missing := [name for name in data if name not in tasks]:
-            raise ValueError(f"tasks: the data set {missing[0]!r} has none")
-        if BASE in tasks.values() and set(tasks.values()) != {BASE}:
-            raise ValueError("the base cannot be trained together with adapters")
-        if args.router_mapping:
-            raise ValueError("tasks by data set make the router_mapping; drop args.router_mapping")
-    sampler = args.multi_dataset_batch_sampler
-    if isinstance(sampler, Weighted) and sampler.names and sampler.names != list(data):
-        raise ValueError(
-            f"st_jv5.weighted names {sampler.names}, but train_dataset has {list(data)}; both need "
-            f"the same order"
-        )
-
-
-def _check_tokens(model: SentenceTransformer, max_tokens: int | Mapping[str, int]) -> None:
-    most = getattr(router_of(model).config, "max_position_embeddings", math.inf)
-    for limit in max_tokens.values() if isinstance(max_tokens, Mapping) else [max_tokens]:
-        if not 1 <= limit <= most:
-            raise ValueError(f"max_tokens must lie in 1..{most}, the backbone's, not {limit}")

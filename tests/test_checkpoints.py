@@ -6,15 +6,17 @@ import json
 import math
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from transformers import TrainerCallback
 
 import st_jv5
 from st_jv5.losses import GORLoss, InfoNCELoss, retrieval_loss
+from st_jv5.resuming import content_hash, loss_settings
 from tests.conftest import MINILM, TEACHER_DIM, arguments, trainable
 
 
@@ -38,6 +40,7 @@ def test_a_checkpoint_holds_the_adapter_and_not_the_base(model, pairs, store, tm
         "optimizer.pt",
         "scheduler.pt",
         "rng_state.pth",
+        "run.json",
         "trainer_state.json",
         "training_args.bin",
     }
@@ -106,17 +109,19 @@ def trained(model, pairs, folder, **settings) -> st_jv5.AdapterTrainer:
     )
 
 
-@pytest.mark.parametrize("harm", ["missing", "cut"])
+HARMS = {"missing": None, "cut": '{"epoch": 1.0, "glob', "a number": "5", "empty": "{}"}
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_checkpoint_that_was_cut_by_a_kill_is_passed_over(model, pairs, tmp_path, harm):
     assert st_jv5.last_checkpoint(tmp_path) is None
     trained(model, pairs, tmp_path).train()
     state = tmp_path / "checkpoint-6" / "trainer_state.json"
     assert st_jv5.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
-    whole = state.read_text()
-    state.unlink() if harm == "missing" else state.write_text(whole[:50])
+    state.unlink() if harm == "missing" else state.write_text(HARMS[harm])
     assert st_jv5.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     again = trained(model, pairs, tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint-6 is no whole checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint-6 is no whole checkpoint .*trainer_state"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     again.train(resume_from_checkpoint=True)
     assert json.loads(state.read_text())["global_step"] == 6
@@ -135,6 +140,186 @@ def test_a_checkpoint_of_another_base_or_loss_is_refused(model, pairs, tmp_path)
     model[0]._base_sha256 = None
     with pytest.raises(ValueError, match="trained on another base"):
         again.train(resume_from_checkpoint=True)
+
+
+def everything(model, store, pairs, folder, **settings) -> st_jv5.AdapterTrainer:
+    """A trainer whose checkpoints hold every kind of file."""
+    loss = retrieval_loss(model, TEACHER_DIM, store=store, learn_temperature=True)
+    args = arguments(folder, max_steps=2, save_steps=1, **settings)
+    return st_jv5.AdapterTrainer(
+        model, args, tasks="retrieval", train_dataset=pairs, loss=loss, max_tokens=32
+    )
+
+
+ADAPTER_FILE = "adapters/retrieval/adapter_model.safetensors"
+NEEDED = (
+    *("optimizer.pt", "scheduler.pt", "rng_state.pth"),
+    *(ADAPTER_FILE, "projection.safetensors", "loss.safetensors"),
+)
+
+
+def test_a_checkpoint_that_lacks_a_file_or_half_of_one_is_refused_by_its_name(
+    model, pairs, store, tmp_path
+):
+    everything(model, store, pairs, tmp_path).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    resumed = everything(model, store, pairs, tmp_path)
+    for name in NEEDED:
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).unlink()
+        with pytest.raises(ValueError, match=f"checkpoint-1 has no {name}, so a run cannot go on"):
+            resumed.train(resume_from_checkpoint=str(checkpoint))
+        for half in (whole[: len(whole) // 2], b""):
+            (checkpoint / name).write_bytes(half)
+            with pytest.raises(ValueError, match=f"checkpoint-1/{name} is cut or broken"):
+                resumed.train(resume_from_checkpoint=str(checkpoint), resume_anyway=True)
+        (checkpoint / name).write_bytes(whole)
+    (checkpoint / "run.json").write_text('{"proc')
+    with pytest.raises(ValueError, match=r"checkpoint-1/run.json cannot be read as JSON"):
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / "run.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"(?s)checkpoint-1/run.json is missing.*resume_anyway=True"
+    ):
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+    resumed.train(resume_from_checkpoint=str(checkpoint), resume_anyway=True)
+
+
+def test_a_checkpoint_of_the_weights_alone_is_refused(model, pairs, tmp_path):
+    trained(model, pairs, tmp_path, save_only_model=True).train()
+    told = r"checkpoint-6 has no optimizer.pt.*save_only_model=True.*train anew"
+    with pytest.raises(ValueError, match=told):
+        trained(model, pairs, tmp_path).train(resume_from_checkpoint=True)
+
+
+OTHER_ARGUMENTS = {
+    "per_device_train_batch_size": (2, "4 then, 2 now"),
+    "gradient_accumulation_steps": (2, "1 then, 2 now"),
+    "seed": (1, "42 then, 1 now"),
+    "learning_rate": (1e-3, "0.01 then, 0.001 now"),
+    "max_steps": (1, "2 then, 1 now"),
+    "lr_scheduler_type": ("constant", "'linear' then, 'constant' now"),
+    "weight_decay": (0.1, "0.0 then, 0.1 now"),
+    "batch_sampler": ("no_duplicates", "'batch_sampler' then, 'no_duplicates' now"),
+    "bf16": (True, "False then, True now"),
+    "dataloader_drop_last": (True, "False then, True now"),
+}
+
+
+def test_a_run_with_other_arguments_is_refused_by_their_names(model, pairs, store, tmp_path):
+    everything(model, store, pairs, tmp_path).train()
+    for name, (value, told) in OTHER_ARGUMENTS.items():
+        other = everything(model, store, pairs, tmp_path)
+        setattr(other.args, name, type(getattr(other.args, name))(value))
+        with pytest.raises(ValueError, match=rf"\n  arguments.{name}: {told}\nSet them back"):
+            other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    elsewhere = everything(
+        *(model, store, pairs, tmp_path / "elsewhere"),
+        logging_steps=7,
+        save_total_limit=1,
+        dataloader_num_workers=0,
+    )
+    elsewhere.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_run_with_other_data_or_settings_is_refused_by_their_names(model, pairs, store, tmp_path):
+    everything(model, store, pairs, tmp_path).train()
+    checkpoint = tmp_path / "checkpoint-1"
+
+    def refused(trainer: st_jv5.AdapterTrainer) -> str:
+        with pytest.raises(ValueError, match="would go on as another run") as caught:
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+        return str(caught.value)
+
+    def on(data: Dataset, **settings) -> st_jv5.AdapterTrainer:
+        return everything(model, store, data, tmp_path, **settings)
+
+    assert "train_dataset.rows: 20 then, 19 now" in refused(on(pairs.select(range(19))))
+    for other in (pairs.select([1, 0, *range(2, 20)]), pairs.shuffle(seed=1)):
+        assert "train_dataset.content: " in refused(on(other))
+    named = pairs.rename_column("negative_1", "negative_2")
+    assert "train_dataset.columns.negative_1: \"Value('string')\" then, None now" in refused(
+        on(named)
+    )
+    assert "prompts.query: 'Query: ' then, 'Q ' now" in refused(on(pairs, prompts={"query": "Q "}))
+    cut = on(pairs)
+    cut._trained_with["max_tokens"] = 16
+    assert "trainer.max_tokens: 32 then, 16 now" in refused(cut)
+    settings = json.loads((checkpoint / "run.json").read_text())
+    settings["versions"]["torch"] = "1.0"
+    settings["processes"] = 2
+    (checkpoint / "run.json").write_text(json.dumps(settings))
+    told = refused(on(pairs))
+    assert "versions.torch: '1.0' then" in told
+    assert "was written by 2 processes, and these are 1" in told
+
+
+def test_a_run_with_another_loss_is_refused_but_not_for_what_it_has_learned(
+    model, pairs, store, tmp_path
+):
+    trainer = everything(model, store, pairs, tmp_path)
+    trainer.train()
+    learned = trainer.loss.losses["infonce"].temperature.item()
+    assert learned != pytest.approx(0.02, abs=1e-4)
+    again = st_jv5.AdapterTrainer(
+        model,
+        arguments(tmp_path, max_steps=2),
+        tasks="retrieval",
+        train_dataset=pairs,
+        max_tokens=32,
+        loss=trainer.loss,
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    trainer.loss.weights["gor"] = 3.0
+    again._trained_with["loss"] = loss_settings(trainer.loss)
+    with pytest.raises(ValueError, match=r"trainer.loss.terms.gor.weight: 1.0 then, 3.0 now"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_resume_anyway_goes_on_and_logs_what_differs(model, pairs, store, tmp_path, caplog):
+    everything(model, store, pairs, tmp_path).train()
+    other = everything(model, store, pairs, tmp_path, learning_rate=1e-3)
+    checkpoint = str(tmp_path / "checkpoint-1")
+    other.train(resume_from_checkpoint=checkpoint, resume_anyway=True)
+    assert other.state.global_step == 2
+    assert "goes on as another run: arguments.learning_rate: 0.01 then, 0.001 now" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_that_has_done_all_its_steps_does_no_more(model, pairs, store, tmp_path, steps):
+    everything(model, store, pairs, tmp_path).train()
+    done = trainable(model)
+    again = everything(model, store, pairs, tmp_path)
+    again.args.max_steps = steps
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"), resume_anyway=steps < 2)
+    assert again.state.global_step == 2
+    assert all(torch.equal(tensor, done[name]) for name, tensor in trainable(model).items())
+    assert next(iter(again.get_train_dataloader()))  # rows for who looks at them later
+
+
+def test_the_content_of_data_is_its_rows_and_their_order(pairs, tmp_path):
+    whole = content_hash(pairs)
+    pairs.save_to_disk(tmp_path / "disk")
+    table = pairs.data.table
+    for same in (
+        Dataset.load_from_disk(tmp_path / "disk"),
+        Dataset(pa.concat_tables([table.slice(0, 7), table.slice(7)])),
+        concatenate_datasets([pairs, pairs]).select(range(20)),
+    ):
+        assert content_hash(same) == whole
+    text, label = pairs.to_dict(), pairs.to_dict()
+    text["negative_1"][19] += "."
+    label["label"][3][1] += 1
+    for other in (
+        Dataset.from_dict(text),
+        Dataset.from_dict(label),
+        pairs.select([1, 0]),
+        pairs.select(range(1, 20)),
+        pairs.shuffle(seed=0),
+        pairs.select_columns(["positive", "query", "negative_1", "label"]),
+    ):
+        assert content_hash(other) != whole
+    assert content_hash(pairs.shuffle(seed=0)) == content_hash(pairs.shuffle(seed=0))
 
 
 # ------------------------------------------------------------------------------ several adapters
@@ -261,7 +446,7 @@ class Poison(TrainerCallback):
 
 def test_a_loss_that_is_nan_stops_with_step_data_set_and_rows(model, pairs, store, tmp_path):
     scores = [0.1 * i for i in range(20)]
-    scores[7] = math.inf
+    scores[7] = 1e200  # finite as it is stored, inf as float32
     rows = pairs.remove_columns(["negative_1", "label"]).add_column("score", scores)
 
     class Regression(torch.nn.Module):

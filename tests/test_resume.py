@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -14,7 +15,15 @@ import torch
 
 import st_jv5
 from tests.conftest import real_texts
-from tests.resume_worker import STEPS, run
+from tests.resume_worker import (
+    SEVERAL,
+    SINGLE,
+    STEPS,
+    every_step,
+    few_steps,
+    resume_all,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +83,45 @@ def test_a_killed_run_resumes_to_the_bits_of_an_unbroken_one(
     assert unbroken["history"] == resumed["history"], told
     moved = [entry["gor"] for entry in unbroken["history"]]
     assert moved[0] == 0 < moved[-1]  # the schedule went its way
+
+
+def wrong_steps(processes, backbones, folder: Path, kinds, choose, world: int) -> dict[str, list]:
+    """By sampler, the checkpoints from which a resumed run ended with other bits."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = (backbones["bert"], real_texts(), kinds, choose, str(folder))
+    children = [
+        processes.Process(target=resume_all, args=(*given, rank, world, port))
+        for rank in range(world)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=280 if choose is few_steps else 3000)
+        assert child.exitcode == 0
+    told = [torch.load(folder / f"told-{rank}.pt") for rank in range(world)]
+    for kind in kinds:
+        print(kind, [one[kind] for one in told])
+        assert all(one[kind]["checkpoints"] >= 3 for one in told)
+    return {kind: [step for one in told for step in one[kind]["wrong"]] for kind in kinds}
+
+
+FEW = {
+    1: [*SINGLE[:2], SINGLE[3], "weighted batch_sampler", "round_robin no_duplicates_hashed"],
+    2: ["no_duplicates", "proportional batch_sampler"],
+}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_sampler_resumes_to_the_same_bits(processes, backbones, tmp_path, world):
+    kinds = FEW[world]
+    assert not any(wrong_steps(processes, backbones, tmp_path, kinds, few_steps, world).values())
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_sampler_resumes_from_every_checkpoint(processes, backbones, tmp_path, world):
+    kinds = [*SINGLE, *SEVERAL]
+    assert not any(wrong_steps(processes, backbones, tmp_path, kinds, every_step, world).values())

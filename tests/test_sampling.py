@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers.base.sampler import BatchSamplers
-from torch.utils.data import BatchSampler, ConcatDataset, SequentialSampler
+from torch.utils.data import BatchSampler, ConcatDataset, RandomSampler, SequentialSampler
 
 import st_jv5
 from st_jv5 import sampling
@@ -202,6 +202,64 @@ def test_a_later_epoch_counts_what_earlier_ones_took_though_it_did_not_draw_them
         one.set_epoch(1)
     assert list(goes_on) == list(resumed)
     assert all(batch[0] >= 12 for batch in resumed)
+
+
+# ---------------------------------------------------------------------------------- any sampler
+
+
+class Given(BatchSampler):
+    """So many batches of a promised number, of rows in random order."""
+
+    def __init__(self, generator: torch.Generator, promised: int, given: int) -> None:
+        self.generator, self.promised, self.given = generator, promised, given
+        self.batch_size, self.drop_last = 2, True
+
+    def __len__(self) -> int:
+        return self.promised
+
+    def __iter__(self):
+        order = torch.randperm(2 * self.given, generator=self.generator).tolist()
+        yield from (order[i : i + 2] for i in range(0, len(order), 2))
+
+
+def epochs(promised: int, given: int, seed: int = 0) -> sampling.EpochBatchSampler:
+    generator = torch.Generator()
+    return sampling.EpochBatchSampler(Given(generator, promised, given), generator, seed)
+
+
+@pytest.mark.parametrize("given", [3, 10, 14])
+def test_an_epoch_has_the_promised_batches_and_depends_on_seed_and_number_alone(given):
+    one = epochs(10, given)
+    first, again = list(one), list(one)
+    assert len(first) == len(one) == 10
+    assert first == again
+    one.set_epoch(1)
+    second = list(one)
+    later = epochs(10, given)
+    later.set_epoch(1)
+    assert second == list(later) != first
+    assert first != list(epochs(10, given, seed=7))
+    if given == 3:
+        assert first[:3] != first[3:6]  # another pass, shuffled anew
+
+
+def test_a_sampler_without_a_batch_says_so_rather_than_try_for_ever():
+    with pytest.raises(ValueError, match="the data gives no whole batch: too few rows"):
+        list(epochs(10, 0))
+
+
+def test_sets_in_random_order_are_drawn_the_same_in_every_run():
+    def drawn() -> list[list[int]]:
+        generator = torch.Generator()
+        sets = [list(range(12)), list(range(24))]
+        inner = [BatchSampler(RandomSampler(s, generator=generator), 4, True) for s in sets]
+        one = st_jv5.weighted({"a": 1, "b": 2})(
+            ConcatDataset(sets), batch_samplers=inner, generator=generator, seed=3
+        )
+        one.set_epoch(2)
+        return list(one)
+
+    assert drawn() == drawn()
 
 
 def test_when_no_set_is_left_it_says_so():

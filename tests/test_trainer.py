@@ -220,19 +220,142 @@ def test_a_set_without_a_whole_batch_of_different_texts_is_named(model, tmp_path
         trainer.train()
 
 
-def test_a_checkpoint_of_other_processes_is_refused(model, pairs, store, tmp_path):
-    loss = retrieval_loss(model, TEACHER_DIM, store=store)
+# --------------------------------------------------------------------------------- evaluation
 
-    def trainer(**settings) -> st_jv5.AdapterTrainer:
-        args = arguments(tmp_path, **settings)
-        return st_jv5.AdapterTrainer(model, args, tasks="retrieval", train_dataset=pairs, loss=loss)
 
-    trainer(max_steps=3).train()
-    checkpoint = tmp_path / "checkpoint-3"
-    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
-    (checkpoint / "rng_state_1.pth").write_bytes((checkpoint / "rng_state_0.pth").read_bytes())
-    with pytest.raises(ValueError, match="was written by 2 processes, and these are 1"):
-        trainer().train(resume_from_checkpoint=str(checkpoint))
+def first_texts(trainer, loader) -> dict[str, str]:
+    """What the model reads of a batch's first row, by column."""
+    batch = next(iter(loader))
+    columns = [key.removesuffix("_input_ids") for key in batch if key.endswith("_input_ids")]
+    ids = {column: batch[f"{column}_input_ids"][0] for column in columns}
+    return {column: trainer.model.tokenizer.decode(one) for column, one in ids.items()}
+
+
+def trained_on(model, folder, train, tasks="retrieval", args=None, **settings):
+    return st_jv5.AdapterTrainer(
+        model,
+        args or arguments(folder),
+        tasks=tasks,
+        train_dataset=train,
+        **{"loss": st_jv5.GORLoss(model), **settings},
+    )
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("name", [None, "pairs", "dev"])
+def test_evaluation_reads_the_prompts_of_training_behind_any_name_and_columns(
+    model, texts, tmp_path, by_name, name
+):
+    train = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
+    other = Dataset.from_dict({"answer": texts[:8], "question": texts[8:16]})
+    data = other if name is None else {name: other}
+    train = {"pairs": train} if by_name else train
+    if by_name and name is None:
+        told = "eval_dataset is one data set, but train_dataset has pairs.*eval_dataset={'pairs'"
+        with pytest.raises(ValueError, match=told):
+            trained_on(model, tmp_path, train, eval_dataset=data)
+        with pytest.raises(ValueError, match=told):
+            trained_on(model, tmp_path, train).evaluate(data)
+        return
+    trainer = trained_on(model, tmp_path, train, eval_dataset=data)
+    read = first_texts(trainer, trainer.get_eval_dataloader(name))
+    assert read["question"].startswith("Query: ")
+    assert read["answer"].startswith("Document: ")
+    again = trained_on(model, tmp_path, train)
+    asked, told = again.evaluate(data), trainer.evaluate()
+    losses = {key: value for key, value in told.items() if key.endswith("loss")}
+    assert losses
+    assert {key: asked[key] for key in losses} == losses
+
+
+def test_columns_that_would_be_read_otherwise_than_in_training_are_refused(model, texts, tmp_path):
+    train = Dataset.from_dict({"title": texts[:8], "body": texts[8:16]})
+    turned = train.select_columns(["body", "title"])
+    with pytest.raises(ValueError, match="column 'body' would be read behind 'Query: ', but in tr"):
+        trained_on(model, tmp_path, train, eval_dataset={"dev": turned})
+    with pytest.raises(ValueError, match=r"eval_dataset\['a'\]: the column 'body' would be read"):
+        trained_on(model, tmp_path, {"a": train}, eval_dataset={"a": turned})
+
+
+def test_a_set_that_is_evaluated_as_two_has_the_task_of_each(model, texts, tmp_path):
+    rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
+    tasks = {"a": "retrieval", "b": "clustering"}
+    sets = {"a": rows, "b": rows}
+    trainer = trained_on(model, tmp_path, sets, tasks, eval_dataset=sets)
+    found = trainer.evaluate()
+    alone = {
+        name: trained_on(model, tmp_path, sets, tasks, eval_dataset={name: rows}).evaluate()
+        for name in sets
+    }
+    for name in sets:
+        assert found[f"eval_{name}_loss"] == alone[name][f"eval_{name}_loss"]
+    assert found["eval_a_loss"] != found["eval_b_loss"]
+    assert "dataset_name" not in rows[:1]
+
+
+def test_with_several_adapters_an_evaluated_set_says_which_one(model, texts, tmp_path):
+    rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
+    sets, tasks = {"a": rows, "b": rows}, {"a": "retrieval", "b": "clustering"}
+    with pytest.raises(ValueError, match=r"eval_dataset: 'dev' has no task; name it.*\(a, b\)"):
+        trained_on(model, tmp_path, sets, tasks, eval_dataset={"dev": rows})
+    with pytest.raises(
+        ValueError, match="eval_dataset is one data set, but train_dataset has a, b"
+    ):
+        trained_on(model, tmp_path, sets, tasks, eval_dataset=rows)
+    with pytest.raises(ValueError, match="eval_dataset: 'dev' has no task"):
+        trained_on(model, tmp_path, sets, tasks).evaluate({"dev": rows})
+    tasks["dev"] = "clustering"
+    trainer = trained_on(model, tmp_path, sets, tasks, eval_dataset={"dev": rows, "b": rows})
+    found = trainer.evaluate()
+    assert found["eval_dev_loss"] == found["eval_b_loss"]
+
+
+def test_a_task_that_is_only_evaluated_is_not_trained(model, texts, tmp_path):
+    rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
+    tasks = {"a": "retrieval", "dev": "clustering"}
+    trainer = trained_on(model, tmp_path, {"a": rows}, tasks, eval_dataset={"dev": rows})
+    assert trainer.adapters == ["retrieval"]
+    other = trained_on(model, tmp_path, {"a": rows}, {"a": "clustering"}, eval_dataset={"a": rows})
+    assert trainer.evaluate()["eval_dev_loss"] == other.evaluate()["eval_a_loss"]
+
+
+def test_own_prompts_by_data_set_must_name_the_evaluated_ones(model, texts, tmp_path):
+    rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
+    args = arguments(tmp_path, prompts={"a": {"query": "Q "}})
+    with pytest.raises(ValueError, match=r"args.prompts has none for the data set 'dev'"):
+        trained_on(model, tmp_path, {"a": rows}, args=args, eval_dataset={"dev": rows})
+
+
+def test_the_arguments_may_serve_another_trainer(model, texts, tmp_path):
+    args = arguments(tmp_path)
+    rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
+    sets, tasks = {"a": rows, "b": rows}, {"a": "retrieval", "b": "clustering"}
+    one = trained_on(model, tmp_path, rows, args=args, eval_dataset={"dev": rows})
+    several = trained_on(model, tmp_path, sets, tasks, args=args)
+    other = trained_on(model, tmp_path, rows, "clustering", args=args)
+    assert one.args.prompts == {"query": "Query: ", "positive": "Document: "}
+    assert set(several.args.prompts) == set(several.args.router_mapping) == {"a", "b"}
+    assert other.args.prompts == {"query": "Document: ", "positive": "Document: "}
+    assert not args.prompts
+    assert not args.router_mapping
+    read = first_texts(other, other.get_train_dataloader())
+    assert read["query"].startswith("Document: ")
+
+
+def test_evaluation_changes_no_bit_of_training(backbones, texts, tmp_path):
+    rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
+    finals = []
+    for settings in ({}, {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}):
+        torch.manual_seed(0)
+        model = st_jv5.new_student(backbones["bert"])
+        st_jv5.add_task(model, "retrieval", rank=2, dropout=0.2)
+        args = arguments(tmp_path, max_steps=5, save_strategy="no", **settings)
+        trained_on(model, tmp_path, rows, args=args, eval_dataset=rows).train()
+        finals.append(trainable(model))
+    assert all(torch.equal(tensor, finals[1][name]) for name, tensor in finals[0].items())
+
+
+# ------------------------------------------------------------------------------- not supported
 
 
 def test_fsdp_is_refused_with_the_reason(model, pairs, tmp_path):

@@ -33,10 +33,11 @@ from st_jv5.losses import (
     text_matching_loss,
 )
 from st_jv5.projection import Projection
+from st_jv5.resuming import last_checkpoint
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
 from st_jv5.teacher.views import Vectors
-from st_jv5.trainer import AdapterTrainer, last_checkpoint
+from st_jv5.trainer import AdapterTrainer
 from training.config import LABELLED, Phase
 from training.context import PATIENCE, RANK, WORLD_SIZE, Run
 from training.data import SYNSET_PAIRS, replay_set, replay_texts, teacher_texts, training_set
