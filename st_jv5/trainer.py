@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -33,6 +34,7 @@ from st_jv5.cpu import attention_in_float32, give_back_memory
 from st_jv5.cuda import without_cudnn_attention
 from st_jv5.encoding import that_pads
 from st_jv5.files import write_tensors
+from st_jv5.functional import wide
 from st_jv5.losses.composite import CompositeLoss
 from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
 from st_jv5.projection import Projection
@@ -43,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 LOSS_FILE = "loss.safetensors"
 """The trained parameters of the loss that are not the model's, such as a temperature."""
+
+TEMPERATURE = r"(^|\.)log_temperature$"
+"""The parameters of losses that are the logarithm of a learned temperature."""
 
 GIVE_BACK_STEPS = 5
 """On a CPU, freed memory goes back to the system every so many steps."""
@@ -108,11 +113,16 @@ class AdapterTrainer(SentenceTransformerTrainer):
         max_loss_ratio: Stop when a batch's loss is more than so many times the running mean of its
             data set (after 20 batches; a mean below 0.01 counts as 0.01); None: only when it is
             not finite. The default is our choice.
+        temperature_rate: Peak learning rate of a learned temperature's logarithm, on the schedule
+            of the weights' and without weight decay. AdamW moves it by about its rate a step: at a
+            LoRA's 2e-5 it would stand still. The default is our choice;
+            ``args.learning_rate_mapping`` wins where it names the parameter.
         trainer_kwargs: Everything else that the host's trainer takes.
 
     Raises:
-        ValueError: Bad arguments; fsdp; several GPUs in one process, which transformers would split
-            each batch over; ``torch_compile`` with ``gradient_checkpointing``.
+        ValueError: Bad arguments; a weight that would learn in half precision; fsdp; several GPUs
+            in one process, which transformers would split each batch over; ``torch_compile`` with
+            ``gradient_checkpointing``.
         FloatingPointError: In training: the loss, its gradients or the weights are not finite, or
             the loss exploded. Names the step, the data set and the rows; nothing is saved.
 
@@ -133,6 +143,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         train_dataset: Dataset | DatasetDict | dict[str, Dataset] | None = None,
         max_tokens: int | Mapping[str, int] | None = None,
         max_loss_ratio: float | None = 100.0,
+        temperature_rate: float = 1e-3,
         **trainer_kwargs: Any,
     ) -> None:
         if args is None:
@@ -161,6 +172,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
             _check_tokens(model, max_tokens)
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, not {max_loss_ratio}")
+        if not temperature_rate >= 0:
+            raise ValueError(f"temperature_rate must be 0 or more, not {temperature_rate}")
         chosen = [tasks] if isinstance(tasks, str) else list(dict.fromkeys(tasks.values()))
         train_task(model, chosen[0] if len(chosen) == 1 else chosen)
         if not args.prompts and train_dataset is not None:
@@ -176,10 +189,12 @@ class AdapterTrainer(SentenceTransformerTrainer):
         self.adapters = [str(router.resolve(name)) for name in chosen if name != BASE]
         self.max_tokens = max_tokens
         self.max_loss_ratio = max_loss_ratio
+        self.temperature_rate = temperature_rate
         self._in_checkpoint = False
         self._watched: list[_Batch] = []
         self._mean_loss: dict[str, tuple[int, float]] = {}
         super().__init__(model=model, args=args, train_dataset=train_dataset, **trainer_kwargs)
+        self._check_precision()
         self._composites = [m for m in self._loss.modules() if isinstance(m, CompositeLoss)]
         self.add_callback(_GradientCheck(self))
         if self.args.device.type == "cpu":
@@ -200,6 +215,29 @@ class AdapterTrainer(SentenceTransformerTrainer):
             collator.preprocess_fn = that_pads(model).preprocess
         collator.max_tokens = self.max_tokens
         return collator
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The host's, without temperatures: small is not what they should be."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not re.search(TEMPERATURE, name)]
+
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
+        """The host's, with a learning rate of their own for temperatures."""
+        if any(re.search(TEMPERATURE, name) for name, _ in self._trained()):
+            args = copy(args)  # the user's own keep what they say
+            own = {TEMPERATURE: self.temperature_rate}
+            args.learning_rate_mapping = own | args.learning_rate_mapping
+        return super().get_optimizer_cls_and_kwargs(args, model)
+
+    def _check_precision(self) -> None:
+        """What learns has to be float32: most of AdamW's steps are lost in three digits."""
+        for name, parameter in self._trained():
+            if parameter.dtype != wide(parameter.dtype):
+                raise ValueError(
+                    f"{name} would learn in {str(parameter.dtype).removeprefix('torch.')}, where "
+                    f"most steps are rounded away. Make it float32 (loss.float() makes all), and "
+                    f"run the forwards in bfloat16 with bf16=True in the training arguments"
+                )
 
     @property
     def _loss(self) -> nn.Module:
@@ -285,6 +323,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             )
         if resume_from_checkpoint:
             _check_processes(Path(str(resume_from_checkpoint)), self.args.world_size)
+        self._check_precision()  # bf16_full_eval leaves the model in bfloat16
         self._mean_loss.clear()
         self._watched.clear()
         with attention_in_float32(), without_cudnn_attention(), self._compiled():

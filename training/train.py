@@ -128,6 +128,7 @@ def train(
         tasks=task,
         train_dataset=DatasetDict(sets),
         max_tokens=phase.max_tokens or None,
+        temperature_rate=phase.temperature_rate,
         loss={name: replay if name in phase.replay else loss for name in sets} if replay else loss,
         callbacks=list(callbacks),
     )
@@ -294,7 +295,11 @@ def make_replay_loss(
 
 
 def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
-    """The task's loss at the student's dims, reading the teacher store."""
+    """The task's loss at the student's dims, reading the teacher store.
+
+    One that holds texts of a step against each other does so over all processes: distillation
+    alone is the mean over texts, whoever has them.
+    """
     store = run.loss_store(phase)
     loss = LOSSES[task](
         student,
@@ -305,6 +310,8 @@ def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -
         **({"own_map_dims": phase.own_map_dims} if phase.own_map_dims else {}),
         **dict[str, Any](phase.loss),
     )
+    if "gather_across_devices" not in phase.loss:
+        loss.gather_across_devices = set(loss.losses) != {"distill"}
     if student[0].projection is not None and store is not None:
         student[0].projection.info = store.describe()
     return loss
