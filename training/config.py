@@ -244,6 +244,16 @@ class Phase:
         """All data sets that a batch is drawn from, with their weights."""
         return {**self.data, **self.replay}
 
+    def share(self, data_set: str) -> float:
+        """Of the batches, in 0..1, if no set is used up."""
+        weights = {name: weight ** (1 / self.temperature) for name, weight in self.mix.items()}
+        return weights[data_set] / sum(weights.values())
+
+    def passes(self, data_set: str, rows: int) -> float:
+        """How often the steps read a data set of so many rows, if nothing stops them."""
+        size = self.batch_sizes.get(data_set, self.batch_size) * self.devices
+        return self.steps * size * self.share(data_set) / rows
+
     @property
     def asks_of_labelled(self) -> bool:
         """Whether the loss needs teacher vectors of labelled texts."""

@@ -174,10 +174,7 @@ def draws_of(run: Run, phase: Phase, name: str) -> int:
     rows = run.rows[name]
     if name in phase.replay or run.recipe.data_sets[name].kind not in LABELLED or not rows:
         return 1
-    weights = {one: weight ** (1 / phase.temperature) for one, weight in phase.mix.items()}
-    size = phase.batch_sizes.get(name, phase.batch_size) * phase.devices
-    passes = phase.steps * size * weights[name] / sum(weights.values()) / len(rows)
-    return max(1, math.ceil(min(passes, phase.max_epochs)))
+    return max(1, math.ceil(min(phase.passes(name, len(rows)), phase.max_epochs)))
 
 
 def check_epochs(run: Run, name: str, phase: Phase) -> None:
