@@ -30,9 +30,9 @@ class Record:
     """The scores of one model in a folder, whole on disk after each.
 
     ``results.json`` has the model, its weights' hash, the commands that wrote it, int8's ranges
-    and ``results``: a row per score with task, type, adapter, prompts, dim, precision, bytes per
-    vector, dtype, max tokens, versions, main score, all scores, samples, and seconds of encoding
-    and scoring.
+    and ``results``: a row per score with task, type, its data's revision or hash, adapter, prompts,
+    dim, precision, bytes per vector, dtype, max tokens, versions, main score, all scores, samples,
+    and seconds of encoding and scoring.
     ``run_log.jsonl`` gets a line per score when it is computed.
 
     Args:
@@ -71,16 +71,17 @@ class Record:
         self.rows: dict[Key, Row] = {key_of(row): row for row in self.tree.get("results", [])}
         self._order = list(dict.fromkeys([*(row["task"] for row in self.rows.values()), *tasks]))
 
-    def has(self, key: Key, revision: str) -> bool:
-        """Whether this score is there, computed with the same prompts and settings."""
-        return key in self.rows and self.rows[key]["revision"] == revision
+    def has(self, key: Key, revision: str, data: str) -> bool:
+        """Whether this score is there, computed with the same prompts and settings on this data."""
+        row = self.rows.get(key, {})
+        return (row.get("revision"), row.get("data")) == (revision, data)
 
     def results(self) -> list[Row]:
         """The rows, task by task."""
         return sorted(self.rows.values(), key=lambda row: self._order.index(row["task"]))
 
     def add(self, row: Row) -> None:
-        """Keep a score; one of the same key computed with other prompts gives way."""
+        """Keep a score; one of the same key, of other prompts or other data, gives way."""
         row = plain({**row, "versions": {name: version(name) for name in PACKAGES}})
         self.rows[key_of(row)] = row
         write_json(self.path, {**self.tree, "results": self.results()})

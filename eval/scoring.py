@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple
 import datasets
 import mteb
 import numpy as np
-from mteb.abstasks import AbsTask
+from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.cache import ResultCache
 from mteb.results import TaskResult
@@ -107,7 +109,8 @@ def evaluate(
 
     One encode pass serves all dims and precisions of an adapter. Scores that stand in the folder
     are not computed again; mteb's own cache keeps them, too, under a name made from the weights and
-    a revision made from the settings.
+    a revision made from the settings. A score belongs to its data: where a task of mteb has another
+    dataset revision, or one of your own other data (:func:`data_revision`), it is computed anew.
 
     Args:
         encoder: An :class:`~st_jv5.evaluation.MTEBEncoder`, whose own adapter, dim and precision
@@ -158,6 +161,40 @@ def evaluate(
     return record.results()
 
 
+def data_revision(task: AbsTask) -> str:
+    """What a task's data is told by: mteb's revision of its own tasks, which stand on the Hub.
+
+    Of any other task: the hash of all that it loads. Under a name, or a revision that somebody has
+    to raise, the scores of data that has changed would stay.
+    """
+    if type(task).__module__.partition(".")[0] == "mteb" or isinstance(task, AbsTaskAggregate):
+        return task.metadata.revision
+    loaded = task.data_loaded
+    if not loaded:
+        task.load_data()
+    if isinstance(task, AbsTaskRetrieval):  # as evaluating does, if the data is in the old form
+        task.convert_v1_dataset_format_to_v2(None)
+    found = _hash_of(task.dataset)
+    if not loaded and not isinstance(task, LOCAL_TASKS):
+        task.unload_data()  # there may be many, and large ones
+    return found
+
+
+def _hash_of(data: Any) -> str:
+    if isinstance(data, datasets.Dataset):
+        plain = data.with_format(None)
+        data = {column: plain[column][:] for column in plain.column_names}
+    if isinstance(data, Mapping):
+        data = {str(key): _hash_of(data[key]) for key in sorted(data, key=str)}
+    text = json.dumps(data, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: sets in order, anything else as Python writes it."""
+    return sorted(value) if isinstance(value, Set) else repr(value)
+
+
 @contextmanager
 def _prepared(encoder: Any, adapter: str | None, tokens: int | None) -> Iterator[None]:
     """Cut inputs at ``tokens``; fold the adapter into the weights: the same vectors, faster."""
@@ -198,17 +235,22 @@ class _Scorer:
         self.calibration = list(calibration)
         self.undefined: list[str] = []
         """Scores that were not numbers."""
+        self.revisions: dict[str, str] = {}
+        """Task -> what its data is told by."""
 
     def score(self, task: AbsTask, points: Sequence[Point | None], bar: Any) -> None:
         """A task at all points of one adapter, those that the record has left out."""
         name, kind = task.metadata.name, task.metadata.type
         foreign = not isinstance(task, LOCAL_TASKS)
+        if name not in self.revisions:
+            self.revisions[name] = data_revision(task)
         todo: list[tuple[Any, Row]] = []
         for point in points:
             at = self.encoder if point is None else self.encoder_at(point, kind)
             about = {"task": name, "type": kind, **at.describe(kind)}
             about["revision"] = at.mteb_model_meta.revision
-            if self.record.has(key_of(about), about["revision"]):
+            about["data"] = self.revisions[name]
+            if self.record.has(key_of(about), about["revision"], about["data"]):
                 bar.update()
             else:
                 todo.append((at, about))
@@ -216,7 +258,7 @@ class _Scorer:
             todo[0][0].remember_nothing()  # a corpus may be larger than memory
         # A task draws from one stream of random numbers: each score from its start.
         numbers = deepcopy((task.rng_state, task.np_rng))
-        if todo and not isinstance(task, AbsTaskAggregate):
+        if todo and not task.data_loaded and not isinstance(task, AbsTaskAggregate):
             task.load_data()
         for at, about in todo:
             row = about | self.one(at, task)
@@ -227,7 +269,8 @@ class _Scorer:
                 self.record.add(row)
             bar.update()
         if foreign:
-            task.unload_data()
+            if task.data_loaded:
+                task.unload_data()
             if isinstance(self.encoder, MTEBEncoder):
                 self.encoder.forget()
 
@@ -249,6 +292,9 @@ class _Scorer:
     def one(self, encoder: Any, task: AbsTask) -> dict[str, Any]:
         """One score through mteb, with its samples."""
         meta = encoder.mteb_model_meta
+        data = self.revisions[task.metadata.name]
+        dataset = {**task.metadata.dataset, "revision": data}  # for mteb's record of the score
+        task.metadata = task.metadata.model_copy(update={"dataset": dataset})
         place = self.record.folder / "predictions" / meta.name / meta.revision
         predictions = place / task.prediction_file_name
         clock = getattr(encoder, "clock", {"encode": 0.0})
@@ -269,7 +315,10 @@ class _Scorer:
                     co2_tracker=False,
                 ).task_results[0]
 
-        result = run("only-missing")
+        cached = self.cache.load_task_result(task.metadata.name, meta)
+        # mteb itself keeps a result that is whole, whatever its data was.
+        stale = cached is not None and cached.dataset_revision != data
+        result = run("always" if stale else "only-missing")
         local = isinstance(task, LOCAL_TASKS) and task.metadata.type != "Clustering"
         if local and not predictions.exists():  # mteb's cache has the score alone
             result = run("always")

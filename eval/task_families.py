@@ -36,7 +36,7 @@ def described(
         modalities=["text"],
         eval_splits=["test"],
         eval_langs=list(langs),
-        dataset={"path": "local/st_jv5", "revision": "2"},
+        dataset={"path": "local/st_jv5", "revision": "the data's hash"},  # put in when it is scored
         reference=None,
         date=None,
         domains=None,

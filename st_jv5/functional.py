@@ -12,6 +12,8 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from torch.utils.checkpoint import checkpoint
 
 Formula = TypeVar("Formula", bound=Callable[..., Tensor])
+RowMask = Callable[[int, int], Tensor]
+"""``(begin, end)`` -> bool ``(end - begin, N)``: a mask of these rows, never whole in memory."""
 
 CHUNK_ELEMENTS = 1 << 20
 """Most elements of a score matrix that a CPU holds at once; more rows are computed in turn."""
@@ -121,7 +123,7 @@ def info_nce(
     queries: Tensor,
     documents: Tensor,
     temperature: Tensor | float,
-    excluded: Tensor | None = None,
+    excluded: Tensor | RowMask | None = None,
 ) -> Tensor:
     r"""Eq. 2: cross entropy of each query's own document among all documents.
 
@@ -130,7 +132,8 @@ def info_nce(
         documents: ``(N, D)`` unit rows, ``N >= B``; document ``i`` is the positive of query ``i``,
             every other one a negative.
         temperature: Positive; cosines are divided by it.
-        excluded: bool ``(B, N)``, negatives to leave out; the positive itself always counts.
+        excluded: bool ``(B, N)``, or what gives rows of it: negatives to leave out. The positive
+            itself always counts.
 
     Returns:
         The mean over queries, ``>= 0``; ``log N`` where all cosines are equal.
@@ -146,7 +149,8 @@ def info_nce(
         scores = queries[begin:end] @ documents.T / temperature
         own = torch.arange(begin, end, device=scores.device)
         if excluded is not None:
-            left_out = excluded[begin:end].scatter(1, own[:, None], False)
+            rows = excluded[begin:end] if isinstance(excluded, Tensor) else excluded(begin, end)
+            left_out = rows.scatter(1, own[:, None], False)
             scores = scores.masked_fill(left_out, -torch.inf)
         return cross_entropy(scores, own, reduction="sum")
 

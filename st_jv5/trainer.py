@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
@@ -35,6 +36,7 @@ from st_jv5.cuda import without_cudnn_attention
 from st_jv5.data_sets import add_prompts, own_copy, text_columns, trainer_prompts
 from st_jv5.encoding import that_pads
 from st_jv5.files import write_tensors
+from st_jv5.functional import wide
 from st_jv5.losses.composite import CompositeLoss
 from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
 from st_jv5.projection import Projection
@@ -62,6 +64,9 @@ logger = logging.getLogger(__name__)
 
 LOSS_FILE = "loss.safetensors"
 """The trained parameters of the loss that are not the model's, such as a temperature."""
+
+TEMPERATURE = r"(^|\.)log_temperature$"
+"""The parameters of losses that are the logarithm of a learned temperature."""
 
 GIVE_BACK_STEPS = 5
 """On a CPU, freed memory goes back to the system every so many steps."""
@@ -131,12 +136,17 @@ class AdapterTrainer(SentenceTransformerTrainer):
         max_loss_ratio: Stop when a batch's loss is more than so many times the running mean of its
             data set (after 20 batches; a mean below 0.01 counts as 0.01); None: only when it is
             not finite. The default is our choice.
+        temperature_rate: Peak learning rate of a learned temperature's logarithm, on the schedule
+            of the weights' and without weight decay. AdamW moves it by about its rate a step: at a
+            LoRA's 2e-5 it would stand still. The default is our choice;
+            ``args.learning_rate_mapping`` wins where it names the parameter.
         trainer_kwargs: Everything else that sentence-transformers' trainer takes.
 
     Raises:
-        ValueError: Bad arguments; fsdp; several GPUs in one process, which transformers would split
-            each batch over; ``torch_compile`` with ``gradient_checkpointing``; a data set that
-            cannot be trained on, by its columns or rows (named).
+        ValueError: Bad arguments; a weight that would learn in half precision; fsdp; several GPUs
+            in one process, which transformers would split each batch over; ``torch_compile`` with
+            ``gradient_checkpointing``; a data set that cannot be trained on, by its columns or rows
+            (named).
         FloatingPointError: In training: the loss, its gradients or the weights are not finite, or
             the loss exploded. Names the step, the data set and the rows; nothing is saved.
 
@@ -158,6 +168,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         eval_dataset: Dataset | DatasetDict | dict[str, Dataset] | IterableDataset | None = None,
         max_tokens: int | Mapping[str, int] | None = None,
         max_loss_ratio: float | None = 100.0,
+        temperature_rate: float = 1e-3,
         **trainer_kwargs: Any,
     ) -> None:
         if args is None:
@@ -175,6 +186,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
             check_tokens(model, max_tokens)
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, not {max_loss_ratio}")
+        if not temperature_rate >= 0:
+            raise ValueError(f"temperature_rate must be 0 or more, not {temperature_rate}")
         of_data = [tasks] if isinstance(tasks, str) else [tasks[name] for name in train_dataset]
         chosen = list(dict.fromkeys(of_data))
         train_task(model, chosen[0] if len(chosen) == 1 else chosen)
@@ -183,6 +196,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         self.adapters = [str(router.resolve(name)) for name in chosen if name != BASE]
         self.max_tokens = max_tokens
         self.max_loss_ratio = max_loss_ratio
+        self.temperature_rate = temperature_rate
         self._has_own_prompts = bool(args.prompts)
         args.prompts = args.prompts or {}
         args.router_mapping = dict(args.router_mapping or {})
@@ -194,6 +208,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         self._trained_with = {
             "tasks": of_data,
             "max_tokens": max_tokens,
+            "temperature_rate": temperature_rate,
             "prompts": deepcopy(args.prompts),
             "router_mapping": deepcopy(args.router_mapping),
         }
@@ -205,6 +220,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             eval_dataset=eval_dataset,
             **trainer_kwargs,
         )
+        self._check_precision()
         self._composites = [m for m in self._loss.modules() if isinstance(m, CompositeLoss)]
         self._trained_with["loss"] = loss_settings(self.loss)  # before training moves them
         self.add_callback(_GradientCheck(self))
@@ -243,6 +259,29 @@ class AdapterTrainer(SentenceTransformerTrainer):
             collator.preprocess_fn = that_pads(model).preprocess
         collator.max_tokens = self.max_tokens
         return collator
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The host's, without temperatures: small is not what they should be."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not re.search(TEMPERATURE, name)]
+
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
+        """The host's, with a learning rate of their own for temperatures."""
+        if any(re.search(TEMPERATURE, name) for name, _ in self._trained()):
+            args = copy(args)  # the user's own keep what they say
+            own = {TEMPERATURE: self.temperature_rate}
+            args.learning_rate_mapping = own | args.learning_rate_mapping
+        return super().get_optimizer_cls_and_kwargs(args, model)
+
+    def _check_precision(self) -> None:
+        """What learns has to be float32: most of AdamW's steps are lost in three digits."""
+        for name, parameter in self._trained():
+            if parameter.dtype != wide(parameter.dtype):
+                raise ValueError(
+                    f"{name} would learn in {str(parameter.dtype).removeprefix('torch.')}, where "
+                    f"most steps are rounded away. Make it float32 (loss.float() makes all), and "
+                    f"run the forwards in bfloat16 with bf16=True in the training arguments"
+                )
 
     @property
     def _loss(self) -> nn.Module:
@@ -415,6 +454,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
                 raise ValueError(f"{self.args.output_dir} has no whole checkpoint to resume from")
         if resume_from_checkpoint:
             self._check_resumes(Path(str(resume_from_checkpoint)), resume_anyway)
+        self._check_precision()  # bf16_full_eval leaves the model in bfloat16
         self._mean_loss.clear()
         self._watched.clear()
         with attention_in_float32(), without_cudnn_attention(), self._compiled():

@@ -46,7 +46,7 @@ def test_a_checkpoint_holds_the_adapter_and_not_the_base(model, pairs, store, tm
     }
     stored = load_file(tmp_path / "checkpoint-6" / "loss.safetensors")
     assert stored == {"losses.infonce.log_temperature": loss.losses["infonce"].log_temperature}
-    assert stored["losses.infonce.log_temperature"].exp() != pytest.approx(0.02, abs=1e-4)
+    assert stored["losses.infonce.log_temperature"].exp() != pytest.approx(0.02, rel=1e-3)
     taken = st_jv5.Adapter.load(tmp_path / "checkpoint-6")  # the one adapter of a checkpoint
     assert taken.base_sha256 == model[0].base_sha256()
 

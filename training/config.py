@@ -207,6 +207,8 @@ class Phase:
     """Draw with probabilities as the weights of ``data`` to the power of 1/temperature."""
     learning_rate: float = 1.0e-4
     """Peak; linear to 0 after the warm-up."""
+    temperature_rate: float = 1.0e-3
+    """Peak of a learned temperature's logarithm (``loss: {learn_temperature: true}``)."""
     warmup_steps: int = 0
     """Linear from 0."""
     weight_decay: float = 0.01
@@ -233,12 +235,24 @@ class Phase:
     ``teacher.prompt``."""
     loss: dict[str, int | float | bool | str | Schedule] = field(default_factory=dict)
     """Overrides of the task's loss, such as ``temperature: 0.05``; a weight may move over the
-    steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``."""
+    steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``. A loss that holds texts of a step
+    against each other gathers those of all processes, so that it is the same at any number of
+    them; ``gather_across_devices: false`` leaves each process to its own."""
 
     @property
     def mix(self) -> dict[str, float]:
         """All data sets that a batch is drawn from, with their weights."""
         return {**self.data, **self.replay}
+
+    def share(self, data_set: str) -> float:
+        """Of the batches, in 0..1, if no set is used up."""
+        weights = {name: weight ** (1 / self.temperature) for name, weight in self.mix.items()}
+        return weights[data_set] / sum(weights.values())
+
+    def passes(self, data_set: str, rows: int) -> float:
+        """How often the steps read a data set of so many rows, if nothing stops them."""
+        size = self.batch_sizes.get(data_set, self.batch_size) * self.devices
+        return self.steps * size * self.share(data_set) / rows
 
     @property
     def asks_of_labelled(self) -> bool:
@@ -493,8 +507,8 @@ def check(recipe: Recipe) -> None:
                     raise RecipeError(f"{path}.{setting}: {path}.data has no {name!r}{also}")
                 if number < 1:
                     raise RecipeError(f"{path}.{setting}.{name} must be above 0, not {number}")
-        settings = ("steps", "batch_size", "devices", "learning_rate", "checkpoint_steps",
-                    "temperature", "theta", "max_epochs", "replay_weight")  # fmt: skip
+        settings = ("steps", "batch_size", "devices", "learning_rate", "checkpoint_steps", "theta",
+                    "temperature", "temperature_rate", "max_epochs", "replay_weight")  # fmt: skip
         for setting in settings:
             if (getattr(phase, setting) or 0) <= 0 and getattr(phase, setting) is not None:
                 raise RecipeError(

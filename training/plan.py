@@ -21,7 +21,7 @@ from eval.page import Cell, Table
 from st_jv5.batching import default_budget, row_chunks
 from st_jv5.tasks import PROMPTS, TASKS
 from st_jv5.teacher.sources import resolve_model
-from training.config import LABELLED, AdapterPhase, DataSet, Phase, is_negative
+from training.config import LABELLED, PAIRED, AdapterPhase, DataSet, Phase, is_negative
 from training.context import Run
 from training.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
 from training.measure import without_far
@@ -215,6 +215,12 @@ class Planner:
         lengths = [known.get(role, known.get("query", whole)) for role in roles]
         return [np.clip(texts + self.prompt_tokens, 1, limit) for texts in lengths]
 
+    def rows_of(self, phase: Phase, data_set: str) -> int | None:
+        """What a phase reads of a data set in one pass; None: not known."""
+        facts, spec = self.facts[data_set], self.recipe.data_sets[data_set]
+        texts = 2 if data_set in phase.replay and spec.kind in PAIRED else 1
+        return facts.rows and texts * facts.rows
+
     # -------------------------------------------------------------------------------- the phases
 
     def phases(self) -> Iterator[PhasePlan]:
@@ -225,13 +231,12 @@ class Planner:
     def _phase(self, name: str, phase: Phase) -> PhasePlan:
         rank, dropout = adapter_settings(name, phase)
         weights = self.costs.weights(rank)
-        shares = {k: w ** (1 / phase.temperature) for k, w in phase.mix.items()}
         from_base, cached = reads_base(name, phase), is_cached(phase)
         settings = rank, phase.gradient_checkpointing, dropout
         tokens = flops = seconds = most = 0.0
-        for data_set, share in shares.items():
+        for data_set in phase.mix:
             batches = self.batches(phase, data_set)
-            part = phase.steps * share / sum(shares.values()) / len(batches)  # steps of each
+            part = phase.steps * phase.share(data_set) / len(batches)  # steps of each
             for chunks in batches:
                 rows, widths = np.array(chunks).T
                 cost = self.costs.forward(widths, rank, True, *settings[1:])
@@ -370,6 +375,7 @@ def plan(run: Run, measured: bool = True) -> str:
     teaching, phases = planner.teaching(), list(planner.phases())
     told = [f"# {run.recipe.name}: the plan", "", _work(teaching, phases).markdown(), ""]
     told += ["## Memory per device, in GiB", "", _memory(phases).markdown(), ""]
+    told += ["## How often each data set is read", "", _passes(run, planner).markdown(), ""]
     told += ["## On a GPU", "", _gpus(teaching, phases).markdown(), ""]
     told += [
         f"At {UTILISATION:.0%} of the data sheet's dense bfloat16 operations, and at prices that "
@@ -409,6 +415,21 @@ def _memory(phases: list[PhasePlan]) -> Table:
         for one in phases
     ]  # fmt: skip
     return Table(["phase", *parts, "in all"], rows)
+
+
+def _passes(run: Run, planner: Planner) -> Table:
+    rows: list[list[Cell]] = []
+    for name, phase in run.recipe.phases.items():
+        for data_set in phase.mix:
+            count = planner.rows_of(phase, data_set)
+            told = "?"
+            if count:
+                passes = phase.passes(data_set, count)
+                told = f"{min(passes, phase.max_epochs):.2g}"
+                if passes > phase.max_epochs:
+                    told += f" (max_epochs; its weight asks for {passes:,.0f})"
+            rows.append([name, data_set, _count(count), f"{phase.share(data_set):.1%}", told])
+    return Table(["phase", "data set", "rows", "of the batches", "passes"], rows)
 
 
 def _gpus(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:

@@ -129,6 +129,7 @@ def train(
         tasks=task,
         train_dataset=DatasetDict(sets),
         max_tokens=phase.max_tokens or None,
+        temperature_rate=phase.temperature_rate,
         loss={name: replay if name in phase.replay else loss for name in sets} if replay else loss,
         callbacks=list(callbacks),
     )
@@ -174,10 +175,7 @@ def draws_of(run: Run, phase: Phase, name: str) -> int:
     rows = run.rows[name]
     if name in phase.replay or run.recipe.data_sets[name].kind not in LABELLED or not rows:
         return 1
-    weights = {one: weight ** (1 / phase.temperature) for one, weight in phase.mix.items()}
-    size = phase.batch_sizes.get(name, phase.batch_size) * phase.devices
-    passes = phase.steps * size * weights[name] / sum(weights.values()) / len(rows)
-    return max(1, math.ceil(min(passes, phase.max_epochs)))
+    return max(1, math.ceil(min(phase.passes(name, len(rows)), phase.max_epochs)))
 
 
 def check_epochs(run: Run, name: str, phase: Phase) -> None:
@@ -295,7 +293,11 @@ def make_replay_loss(
 
 
 def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
-    """The task's loss at the student's dims, reading the teacher store."""
+    """The task's loss at the student's dims, reading the teacher store.
+
+    One that holds texts of a step against each other does so over all processes: distillation
+    alone is the mean over texts, whoever has them.
+    """
     store = run.loss_store(phase)
     loss = LOSSES[task](
         student,
@@ -306,6 +308,8 @@ def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -
         **({"own_map_dims": phase.own_map_dims} if phase.own_map_dims else {}),
         **dict[str, Any](phase.loss),
     )
+    if "gather_across_devices" not in phase.loss:
+        loss.gather_across_devices = set(loss.losses) != {"distill"}
     if student[0].projection is not None and store is not None:
         student[0].projection.info = store.describe()
     return loss

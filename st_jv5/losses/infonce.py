@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -37,8 +38,11 @@ class InfoNCELoss(EmbeddingLoss):
         false_negative_margin: Leave out negatives that the teacher finds nearer to the query than
             its positive by more than this margin of cosine, such as 0.1; a negative without a
             teacher vector stays in. None, the paper's: all stay in.
-        mask_equal_texts: Leave out negatives whose tokens are those of the query or its positive;
-            prompts count, so a query that has another prompt than the documents equals none.
+        mask_equal_texts: Leave out negatives whose tokens are those of the query or of its
+            positive, and the positive of another row with the same query. The batch sampler
+            ``NO_DUPLICATES`` keeps equal texts apart within one process alone: gathered batches of
+            several processes have some. Prompts count as tokens. Of embeddings alone, given
+            without ``texts``, nothing is known and nothing is left out.
         mask_equal_classes: Leave out negatives that share a class with the anchor; the labels name
             the classes of every text, ``(B, columns, 1 + L)``. False, the paper's: texts of the
             anchor's own class, 6 to 7% of a batch of topics, are pushed away too.
@@ -69,7 +73,7 @@ class InfoNCELoss(EmbeddingLoss):
         directions: Sequence[Direction] = ("query_to_doc",),
         learn_temperature: bool = False,
         false_negative_margin: float | None = None,
-        mask_equal_texts: bool = False,
+        mask_equal_texts: bool = True,
         store: Any = None,
         mask_equal_classes: bool = False,
     ) -> None:
@@ -133,8 +137,8 @@ class InfoNCELoss(EmbeddingLoss):
         """
         if len(embeddings) < 2:
             raise ValueError(f"InfoNCE needs query and positive columns, got {len(embeddings)}")
-        if self.mask_equal_texts and texts is None:
-            raise ValueError("mask_equal_texts needs the texts, but only embeddings were given")
+        if not self.mask_equal_texts:
+            texts = None
         if self.mask_equal_classes:
             if classes is None:
                 classes = class_ids(labels)
@@ -155,7 +159,6 @@ class InfoNCELoss(EmbeddingLoss):
             total = total + F.info_nce(positives, queries, temperature, excluded)
         return {"infonce": total}
 
-    @torch.no_grad()
     def _false_negatives(
         self,
         anchor: int,
@@ -163,42 +166,42 @@ class InfoNCELoss(EmbeddingLoss):
         labels: Tensor | None,
         texts: Tensor | None,
         classes: Tensor | None,
-    ) -> Tensor | None:
-        """bool ``(B, B x candidates)``: which candidates are no negatives of which anchor.
+    ) -> F.RowMask | None:
+        """Which candidates are no negatives of which anchor, for rows of anchors.
 
         ``anchor`` and ``candidates`` are columns; the first candidate column holds the positives.
         """
-        own = candidates[0]
-        excluded: Tensor | None = None
-        if self.mask_equal_texts:
-            assert texts is not None
-            others = texts[:, list(candidates)].T.reshape(1, -1)
-            excluded = (others == texts[:, [own]]) | (others == texts[:, [anchor]])
+        masks: list[F.RowMask] = []
+        if texts is not None:
+            masks.append(_equal_texts(texts, anchor, candidates))
         if classes is not None:
-            others = classes[:, list(candidates)].transpose(0, 1).flatten(0, 1)
-            same = share_a_class(classes[:, anchor], others)
-            excluded = same if excluded is None else excluded | same
+            others = classes[:, candidates.start : candidates.stop].transpose(0, 1).flatten(0, 1)
+            masks.append(partial(_shared_classes, classes[:, anchor], others))
         if self.false_negative_margin is not None:
             vectors = teacher_vectors(labels, self.store, self.log_temperature.device)
-            if vectors.shape[1] < 2:
-                raise ValueError(
-                    "false_negative_margin needs the teacher's vectors of queries and positives, "
-                    "but the labels have one column"
-                )
-            known = [c for c in candidates if c < vectors.shape[1]]
-            units = normalize(vectors.float(), dim=-1)
-            anchors, positives = units[:, anchor], units[:, own]
-            others = torch.cat([units[:, c] for c in known])
-            bounds = (anchors * positives).sum(dim=-1) + self.false_negative_margin
+            masks.append(self._nearer(vectors, anchor, candidates))
+        return partial(_any_of, masks) if masks else None
 
-            def nearer(begin: int, end: int) -> Tensor:
-                return anchors[begin:end] @ others.T > bounds[begin:end, None]
+    def _nearer(self, vectors: Tensor, anchor: int, candidates: range) -> F.RowMask:
+        """Candidates that the teacher finds nearer than the positive, by the margin."""
+        if vectors.shape[1] < 2:
+            raise ValueError(
+                "false_negative_margin needs the teacher's vectors of queries and positives, "
+                "but the labels have one column"
+            )
+        assert self.false_negative_margin is not None
+        known = [c for c in candidates if c < vectors.shape[1]]
+        units = normalize(vectors.float(), dim=-1)
+        anchors, positives = units[:, anchor], units[:, candidates[0]]
+        others = torch.cat([units[:, c] for c in known])
+        bounds = (anchors * positives).sum(dim=-1) + self.false_negative_margin
+        unknown = len(anchors) * (len(candidates) - len(known))
 
-            near = torch.cat(F.in_row_chunks(nearer, len(anchors), len(others), anchors.device))
-            unknown = len(anchors) * (len(candidates) - len(known))
-            near = nn.functional.pad(near, (0, unknown))
-            excluded = near if excluded is None else excluded | near
-        return excluded
+        def nearer(begin: int, end: int) -> Tensor:
+            near = anchors[begin:end] @ others.T > bounds[begin:end, None]
+            return nn.functional.pad(near, (0, unknown))
+
+        return nearer
 
     def get_config_dict(self) -> dict[str, Any]:
         return {
@@ -209,3 +212,28 @@ class InfoNCELoss(EmbeddingLoss):
             "mask_equal_texts": self.mask_equal_texts,
             "mask_equal_classes": self.mask_equal_classes,
         }
+
+
+def _equal_texts(texts: Tensor, anchor: int, candidates: range) -> F.RowMask:
+    """Candidates that are the anchor's own text or its positive's, or answer an equal anchor."""
+    anchors, positives = texts[:, anchor], texts[:, candidates[0]]
+    others = texts[:, candidates.start : candidates.stop].T.flatten()
+    asked = nn.functional.pad(anchors, (0, len(others) - len(anchors)))
+    answers = torch.arange(len(others), device=texts.device) < len(anchors)
+
+    def equal(begin: int, end: int) -> Tensor:
+        own, positive = anchors[begin:end, None], positives[begin:end, None]
+        return (others == positive) | (others == own) | ((asked == own) & answers)
+
+    return equal
+
+
+def _shared_classes(anchors: Tensor, others: Tensor, begin: int, end: int) -> Tensor:
+    return share_a_class(anchors[begin:end], others)
+
+
+def _any_of(masks: Sequence[F.RowMask], begin: int, end: int) -> Tensor:
+    found = masks[0](begin, end)
+    for mask in masks[1:]:
+        found = found | mask(begin, end)
+    return found

@@ -96,17 +96,27 @@ def present(vectors: Tensor) -> Tensor:
 def text_ids(columns: list[dict[str, Any]]) -> Tensor:
     """A number for each text, int64 ``(B, columns)``; equal tokens have equal numbers.
 
-    Different texts share a number with a chance of about 2**-60 a pair.
+    The numbers are the same in every process, and nothing of them waits for a GPU. Different texts
+    share a number with a chance of about 2**-60 a pair.
     """
-    numbers = []
-    for features in columns:
-        mask = features.get("attention_mask")
-        if mask is None:
-            raise ValueError("equal texts cannot be told in flattened batches")
-        place = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        generator = torch.Generator().manual_seed(0)
-        factors = torch.randint(-(2**63), 2**63 - 1, (mask.shape[1],), generator=generator)
-        factors = (factors | 1).to(mask.device)
-        tokens = (features["input_ids"].long() + 1) * mask  # sums wrap around at 2**64
-        numbers.append((tokens * factors[place]).sum(dim=1))
-    return torch.stack(numbers, dim=1)
+    return torch.stack([_numbers(features) for features in columns], dim=1)
+
+
+def _numbers(features: dict[str, Any]) -> Tensor:
+    tokens = features["input_ids"].long() + 1
+    if (ends := features.get("cu_seq_lens_q")) is not None:  # flattened into one row
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        rows = torch.bucketize(places, ends[1:].long(), right=True)
+        weighted = tokens[0] * _factors(places - ends.long()[rows])
+        return tokens.new_zeros(len(ends) - 1).index_add(0, rows, weighted)
+    mask = features["attention_mask"].long()
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return (tokens * mask * _factors(places)).sum(dim=1)  # sums wrap around at 2**64
+
+
+def _factors(places: Tensor) -> Tensor:
+    """An odd number for each place: SplitMix64, made where the places are."""
+    mixed = (places + 1) * -0x61C8864680B583EB
+    mixed = (mixed ^ (mixed >> 30)) * -0x40A7B892E31B1A47
+    mixed = (mixed ^ (mixed >> 27)) * -0x6B2FB644ECCEEE15
+    return mixed ^ (mixed >> 31) | 1

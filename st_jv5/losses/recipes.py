@@ -29,7 +29,7 @@ def retrieval_loss(
     train_projection: bool = True,
     own_map_dims: Sequence[int] | None = None,
     false_negative_margin: float | None = None,
-    mask_equal_texts: bool = False,
+    mask_equal_texts: bool = True,
     store: Any = None,
     **composite: Any,
 ) -> CompositeLoss:
@@ -141,7 +141,7 @@ def classification_loss(
     rkd_weight: Weight = 20.0,
     rkd_teacher: Teacher = "base",
     include_diagonal: bool = True,
-    mask_equal_texts: bool = False,
+    mask_equal_texts: bool = True,
     mask_equal_classes: bool = False,
     store: Any = None,
     **composite: Any,

@@ -85,7 +85,7 @@ class CoSENTDistillLoss(CompositeLoss):
             with hard negatives it keeps what the student knows of other text.
         learn_temperature: See :class:`InfoNCELoss`, as the next two.
         false_negative_margin: Off by default.
-        mask_equal_texts: Off by default.
+        mask_equal_texts: On by default.
         train_projection: See :class:`ProjectedCosineDistillLoss`, as the next.
         own_map_dims: Matryoshka dims that get a projection of their own.
         store: The teacher store that int labels are rows of.
@@ -116,7 +116,7 @@ class CoSENTDistillLoss(CompositeLoss):
         gor_weight: Weight = 0.0,
         learn_temperature: bool = False,
         false_negative_margin: float | None = None,
-        mask_equal_texts: bool = False,
+        mask_equal_texts: bool = True,
         train_projection: bool = True,
         own_map_dims: Sequence[int] | None = None,
         store: Any = None,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from eval import local_tasks as local_tasks_module
 from eval.far_tasks import FAR_TASKS, nearness
 from eval.local_tasks import (
     LOCAL_TASKS,
@@ -178,6 +181,39 @@ def test_tasks_repeat_nothing_and_teach_every_label(name, part):
     if isinstance(task, LocalRetrieval) and name in FAR:
         documents = task.dataset["default"]["test"]["corpus"]["text"]
         assert len(set(documents)) == len(documents)
+
+
+def test_what_the_splits_share_is_what_is_told():
+    """The module's docstring: some tasks are easier than their splits look."""
+    told = re.findall(r"\d+", local_tasks_module.__doc__.split("share some text")[1])
+    found = []
+    for name, query in (("wikipedia", "description"), ("office_help", "title")):
+        trained = {row[query] for row in corpora.rows(name, "train")}
+        asked = [row[query] for row in corpora.rows(name, "test") if row[query]]
+        found += [sum(text in trained for text in asked), len(asked)]
+    pages, trained = (
+        [four_words(row["body"]) for row in corpora.rows("office_help", split)]
+        for split in ("test", "train")
+    )
+    assert [*map(int, told)] == [*found, copies(pages, trained), len(pages)]
+
+
+def four_words(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(*(words[i:] for i in range(4)), strict=False))
+
+
+def copies(pages: list[set[tuple[str, ...]]], trained: list[set[tuple[str, ...]]]) -> int:
+    """Pages that share half or more of all their four-word sequences with another."""
+    holders = defaultdict(list)
+    for number, own in enumerate(trained):
+        for words in own:
+            holders[words].append(number)
+    shared = [Counter(n for words in page for n in holders.get(words, ())) for page in pages]
+    return sum(
+        any(2 * both >= len(page) + len(trained[n]) - both for n, both in counts.items())
+        for page, counts in zip(pages, shared, strict=True)
+    )
 
 
 def test_near_functions_are_of_one_module():

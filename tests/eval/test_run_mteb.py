@@ -32,9 +32,10 @@ from eval.record import key_of
 from eval.run_mteb import choose_tasks, main
 from eval.samples import Samples
 from eval.scoring import Settings, evaluate
+from eval.task_families import LocalSTS, described
 from st_jv5.evaluation import ADAPTER_OF_TYPE, PRECISIONS, MTEBEncoder
 from st_jv5.tasks import PROMPTS
-from tests.conftest import MINILM, with_adapters
+from tests.conftest import MINILM, real_texts, with_adapters
 from training.measure import ChanceEncoder
 
 
@@ -128,6 +129,53 @@ def test_a_changed_prompt_adapter_dim_precision_or_length_is_scored_anew(
     assert changed.keys() == kept.keys()  # the same score, of another prompt
     assert changed != kept
     assert [k for k in kept if changed[k] != kept[k]] == [next(iter(kept))]
+
+
+class OwnPairs(LocalSTS):
+    """Somebody's own task, whose data may change under its name."""
+
+    metadata = described("OwnPairs", "STS", "cosine_spearman", "Near or not?")
+    scores = tuple(range(9))
+
+    def pairs(self) -> list[dict[str, object]]:
+        texts = real_texts()
+        return [
+            {"sentence1": texts[i], "sentence2": texts[i + 9], "score": score}
+            for i, score in enumerate(self.scores)
+        ]
+
+
+def test_an_own_task_whose_data_has_changed_is_scored_anew(model, tmp_path, monkeypatch):
+    """Its name and revision stayed, and so did its old score."""
+    (first,) = evaluate(MTEBEncoder(model), [OwnPairs()], tmp_path)
+    monkeypatch.setattr(OwnPairs, "scores", OwnPairs.scores[::-1])
+    (second,) = evaluate(MTEBEncoder(model), [OwnPairs()], tmp_path)
+    assert second["main_score"] == pytest.approx(-first["main_score"])
+    assert second["main_score"] != 0
+    assert second["data"] != first["data"]
+    asked = []
+    monkeypatch.setattr(MTEBEncoder, "encode", lambda *args, **kwargs: asked.append(args))
+    (third,) = evaluate(MTEBEncoder(model), [OwnPairs()], tmp_path)  # the same data: as it stands
+    assert (third, asked) == (second, [])
+    shutil.copytree(tmp_path / "mteb", tmp_path / "again" / "mteb")  # mteb's cache knows it, too
+    (fourth,) = evaluate(MTEBEncoder(model), [OwnPairs()], tmp_path / "again")
+    assert (fourth["main_score"], asked) == (pytest.approx(second["main_score"], abs=1e-5), [])
+
+
+def test_a_task_of_mteb_at_another_revision_is_scored_anew(model, tmp_path):
+    task = next(t for t in ALL_MOCK_TASK_TEST_GRID if t.metadata.name == "MockSTSTask")
+    kept = []
+    for revision in ("one", "one", "two"):
+        again = deepcopy(task)
+        dataset = {**again.metadata.dataset, "revision": revision}
+        again.__class__ = type("MockSTSTask", (type(task),), {"__module__": "mteb.tasks"})
+        again.__class__.metadata = task.metadata.model_copy(update={"dataset": dataset})
+        evaluate(MTEBEncoder(model), [again], tmp_path)
+        log = (tmp_path / "run_log.jsonl").read_text().splitlines()
+        kept.append([json.loads(line)["data"] for line in log])
+    assert kept == [["one"], ["one"], ["one", "two"]]
+    result = json.loads(next(tmp_path.rglob("MockSTSTask.json")).read_text())
+    assert result["dataset_revision"] == "two"
 
 
 def test_another_models_folder_is_refused(model, tmp_path, small_tasks):

@@ -89,18 +89,19 @@ def student_and_loss(
 
 
 def data(count: int = 32) -> Dataset:
+    """Rows of which some share a query, a positive or a negative."""
     from tests.conftest import real_texts
 
     texts = real_texts()
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(count, 2, TEACHER_DIM, generator=generator)  # float32: the collator's
     vectors[..., 0] = torch.arange(count)[:, None]  # tells the rows
-    columns = {"query": 0, "positive": 1, "negative_1": 2}
+    columns = {"query": (0, 13), "positive": (20, 11), "negative_1": (40, 7)}
     return Dataset.from_dict(
         {
             **{
-                name: [f"{texts[(i + 20 * k) % 64]} {i}" for i in range(count)]
-                for name, k in columns.items()
+                name: [f"{texts[i % different + begin]} {i % different}" for i in range(count)]
+                for name, (begin, different) in columns.items()
             },
             "label": vectors.tolist(),
         }

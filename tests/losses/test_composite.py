@@ -25,6 +25,7 @@ from st_jv5.losses import (
     Schedule,
     retrieval_loss,
 )
+from st_jv5.losses.labels import text_ids
 from st_jv5.projection import Projection
 from tests import reference
 from tests.losses.conftest import BATCH, DIM, TEACHER_DIM, array, unit
@@ -218,19 +219,46 @@ def test_equal_texts_are_no_negatives(model, texts):
     columns = [
         model.preprocess(column, prompt="Document: ") for column in (query, positive, negative)
     ]
-    plain, masked = (InfoNCELoss(model, 0.3, mask_equal_texts=on) for on in (False, True))
+    both = ("query_to_doc", "doc_to_query")
+    plain, masked = (InfoNCELoss(model, 0.3, both, mask_equal_texts=on) for on in (False, True))
     with torch.no_grad():
         rows = [array(model(dict(c), task="retrieval")["sentence_embedding"]) for c in columns]
         found = [loss([dict(c) for c in columns])["infonce"].item() for loss in (plain, masked)]
     documents, names = np.concatenate(rows[1:]), positive + negative
-    left_out = {
-        (i, j) for i in range(4) for j in range(8) if j != i and names[j] in (positive[i], query[i])
-    }
-    assert len(left_out) == 5
-    assert found[0] == pytest.approx(reference.info_nce(rows[0], documents, 0.3), rel=1e-5)
-    assert found[1] == pytest.approx(
-        reference.info_nce(rows[0], documents, 0.3, left_out), rel=1e-5
-    )
+    there = {
+        (i, j)
+        for i in range(4)
+        for j in range(8)
+        if (j != i and names[j] in (positive[i], query[i])) or (j < 4 and query[j] == query[i])
+    } - {(i, i) for i in range(4)}
+    assert len(there) == 7
+    assert {(0, 3), (3, 0)} < there  # another answer to the same question
+    back = {(0, 2), (2, 0), (0, 3), (3, 0)}  # one answer to two questions, one question twice
+
+    def expected(there: set[tuple[int, int]], back: set[tuple[int, int]]) -> float:
+        one = reference.info_nce(rows[0], documents, 0.3, there)
+        return one + reference.info_nce(rows[1], rows[0], 0.3, back)
+
+    assert found[0] == pytest.approx(expected(set(), set()), rel=1e-5)
+    assert found[1] == pytest.approx(expected(there, back), rel=1e-5)
+    assert InfoNCELoss(model).mask_equal_texts  # by default
+
+
+def test_texts_have_one_number_however_they_are_padded_or_flattened(model, texts):
+    """The host flattens batches for flash attention."""
+    rows = [*texts[:5], texts[0]]
+    columns = {}
+    for side in ("left", "right"):
+        model.tokenizer.padding_side = side
+        columns[side] = model.preprocess(rows)
+    mask = columns["right"]["attention_mask"].bool()
+    ends = torch.nn.functional.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0)).int()
+    flat = {"input_ids": columns["right"]["input_ids"][mask][None], "cu_seq_lens_q": ends}
+    left, right, flattened = (text_ids([one])[:, 0] for one in (*columns.values(), flat))
+    assert torch.equal(left, right)
+    assert torch.equal(left, flattened)
+    assert left[0] == left[5]
+    assert len(set(left.tolist())) == 5
 
 
 def test_a_positive_counts_even_where_every_negative_is_left_out(student, columns):
@@ -247,9 +275,6 @@ def test_masks_say_what_they_need(student, columns):
         CompositeLoss(student, {"infonce": (near, 1.0)}).compute_loss_from_embeddings(columns, None)
     with pytest.raises(ValueError, match="labels have one column"):
         near.compute_loss_from_embeddings(columns, torch.ones(BATCH, 1, 3))
-    equal = InfoNCELoss(student, mask_equal_texts=True)
-    with pytest.raises(ValueError, match="needs the texts, but only embeddings"):
-        equal.compute_loss_from_embeddings(columns)
     with pytest.raises(ValueError, match="difference of cosines, not 3"):
         InfoNCELoss(student, false_negative_margin=3)
 

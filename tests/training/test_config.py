@@ -180,6 +180,33 @@ def test_every_public_set_says_where_it_was_seen_or_that_it_was_not(name):
         assert spec.license != "unknown" or not spec.verified, data_set
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_no_phase_of_a_full_size_recipe_reads_a_set_more_than_ten_times(name):
+    recipe = load_recipe(RECIPES[0].with_name(f"{name}.yaml"))
+    for path, phase in recipe.phases.items():
+        assert phase.max_epochs == 10, path
+        for data_set in phase.mix:
+            spec = recipe.data_sets[data_set]
+            rows = min(spec.rows, spec.limit or spec.rows)
+            assert phase.passes(data_set, rows) <= 10, (path, data_set)
+            step = phase.batch_sizes.get(data_set, phase.batch_size) * phase.devices
+            assert rows >= 2 * step, (path, data_set)  # in one process, too
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_full_size_recipes_mix_languages_and_lengths(name):
+    recipe = load_recipe(RECIPES[0].with_name(f"{name}.yaml"))
+    retrieval = recipe.adapters["retrieval"].data
+    hard = [recipe.data_sets[data_set] for data_set in retrieval]
+    assert all(spec.negatives == 1 or "negative_1" in spec.columns for spec in hard)
+    languages = {spec.subset.split("-")[0] for spec in hard} - {"triplet", "pair"}
+    assert languages == {*"ar bn de en es fa fi id ja ru te th zh".split()}
+    if recipe.long:
+        short = [d for d in recipe.long.data if recipe.data_sets[d].tokens["positive"] < 300]
+        assert 0.25 < sum(map(recipe.long.share, short)) < 0.5
+    assert recipe.adapters["text-matching"].teacher_prompts == {}  # both sides are read alike
+
+
 def test_a_recipe_may_hold_only_what_differs_from_another(tmp_path):
     (tmp_path / "one.yaml").write_text(DEMO.read_text())
     (tmp_path / "two.yaml").write_text(

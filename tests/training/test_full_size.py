@@ -79,7 +79,7 @@ def shrunk(name: str, folder: Path, backbones: dict[str, str], full: bool) -> st
     for data_set, spec in tree["data_sets"].items():
         path = folder / f"{data_set}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows_for(data_set, spec)))
-        spec |= {"path": str(path), "limit": None}
+        spec |= {"path": str(path), "limit": None, "characters": 60}
     phases = [tree["stage1"], tree["long"], *tree["adapters"].values()]
     for phase in filter(None, phases):
         phase |= {"steps": 2, "batch_size": 2, "checkpoint_steps": 2, "warmup_steps": 0}

@@ -17,7 +17,7 @@ from tests.training.test_config import DEMO, RECIPES
 from training.config import load_recipe
 from training.context import Run
 from training.cost import Costs, batch, read_config, with_layers
-from training.plan import Planner, _short, plan
+from training.plan import Planner, _passes, _short, plan
 from training.probe import LENGTHS, Machine, Speed, fit, probe
 from training.run import main
 from training.strict import RecipeError
@@ -134,8 +134,30 @@ def test_full_size_recipes_plan_offline(monkeypatch):
     assert stage1.flops == pytest.approx(8 * blocks * stage1.tokens, rel=0.1)
     assert stage1.seconds is None
     text = plan(run, measured=False)
-    assert re.search(r"not verified: translations \(sentence-transformers/parallel", text)
+    assert re.search(r"not verified: inference \(sentence-transformers/all-nli", text)
+    assert re.search(r"\| stage1 \| questions \| 3,012,496 \| 7.0% \| 9.6 \|", text)
     assert "| H100 |" in text
+
+
+def test_the_plan_says_how_often_each_set_is_read():
+    changes = [
+        "stage1.data={wikipedia-descriptions: 3, wordnet-lemmas: 1}",
+        "stage1.replay={wordnet-examples: 1}",
+        "stage1.max_epochs=2",
+        "data_sets.wordnet-examples.path=org/set",
+        "data_sets.wordnet-examples.rows=1000",
+        "data_sets.wordnet-examples.limit=null",
+    ]
+    run = Run(load_recipe(DEMO, changes))
+    stage1, planner = run.recipe.stage1, Planner(run)
+    rows = planner.facts["wikipedia-descriptions"].rows
+    asked = 0.6 * stage1.steps * stage1.batch_size / rows
+    assert stage1.passes("wikipedia-descriptions", rows) == pytest.approx(asked)
+    table = _passes(run, planner).markdown()
+    stage1 = [line for line in table.splitlines() if "| stage1 | w" in line]
+    told = f"2 (max_epochs; its weight asks for {asked:,.0f})" if asked > 2 else f"{asked:.2g}"
+    assert stage1[0] == f"| stage1 | wikipedia-descriptions | {rows:,} | 60.0% | {told} |"
+    assert "| wordnet-examples | 2,000 | 20.0% |" in stage1[2]  # both sides, each by itself
 
 
 def test_a_hub_model_that_the_recipe_does_not_describe_is_named():

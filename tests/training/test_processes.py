@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,11 +23,10 @@ FEW = [f"adapters.{task}.batch_size=1" for task in ("retrieval", "classification
 ALIKE = [
     "precision=float32",
     *(f"adapters.{task}.dropout=0.0" for task in TASKS),
-    *(f"adapters.{task}.loss={{gather_across_devices: true}}" for task in TASKS),
     "adapters.retrieval.data={wordnet-lemmas: 2, wikipedia-descriptions: 1}",
 ]
-"""What makes two halves of a batch the whole one: no random masks, no rounding to bfloat16, each
-query's negatives in both, and no rows that share a text, which one batch would hold apart."""
+"""What makes two halves of a batch the whole one: no random masks, no rounding to bfloat16, and no
+rows that share a text, which one batch would hold apart."""
 
 
 def launcher(processes: int) -> list[str]:
@@ -176,6 +176,29 @@ def test_the_groups_own_limit_is_a_day(tiny, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("pip install no-such") == 2
     assert done.stdout.count("limit 1 day, 0:00:00") == 2, done.stdout
+
+
+def test_a_loss_that_holds_texts_against_each_other_gathers_them(tiny, tmp_path, monkeypatch):
+    """Or InfoNCE's negatives and Eq. 8's M would depend on the number of processes."""
+    from training.config import load_recipe
+    from training.context import Run
+    from training.train import make_loss
+
+    store = SimpleNamespace(dim=384, describe=dict)
+    monkeypatch.setattr(Run, "loss_store", lambda run, phase: store)
+    changes = ["adapters.retrieval.loss={gather_across_devices: false}"]
+    run = Run(load_recipe(tiny(tmp_path), changes))
+    found = {}
+    for path, phase in run.recipe.phases.items():
+        task = path.removeprefix("adapters.").replace("stage1", "base")
+        found[task] = make_loss(run, run.new_student(), task, phase).gather_across_devices
+    assert found == {
+        "base": False,  # distillation: a mean over texts
+        "retrieval": False,  # as its recipe says
+        "text-matching": True,
+        "clustering": False,
+        "classification": True,
+    }
 
 
 def test_rows_that_do_not_fall_into_the_processes_are_named(monkeypatch):
