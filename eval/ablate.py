@@ -39,8 +39,8 @@ from st_jv5.losses import CompositeLoss, ProjectedCosineDistillLoss, retrieval_l
 from st_jv5.rope import write_both_keys
 from st_jv5.tasks import BASE
 from st_jv5.teacher.sources import resolve_model
-from training.config import Phase, Recipe, load_recipe
-from training.context import Run, fingerprint, save_whole
+from training.config import Phase, Recipe, fingerprint, load_recipe
+from training.context import Run, save_whole
 from training.strict import RecipeError, build
 from training.teach import teach
 from training.train import train

@@ -7,6 +7,8 @@ range raise :class:`~training.strict.RecipeError` with the dotted path of the se
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -367,6 +369,12 @@ PAIRED = {"pairs", "scored", "long", "synset_pairs"}
 
 LABELLED = {"labelled", "paragraphs"}
 """Kinds whose texts have labels: of those of one label, each is another's positive."""
+
+
+def fingerprint(settings: Any) -> str:
+    """Hash of plain settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float = 1.0) -> Recipe:

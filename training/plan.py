@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from training.context import Run
 from training.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
 from training.measure import without_far
 from training.probe import Machine, probe
+from training.rows import Rows
 
 GIB = 1 << 30
 CHARACTERS_PER_TOKEN = 4.7
@@ -124,7 +125,9 @@ class Planner:
         self.teacher = read_config(self.recipe.teacher, "teacher") if local else None
         self.costs = Costs(self.student, run.bfloat16)
         self.machine: Machine | None = None
-        self.rows: dict[str, list[dict[str, Any]]] = {}  # kept, as training keeps them
+        here = run.data_folder
+        self._temporary = None if here.is_dir() else TemporaryDirectory(ignore_cleanup_errors=True)
+        self._folder = Path(self._temporary.name) if self._temporary else here
         self.facts = {name: self._facts(name, spec) for name, spec in run.used_sets.items()}
 
     def measure(self) -> None:
@@ -160,17 +163,13 @@ class Planner:
         told = {role: np.array([mean]) for role, mean in spec.tokens.items()}
         if not spec.is_file:
             return SetFacts(spec.limit or spec.rows, told)
-        rows = self.rows[name] = self.run.read(name)
-        if spec.kind == "synset_pairs":
-            return SetFacts(spec.limit, self._lengths([{"query": r["gloss"]} for r in rows]))
+        rows = self.run.read(name, self._folder)
         return SetFacts(len(rows), {**self._lengths(rows), **told})
 
-    def _lengths(self, rows: list[dict[str, Any]]) -> dict[str, Array]:
-        texts: dict[str, list[str]] = {}
-        for row in random.Random(self.recipe.seed).sample(rows, min(SAMPLE, len(rows))):
-            for role, value in row.items():
-                if isinstance(value, str) and role != "label":
-                    texts.setdefault(role, []).append(value)
+    def _lengths(self, rows: Rows) -> dict[str, Array]:
+        draw = random.Random(self.recipe.seed)
+        drawn = np.array(draw.sample(range(len(rows)), min(SAMPLE, len(rows))), dtype=np.int64)
+        texts = {role: rows.texts(rows.numbers(role)[drawn]) for role in rows.roles}
         return {role: np.array([*map(self._length, found)]) for role, found in texts.items()}
 
     @cached_property

@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
@@ -39,7 +41,7 @@ from st_jv5.teacher.views import Vectors
 from st_jv5.trainer import AdapterTrainer, last_checkpoint
 from training.config import LABELLED, Phase
 from training.context import PATIENCE, RANK, WORLD_SIZE, Run
-from training.data import SYNSET_PAIRS, replay_set, replay_texts, teacher_texts, training_set
+from training.data import replay_set, teacher_roles, training_set
 from training.strict import RecipeError
 
 logger = logging.getLogger("training")
@@ -78,7 +80,7 @@ def train(
     draws = {name: draws_of(run, phase, name) for name in phase.mix}
     sets: dict[str, Dataset] = {
         name: training_set(
-            name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks, draws[name]
+            run.recipe.data_sets[name], run.rows[name], stores, seed, asks, draws[name]
         )
         for name in phase.data
     }
@@ -183,10 +185,8 @@ def check_epochs(run: Run, name: str, phase: Phase) -> None:
     """The phase's data sets must hold its steps without more passes than ``max_epochs``."""
     batches = 0
     for data_set in phase.mix:
-        spec, rows = run.recipe.data_sets[data_set], run.rows[data_set]
-        count = len(replay_texts(rows)) if data_set in phase.replay else len(rows)
-        if spec.kind == "synset_pairs":
-            count = spec.limit or SYNSET_PAIRS
+        rows = run.rows[data_set]
+        count = len(rows.distinct() if data_set in phase.replay else rows)
         size = phase.batch_sizes.get(data_set, phase.batch_size) * phase.devices
         batches += max(1, int(phase.max_epochs * (count // size)))
     if batches < phase.steps:
@@ -243,12 +243,17 @@ def fit(
     texts: dict[tuple[str, int], dict[str, None]] = defaultdict(dict)
     for name, weight in phase.mix.items():
         spec, rows = run.recipe.data_sets[name], run.rows[name]
-        replayed = name in phase.replay
-        roles = {"text": replay_texts(rows)} if replayed else teacher_texts(spec, rows, asks)
-        known = [(role, text) for role, own in roles.items() for text in dict.fromkeys(own)]
-        count = min(len(known), round(phase.fit_projection * weight / whole))
-        for role, text in draw.sample(known, count):
-            texts[role, phase.max_tokens.get(name, most)][text] = None
+        if name in phase.replay:
+            roles = {"text": rows.distinct()}
+        else:
+            roles = {role: rows.distinct(role) for role in teacher_roles(spec, asks)}
+        starts = [0, *accumulate(map(len, roles.values()))]
+        count = min(starts[-1], round(phase.fit_projection * weight / whole))
+        drawn = np.array(draw.sample(range(starts[-1]), count), dtype=np.int64)
+        for (role, numbers), begin, end in zip(roles.items(), starts, starts[1:], strict=False):
+            own = drawn[(drawn >= begin) & (drawn < end)] - begin
+            limit = phase.max_tokens.get(name, most)
+            texts[role, limit].update(dict.fromkeys(rows.texts(numbers[own])))
     count = sum(map(len, texts.values()))
     if count <= 2 * width:
         logger.warning("%d texts are too few to fit a projection; it stays as it is", count)
