@@ -296,7 +296,7 @@ class _SaveAt(TrainerCallback):
 
 def objective(run: Run, student: SentenceTransformer, spec: Trained, phase: Phase) -> CompositeLoss:
     """The loss of a run, at its dims."""
-    store = run.loss_store(phase)
+    store = run.loss_store(phase, run.role_stores(phase))
     assert store is not None
     dims = spec.dims or student[0].matryoshka_dims
     options: dict[str, Any] = dict(spec.options)

@@ -10,6 +10,7 @@ end.
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def mib(path: Path) -> float:
 def one_process(folder: Path) -> None:
     """What a training process does before its first step, and some batches."""
     process = psutil.Process()
-    before = process.memory_full_info().uss
+    before = own_memory(process)
     started = time.time()
     rows = read_rows("pairs", spec_of(folder / "pairs.parquet"), 0, folder / "data")
     len(rows)
@@ -97,10 +98,18 @@ def one_process(folder: Path) -> None:
     for batch in islice(sampler, 40):
         read += len(dataset[batch]["label"])
     first = time.time() - started - built
-    info = process.memory_full_info()
-    print(f"| a process | opened in {opened:.1f} s, set there after {built:.1f} s, {read} rows in "
-          f"{first:.1f} s | {(info.uss - before) / 2**20:,.0f} MiB of its own, "
-          f"{info.rss / 2**20:,.0f} MiB with mapped pages |")  # fmt: skip
+    own = (own_memory(process) - before) / 2**20
+    print(
+        f"| a process | opened in {opened:.1f} s, set there after {built:.1f} s, {read} rows in "
+        f"{first:.1f} s | {own:,.0f} MiB of its own, {process.memory_info().rss / 2**20:,.0f} MiB "
+        f"with the model's libraries and mapped pages |"
+    )
+
+
+def own_memory(process: psutil.Process) -> int:
+    """Bytes that no file backs: mapped pages are shared, and given back when others want them."""
+    info = process.memory_info()
+    return int(info.rss - getattr(info, "shared", 0))
 
 
 def main() -> None:
@@ -132,9 +141,13 @@ def measure(folder: Path, count: int) -> None:
     started = time.time()
     rows = read_rows("pairs", spec_of(folder / "pairs.parquet"), 0, folder / "data")
     took = time.time() - started
-    print(f"| prepared | {took:.0f} s, {count / took:,.0f} rows/s | {mib(rows.folder):,.0f} MiB on "
-          f"disk, {len(rows):,} rows, {process.memory_full_info().uss / 2**20:,.0f} MiB of memory "
-          f"after |", flush=True)  # fmt: skip
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(
+        f"| prepared | {took:.0f} s, {count / took:,.0f} rows/s | {mib(rows.folder):,.0f} MiB on "
+        f"disk, {len(rows):,} rows; {own_memory(process) / 2**20:,.0f} MiB of memory after, "
+        f"{most:,.0f} MiB at most with mapped pages |",
+        flush=True,
+    )
     started = time.time()
     texts = Texts([(rows, role) for role in rows.roles])
     print(f"| teacher's plan | {time.time() - started:.0f} s | {len(texts):,} texts |", flush=True)

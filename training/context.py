@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -203,9 +203,14 @@ class Run:
             found[role] = spaces[0] if len(spaces) == 1 else SeveralTeachers(spaces, weights)
         return found
 
-    def loss_store(self, phase: Phase) -> ByRow | None:
-        """Where a phase's loss reads by column: one place, one per column, or (None) nowhere."""
-        roles, asked = self.role_stores(phase), phase.teacher_prompts
+    def loss_store(self, phase: Phase, roles: Mapping[str, Vectors]) -> ByRow | None:
+        """Where a phase's loss reads by column: one place, one per column, or (None) nowhere.
+
+        Args:
+            phase: Its prompts of the teacher.
+            roles: What :meth:`role_stores` gave.
+        """
+        asked = phase.teacher_prompts
         if "query" not in roles:
             return roles.get("text")
         if asked.get("query") == asked.get("positive"):

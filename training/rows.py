@@ -6,10 +6,11 @@ import logging
 import random
 import re
 import shutil
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -21,6 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, load_dataset
+from datasets.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from filelock import FileLock
 from tqdm.auto import tqdm
 
@@ -144,6 +150,20 @@ class Rows:
         if _is_list(column.type):
             column = pc.list_flatten(column)
         return frozenset(pc.unique(column).to_pylist())
+
+    def first(self, count: int, folder: Path) -> Rows:
+        """The first rows, as rows of their own in another folder."""
+        folder.mkdir(parents=True)
+        _write(folder / "rows.arrow", [self.dataset.data.table.slice(0, count)])
+        for role in self.roles:
+            self.hashes(role)[:count].tofile(folder / f"{role}.hashes")
+        write_json(folder / "rows.json", self.told)
+        return Rows(folder)
+
+    @property
+    def bytes(self) -> int:
+        """On disk, with what lies beside them."""
+        return sum(file.stat().st_size for file in self.folder.iterdir())
 
     def beside(
         self, what: str, key: Any, make: Callable[[], Iterable[Mapping[str, Array]]]
@@ -490,10 +510,25 @@ def _load(spec: DataSet, cache: Path) -> Dataset:
     if spec.is_file:
         path = ROOT / spec.path
         kind = "parquet" if path.suffix == ".parquet" else "json"
-        return load_dataset(kind, data_files=str(path), split="train", cache_dir=str(cache))
-    return load_dataset(
-        spec.path, spec.subset or None, split=spec.split, revision=spec.revision or None
-    )
+        with _bars_on_a_terminal():
+            return load_dataset(kind, data_files=str(path), split="train", cache_dir=str(cache))
+    with _bars_on_a_terminal():
+        return load_dataset(
+            spec.path, spec.subset or None, split=spec.split, revision=spec.revision or None
+        )
+
+
+@contextmanager
+def _bars_on_a_terminal() -> Iterator[None]:
+    """Keep the bars of ``datasets`` out of logs."""
+    quiet = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if quiet:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quiet:
+            enable_progress_bars()
 
 
 def _block_rows(table: pa.Table) -> int:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +76,39 @@ def train(
         loss: Instead of the task's own.
         callbacks: Of transformers, on top of the trainer's.
     """
-    seed, stores, asks = run.recipe.seed, run.role_stores(phase), phase.asks_of_labelled
-    draws = {name: draws_of(run, phase, name) for name in phase.mix}
-    sets: dict[str, Dataset] = {
-        name: training_set(
-            run.recipe.data_sets[name], run.rows[name], stores, seed, asks, draws[name]
-        )
-        for name in phase.data
-    }
-    sets |= {name: replay_set(run.rows[name], stores["text"]) for name in phase.replay}
+    stores = run.role_stores(phase)
+    sets = training_sets(run, phase, stores)
     run.release()  # from here on the stored vectors are enough
     if phase.theta is not None:
         rope.train_at(student, phase.theta, task)
     if phase.fit_projection and student[0].projection is None and stores:
         fit(run, student, phase, stores)
-    loss = loss or make_loss(run, student, task, phase)
-    replay = make_replay_loss(run, student, phase, stores) if phase.replay else None
-    args = SentenceTransformerTrainingArguments(
+    args = arguments(run, phase, checkpoints, sets)
+    trainer = make_trainer(run, student, task, phase, sets, stores, args, loss, callbacks)
+    trainer.add_callback(spent := _Spent())
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    if RANK == 0:
+        told = {**spent.so_far(), "history": trainer.state.log_history}
+        write_json(checkpoints.parent / "log.json", told)
+    student.eval()
+
+
+def training_sets(run: Run, phase: Phase, stores: Mapping[str, Vectors]) -> dict[str, Dataset]:
+    """Data set -> its rows as the trainer takes them, for all that a phase draws from."""
+    sets = {}
+    for name in phase.data:
+        spec, rows, draws = run.recipe.data_sets[name], run.rows[name], draws_of(run, phase, name)
+        sets[name] = training_set(
+            spec, rows, stores, run.recipe.seed, phase.asks_of_labelled, draws
+        )
+    return sets | {name: replay_set(run.rows[name], stores["text"]) for name in phase.replay}
+
+
+def arguments(
+    run: Run, phase: Phase, checkpoints: Path, sets: Mapping[str, Dataset]
+) -> SentenceTransformerTrainingArguments:
+    """A phase's settings, as the trainer takes them."""
+    return SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=phase.steps,
         per_device_train_batch_size=rows_here(phase, phase.batch_size),
@@ -112,8 +128,8 @@ def train(
         multi_dataset_batch_sampler=weighted(
             phase.mix,
             phase.temperature,
-            {name: rows_here(phase, size) for name, size in phase.batch_sizes.items()},
-            {name: phase.max_epochs / count for name, count in draws.items()},
+            batch_rows(phase, sets),
+            {name: phase.max_epochs / draws_of(run, phase, name) for name in phase.mix},
         ),
         dataloader_drop_last=True,
         dataloader_num_workers=run.recipe.loader_workers,
@@ -122,9 +138,25 @@ def train(
         save_steps=phase.checkpoint_steps,
         save_total_limit=None if getattr(phase, "average", ()) else 2,
         report_to=list(run.report_to),
-        seed=seed,
+        seed=run.recipe.seed,
     )
-    trainer = AdapterTrainer(
+
+
+def make_trainer(
+    run: Run,
+    student: SentenceTransformer,
+    task: str,
+    phase: Phase,
+    sets: Mapping[str, Dataset],
+    stores: Mapping[str, Vectors],
+    args: SentenceTransformerTrainingArguments,
+    loss: CompositeLoss | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> AdapterTrainer:
+    """The trainer of a phase; ``loss`` is instead of the task's own."""
+    loss = loss or make_loss(run, student, task, phase, stores)
+    replay = make_replay_loss(run, student, phase, stores) if phase.replay else None
+    return AdapterTrainer(
         student,
         args,
         tasks=task,
@@ -133,12 +165,6 @@ def train(
         loss={name: replay if name in phase.replay else loss for name in sets} if replay else loss,
         callbacks=list(callbacks),
     )
-    trainer.add_callback(spent := _Spent())
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    if RANK == 0:
-        told = {**spent.so_far(), "history": trainer.state.log_history}
-        write_json(checkpoints.parent / "log.json", told)
-    student.eval()
 
 
 class _Spent(TrainerCallback, ExportableState):
@@ -204,6 +230,45 @@ def rows_here(phase: Phase, batch_size: int) -> int:
             f"a step's {phase.devices} x {batch_size} rows do not fall into {WORLD_SIZE} processes"
         )
     return rows
+
+
+def batch_rows(phase: Phase, sets: Mapping[str, Dataset]) -> dict[str, int]:
+    """Data set -> rows of its batches in one process.
+
+    As the recipe says, where the set has so many rows of which no two share a text; a smaller set
+    gives batches of what it has, so that fewer processes than ``devices`` train on it, too.
+    """
+    found = {}
+    for name, dataset in sets.items():
+        wanted = rows_here(phase, phase.batch_sizes.get(name, phase.batch_size))
+        found[name] = most_rows(dataset, wanted)
+    return found
+
+
+SPARE = 1.1
+"""A set must hold so many times a batch's rows, where rows share texts: which of them go together
+depends on their order."""
+
+
+def most_rows(dataset: Dataset, wanted: int) -> int:
+    """How many rows, up to those wanted, a batch can have of which no two share a text.
+
+    Counted as the sampler puts a batch together, on no more than 20 times the rows wanted.
+    """
+    enough = math.ceil(SPARE * wanted)
+    seen: set[str] = set()
+    count = rows = 0
+    for row in islice(dataset, 20 * wanted):
+        rows += 1
+        texts = {str(text) for name, text in row.items() if name != "label"}
+        if seen.isdisjoint(texts):
+            seen |= texts
+            count += 1
+        if count == enough:
+            return wanted
+    if count < rows:
+        count = int(count / SPARE)
+    return max(1, min(wanted, count))
 
 
 def reset_peak_memory() -> None:
@@ -298,9 +363,15 @@ def make_replay_loss(
     )
 
 
-def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
-    """The task's loss at the student's dims, reading the teacher store."""
-    store = run.loss_store(phase)
+def make_loss(
+    run: Run,
+    student: SentenceTransformer,
+    task: str,
+    phase: Phase,
+    stores: Mapping[str, Vectors],
+) -> CompositeLoss:
+    """The task's loss at the student's dims, reading the teacher's vectors of each role."""
+    store = run.loss_store(phase, stores)
     loss = LOSSES[task](
         student,
         store.dim if store else None,
