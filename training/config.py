@@ -202,7 +202,7 @@ class Phase:
     """Data set -> rows per step and device, where they differ."""
     devices: int = 1
     """How many batches make a step. As many processes take one each; fewer take several in one
-    batch, so that a step has the same rows."""
+    batch, so that a step has the same rows. A data set with fewer rows gives those it has."""
     max_tokens: dict[str, int] = field(default_factory=dict)
     """Data set -> where its texts are cut, where that differs from ``student.max_tokens``."""
     temperature: float = 1.0

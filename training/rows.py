@@ -388,6 +388,8 @@ class _Preparation:
     ) -> Array:
         """Whether each value matches; each distinct one is matched once: there are few."""
         feature = self.features[name]
+        if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
+            return np.array([matches(str(value), pattern) for value in column.to_pylist()])
         encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
         if isinstance(encoded, pa.ChunkedArray):
             encoded = encoded.combine_chunks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from st_jv5.teacher import shard
 from st_jv5.teacher.shard import first_of_each, hash_texts
+from training import data
 from training import rows as module
 from training.config import DataSet
 from training.rows import Rows, Texts, _gathered, read_rows
@@ -56,16 +59,16 @@ def test_rows_are_read_once_until_the_file_the_settings_or_the_seed_change(
         write(self, folder)
 
     monkeypatch.setattr(module._Preparation, "write", counted)
-    data = tmp_path / "data"
+    folder = tmp_path / "data"
     for _ in range(2):
-        assert len(read_rows("x", spec, 0, data)) == 180
+        assert len(read_rows("x", spec, 0, folder)) == 180
     assert len(prepared) == 1
-    read_rows("x", spec, 1, data)
-    read_rows("x", spec, 0, data, barred={1})
+    read_rows("x", spec, 1, folder)
+    read_rows("x", spec, 0, folder, barred={1})
     assert len(prepared) == 3
     with Path(spec.path).open("a") as file:
         file.write('{"q": "new", "d": "row"}\n')
-    assert len(read_rows("x", spec, 0, data)) == 181
+    assert len(read_rows("x", spec, 0, folder)) == 181
 
 
 def test_processes_that_ask_at_once_prepare_once(spec, tmp_path, monkeypatch):
@@ -86,7 +89,7 @@ def test_processes_that_ask_at_once_prepare_once(spec, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a child that is killed in the midst of it")
 def test_a_kill_while_rows_are_prepared_leaves_nothing_half_made(spec, tmp_path, monkeypatch):
-    data, begun = tmp_path / "data", tmp_path / "begun"
+    folder, begun = tmp_path / "data", tmp_path / "begun"
 
     def stops(texts):
         begun.touch()
@@ -95,7 +98,7 @@ def test_a_kill_while_rows_are_prepared_leaves_nothing_half_made(spec, tmp_path,
     child = os.fork()
     if child == 0:
         module.hash_texts = stops  # rows are half written then
-        read_rows("x", spec, 0, data)
+        read_rows("x", spec, 0, folder)
         os._exit(1)
     deadline = time.monotonic() + 30
     while not begun.exists() and time.monotonic() < deadline:
@@ -103,11 +106,11 @@ def test_a_kill_while_rows_are_prepared_leaves_nothing_half_made(spec, tmp_path,
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert begun.exists()
-    assert not list(data.glob("x-*"))
-    assert list(data.glob(".x-*.partial"))
-    found = read_rows("x", spec, 0, data)
+    assert not list(folder.glob("x-*"))
+    assert list(folder.glob(".x-*.partial"))
+    found = read_rows("x", spec, 0, folder)
     assert sorted(found.column("query")) == sorted(f"question {i}" for i in range(180))
-    assert sorted(path.name for path in data.iterdir()) == sorted([found.folder.name, "x.lock"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([found.folder.name, "x.lock"])
 
 
 def test_a_column_of_more_than_two_gib_of_text_is_gathered_from():
@@ -148,6 +151,13 @@ def test_the_first_of_equal_hashes_is_the_first_text():
     distinct = list(dict.fromkeys(texts))
     assert [texts[i] for i in first] == distinct
     assert [distinct[i] for i in which] == texts
+
+
+@pytest.mark.parametrize("of", [module, data, shard])
+def test_the_examples_of_the_docstrings_are_right(of):
+    failed, tried = doctest.testmod(of)
+    assert tried
+    assert not failed
 
 
 def own_memory() -> int:
