@@ -107,7 +107,6 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     if {"teacher", "stage1", "adapters"} & set(stages):
         for name, phase in run.recipe.phases.items():
             check_epochs(run, name, phase)
-        try_phases(run, pending(run, stages))
     if {"stage1", "adapters"} & set(stages) and chooses(run):
         from training.measure import chosen_tasks  # needs the extra `eval`
 
@@ -134,16 +133,18 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
                         f"{name}.max_tokens.{data_set}: {limit} tokens are more than the "
                         f"{most} positions of {run.recipe.student.base}"
                     )
+    try_phases(run, pending(run, stages))
 
 
 def pending(run: Run, stages: Sequence[str]) -> list[str]:
     """The phases that stages train, or prepare, and that are not done."""
-    asked = run.recipe.base_phases if "adapters" not in stages else run.recipe.phases
-    if "teacher" in stages:
-        asked = run.recipe.phases
-    elif "stage1" not in stages:
-        asked = {n: phase for n, phase in asked.items() if n not in run.recipe.base_phases}
-    return [n for n in asked if not (run.log_of(n).parent / "done.json").exists()]
+    asked = [
+        name
+        for name in run.recipe.phases
+        if "teacher" in stages
+        or ("stage1" if name in run.recipe.base_phases else "adapters") in stages
+    ]
+    return [name for name in asked if not (run.log_of(name).parent / "done.json").exists()]
 
 
 def run_teacher(run: Run) -> None:

@@ -92,7 +92,8 @@ def try_phases(run: Run, names: Sequence[str]) -> None:
     """
     if not names:
         return
-    student = run.new_student()
+    with _named("student"):
+        student = run.new_student()
     for name in names:
         phase = run.recipe.phases[name]
         task = name.removeprefix("adapters.") if isinstance(phase, AdapterPhase) else BASE
@@ -118,6 +119,10 @@ def _try_phase(
     if phase.theta is not None:
         rope.train_at(student, phase.theta, task)
     args = arguments(run, phase, folder / "checkpoints", sets)
+    if args.n_gpu > 1:
+        args._n_gpu = 1  # a few rows on one; before training `preflight` asks for torchrun
+    student.model_card_data.train_datasets = []  # it would tell of the last phase's
+    student.model_card_data.generate_widget_examples = False
     trainer = make_trainer(run, student, task, phase, sets, stores, args)
     student.train()
     assert isinstance(trainer.train_dataset, dict)
