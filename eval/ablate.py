@@ -39,8 +39,8 @@ from st_jv5.losses import CompositeLoss, ProjectedCosineDistillLoss, retrieval_l
 from st_jv5.rope import write_both_keys
 from st_jv5.tasks import BASE
 from st_jv5.teacher.sources import resolve_model
-from training.config import Phase, Recipe, load_recipe
-from training.context import Run, fingerprint, save_whole
+from training.config import Phase, Recipe, fingerprint, load_recipe
+from training.context import Run, save_whole
 from training.strict import RecipeError, build
 from training.teach import teach
 from training.train import train
@@ -296,7 +296,7 @@ class _SaveAt(TrainerCallback):
 
 def objective(run: Run, student: SentenceTransformer, spec: Trained, phase: Phase) -> CompositeLoss:
     """The loss of a run, at its dims."""
-    store = run.loss_store(phase)
+    store = run.loss_store(phase, run.role_stores(phase))
     assert store is not None
     dims = spec.dims or student[0].matryoshka_dims
     options: dict[str, Any] = dict(spec.options)

@@ -35,8 +35,8 @@ from st_jv5.evaluation import MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.files import read_json, write_json
 from st_jv5.tasks import BASE, TASKS
-from training.config import load_recipe
-from training.context import Run, fingerprint
+from training.config import fingerprint, load_recipe
+from training.context import Run
 from training.measure import chosen_tasks
 from training.run import settings_of
 from training.strict import RecipeError, build

@@ -27,8 +27,8 @@ from eval.page import Cell, Table
 from st_jv5.cpu import bound_kernel_cache
 from st_jv5.files import read_json, write_json
 from st_jv5.tasks import BASE
-from training.config import load_recipe
-from training.context import Run, fingerprint, save_whole
+from training.config import fingerprint, load_recipe
+from training.context import Run, save_whole
 from training.measure import validation_means
 from training.run import upstream
 from training.strict import RecipeError, build

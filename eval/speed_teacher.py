@@ -79,7 +79,7 @@ def step_shares(run: Run, store: TeacherStore, batch_size: int, rounds: int) -> 
     rows = run.rows["wikipedia-descriptions"]
     seconds: dict[str, list[float]] = {key: [] for key in ("step", "gather", "ours", "lists")}
     for number in tqdm(range(rounds + 1), desc="rounds", unit="round"):
-        chosen = random.Random(number).sample(rows, batch_size)
+        chosen = [rows[i] for i in random.Random(number).sample(range(len(rows)), batch_size)]
         columns = [[row[role] for row in chosen] for role in ("query", "positive")]
         labels = np.stack([store.rows(column) for column in columns], axis=1)
         features = [

@@ -7,6 +7,8 @@ range raise :class:`~training.strict.RecipeError` with the dotted path of the se
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,7 +202,7 @@ class Phase:
     """Data set -> rows per step and device, where they differ."""
     devices: int = 1
     """How many batches make a step. As many processes take one each; fewer take several in one
-    batch, so that a step has the same rows."""
+    batch, so that a step has the same rows. A data set with fewer rows gives those it has."""
     max_tokens: dict[str, int] = field(default_factory=dict)
     """Data set -> where its texts are cut, where that differs from ``student.max_tokens``."""
     temperature: float = 1.0
@@ -381,6 +383,12 @@ PAIRED = {"pairs", "scored", "long", "synset_pairs"}
 
 LABELLED = {"labelled", "paragraphs"}
 """Kinds whose texts have labels: of those of one label, each is another's positive."""
+
+
+def fingerprint(settings: Any) -> str:
+    """Hash of plain settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float = 1.0) -> Recipe:

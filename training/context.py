@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -38,10 +36,11 @@ from st_jv5.teacher import (
     TeacherStore,
 )
 from st_jv5.teacher.sources import resolve_model
-from st_jv5.teacher.views import Rows, Vectors
-from training.config import LABELLED, PAIRED, DataSet, Phase, Recipe, Teacher
-from training.data import labels_of, read_rows, texts_of
+from st_jv5.teacher.views import Rows as ByRow
+from st_jv5.teacher.views import Vectors
+from training.config import LABELLED, PAIRED, DataSet, Phase, Recipe, Teacher, fingerprint
 from training.decontaminate import read_hashes
+from training.rows import Rows, read_rows
 from training.strict import RecipeError
 
 RANK, WORLD_SIZE, LOCAL_RANK = (
@@ -91,13 +90,18 @@ class Run:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
 
     @cached_property
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
+    def rows(self) -> dict[str, Rows]:
         """Data set -> its rows, for those that a phase trains on."""
-        return {name: self.read(name) for name in self.used_sets}
+        return {name: self.read(name, self.data_folder) for name in self.used_sets}
 
-    def read(self, name: str) -> list[dict[str, Any]]:
-        """A data set's rows, those with a test text left out."""
-        return read_rows(name, self.recipe.data_sets[name], self.recipe.seed, self._barred)
+    @property
+    def data_folder(self) -> Path:
+        """Of the rows that are prepared."""
+        return self.folder / "data"
+
+    def read(self, name: str, folder: Path) -> Rows:
+        """A data set's rows, those with a test text left out, prepared in a folder."""
+        return read_rows(name, self.recipe.data_sets[name], self.recipe.seed, folder, self._barred)
 
     @cached_property
     def _barred(self) -> frozenset[int]:
@@ -118,7 +122,7 @@ class Run:
             for name in phase.data:
                 spec = self.recipe.data_sets[name]
                 if spec.kind == "labelled":
-                    found[spec.kind_of_text] |= labels_of(self.rows[name])
+                    found[spec.kind_of_text] |= self.rows[name].labels
         return {kind: frozenset(labels) for kind, labels in found.items()}
 
     @property
@@ -181,23 +185,32 @@ class Run:
         dim = known[0] if len(known) == 1 else self.source(number).dim()
         return store.space(**key, dim=dim, shards=None if known else spec.shards)
 
-    def role_stores(self, phase: Phase) -> dict[str, Vectors]:
-        """Where the vectors of each role's texts are read, for the roles of a phase's data sets."""
+    def roles(self, phase: Phase) -> list[str]:
+        """The roles of a phase's data sets whose texts the teacher embeds."""
         kinds = {self.recipe.data_sets[name].kind for name in phase.data}
         roles = ["query", "positive"] if kinds & PAIRED else []
         asks = bool(kinds & LABELLED) and phase.asks_of_labelled
         if "texts" in kinds or asks or phase.replay:
             roles.append("text")
+        return roles
+
+    def role_stores(self, phase: Phase) -> dict[str, Vectors]:
+        """Where the vectors of each role's texts are read."""
         weights = [spec.weight for spec in self.teachers]
         found: dict[str, Vectors] = {}
-        for role in roles:
+        for role in self.roles(phase):
             spaces = self.spaces(phase.teacher_prompts.get(role))
             found[role] = spaces[0] if len(spaces) == 1 else SeveralTeachers(spaces, weights)
         return found
 
-    def loss_store(self, phase: Phase) -> Rows | None:
-        """Where a phase's loss reads by column: one place, one per column, or (None) nowhere."""
-        roles, asked = self.role_stores(phase), phase.teacher_prompts
+    def loss_store(self, phase: Phase, roles: Mapping[str, Vectors]) -> ByRow | None:
+        """Where a phase's loss reads by column: one place, one per column, or (None) nowhere.
+
+        Args:
+            phase: Its prompts of the teacher.
+            roles: What :meth:`role_stores` gave.
+        """
+        asked = phase.teacher_prompts
         if "query" not in roles:
             return roles.get("text")
         if asked.get("query") == asked.get("positive"):
@@ -237,8 +250,8 @@ class Run:
         """Texts whose tokens the student keeps, its prompts among them."""
         yield from self.prompts.values()
         for name in self.recipe.student.vocabulary:
-            for row in self.rows[name]:
-                yield from texts_of(row)
+            for role in self.rows[name].roles:
+                yield from self.rows[name].column(role)
 
     def log_of(self, phase: str) -> Path:
         """A phase's record, by the name of its settings."""
@@ -307,12 +320,6 @@ def done(folder: Path, settings: Any) -> bool:
 def mark_done(folder: Path, settings: Any, **record: Any) -> None:
     """Say that a stage's result is whole."""
     write_json(folder / "done.json", {"fingerprint": fingerprint(settings), **record})
-
-
-def fingerprint(settings: Any) -> str:
-    """Hash of plain settings."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require(path: Path, stage: str) -> Path:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow.parquet as pq
+
+Page = TypeVar("Page", bound=Hashable)
 
 DATA = Path(__file__).parent / "data"
 MOST_MISSED = 10
@@ -28,36 +31,45 @@ def rows(name: str, split: str, lang: str = "en") -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class LongDocument:
+class LongDocument(Generic[Page]):
     """Several pages in one text."""
 
     text: str
-    offsets: dict[str, int]
+    offsets: dict[Page, int]
     """Page -> where it begins, in characters."""
 
 
-def joined_pages(pages: list[dict[str, Any]], least: int, seed: int) -> list[LongDocument]:
+def joined_pages(pages: list[dict[str, Any]], least: int, seed: int) -> list[LongDocument[str]]:
     """Join pages in random order into texts of at least so many characters.
 
     Each page stands in one document, without its title, an empty line after the one before. What is
     left over at the end goes to the last document.
     """
     shuffled = random.Random(seed).sample(pages, len(pages))
-    documents: list[LongDocument] = []
-    text, offsets = "", dict[str, int]()
-    for page in shuffled:
+    return list(joined(((page["page"], page["body"]) for page in shuffled), least))
+
+
+def joined(pages: Iterable[tuple[Page, str]], least: int) -> Iterator[LongDocument[Page]]:
+    """:func:`joined_pages` of (page, body) in their order; two documents at most are held."""
+    whole: LongDocument[Page] | None = None
+    text, offsets = "", dict[Page, int]()
+    for page, body in pages:
         begin = len(text) + 2 if text else 0
-        text = f"{text}\n\n{page['body']}" if text else page["body"]
-        offsets[page["page"]] = begin
+        text = f"{text}\n\n{body}" if text else body
+        offsets[page] = begin
         if len(text) >= least:
-            documents.append(LongDocument(text, offsets))
+            if whole is not None:
+                yield whole
+            whole = LongDocument(text, offsets)
             text, offsets = "", {}
-    if text and documents:
-        last = documents.pop()
-        begin = len(last.text) + 2
+    if text and whole is not None:
+        begin = len(whole.text) + 2
         moved = {page: begin + offset for page, offset in offsets.items()}
-        text, offsets = f"{last.text}\n\n{text}", {**last.offsets, **moved}
-    return [*documents, LongDocument(text, offsets)] if text else documents
+        yield LongDocument(f"{whole.text}\n\n{text}", {**whole.offsets, **moved})
+    elif whole is not None:
+        yield whole
+    elif text:
+        yield LongDocument(text, offsets)
 
 
 def parallel_openings(split: str, lang: str, most: int) -> list[tuple[str, str]]:

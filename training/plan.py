@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -26,10 +26,15 @@ from training.context import Run
 from training.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
 from training.measure import without_far
 from training.probe import Machine, probe
+from training.rows import NO_TEXTS, Rows
 
 GIB = 1 << 30
 CHARACTERS_PER_TOKEN = 4.7
 """Of English text in WordPiece, measured on wikipedia extracts; where no tokenizer is at hand."""
+TEXT_BYTES = 32
+"""Of a text on disk beside its characters: its end, its hash and its row of the teacher's store."""
+DRAWING_BYTES = 12
+"""Of a row in a process' memory: its place in the order of a pass. All else of it is mapped."""
 SPECIAL_TOKENS = 2
 SAMPLE = 1000
 """Texts of a role that are tokenised."""
@@ -76,6 +81,8 @@ class SetFacts:
     tokens: dict[str, Array]
     """Role -> tokens of some of its texts, uncut, or their mean alone; empty: not known, and the
     limit is taken."""
+    disk: float | None = None
+    """Bytes of the rows once they are prepared; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,9 @@ class Planner:
         self.teacher = read_config(self.recipe.teacher, "teacher") if local else None
         self.costs = Costs(self.student, run.bfloat16)
         self.machine: Machine | None = None
-        self.rows: dict[str, list[dict[str, Any]]] = {}  # kept, as training keeps them
+        here = run.data_folder
+        self._temporary = None if here.is_dir() else TemporaryDirectory(ignore_cleanup_errors=True)
+        self._folder = Path(self._temporary.name) if self._temporary else here
         self.facts = {name: self._facts(name, spec) for name, spec in run.used_sets.items()}
 
     def measure(self) -> None:
@@ -159,18 +168,24 @@ class Planner:
     def _facts(self, name: str, spec: DataSet) -> SetFacts:
         told = {role: np.array([mean]) for role, mean in spec.tokens.items()}
         if not spec.is_file:
-            return SetFacts(spec.limit or spec.rows, told)
-        rows = self.rows[name] = self.run.read(name)
-        if spec.kind == "synset_pairs":
-            return SetFacts(spec.limit, self._lengths([{"query": r["gloss"]} for r in rows]))
-        return SetFacts(len(rows), {**self._lengths(rows), **told})
+            rows = spec.limit or spec.rows
+            return SetFacts(rows, told, self._disk(spec, rows, told))
+        found = self.run.read(name, self._folder)
+        return SetFacts(len(found), {**self._lengths(found), **told}, found.bytes)
 
-    def _lengths(self, rows: list[dict[str, Any]]) -> dict[str, Array]:
-        texts: dict[str, list[str]] = {}
-        for row in random.Random(self.recipe.seed).sample(rows, min(SAMPLE, len(rows))):
-            for role, value in row.items():
-                if isinstance(value, str) and role != "label":
-                    texts.setdefault(role, []).append(value)
+    def _disk(self, spec: DataSet, rows: int | None, told: dict[str, Array]) -> float | None:
+        """Bytes of a set that is not here: its texts by their tokens, and what lies with each."""
+        roles = [role for role in spec.columns if role not in NO_TEXTS]
+        means = [told.get("positive" if is_negative(role) else role) for role in roles]
+        if rows is None or any(mean is None for mean in means):
+            return None
+        tokens = sum(float(mean[0]) for mean in means if mean is not None)
+        return rows * (tokens * CHARACTERS_PER_TOKEN + len(roles) * TEXT_BYTES)
+
+    def _lengths(self, rows: Rows) -> dict[str, Array]:
+        draw = random.Random(self.recipe.seed)
+        drawn = np.array(draw.sample(range(len(rows)), min(SAMPLE, len(rows))), dtype=np.int64)
+        texts = {role: rows.texts(rows.numbers(role)[drawn]) for role in rows.roles}
         return {role: np.array([*map(self._length, found)]) for role, found in texts.items()}
 
     @cached_property
@@ -374,6 +389,13 @@ def plan(run: Run, measured: bool = True) -> str:
         planner.measure()
     teaching, phases = planner.teaching(), list(planner.phases())
     told = [f"# {run.recipe.name}: the plan", "", _work(teaching, phases).markdown(), ""]
+    told += ["## Rows", "", _rows(planner).markdown(), ""]
+    told += [
+        "A process needs so much memory of its own for rows. Their texts are memory mapped: the "
+        "pages are shared by all processes and given back when others want the memory. While a set "
+        "is prepared, a file of this disk lies there once more.",
+        "",
+    ]
     told += ["## Memory per device, in GiB", "", _memory(phases).markdown(), ""]
     told += ["## How often each data set is read", "", _passes(run, planner).markdown(), ""]
     told += ["## On a GPU", "", _gpus(teaching, phases).markdown(), ""]
@@ -405,6 +427,26 @@ def _work(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
     return Table(
         ["phase", "steps", "devices", "M tokens", "10^12 operations", "minutes here", ""], rows
     )
+
+
+def _rows(planner: Planner) -> Table:
+    rows: list[list[Cell]] = []
+    every = [*planner.facts.values()]
+    for name, facts in planner.facts.items():
+        rows.append([name, _count(facts.rows), *_gibs(facts.disk, facts.rows)])
+    known = [facts.rows or 0 for facts in every]
+    total = sum(facts.disk or 0 for facts in every)
+    most = max(
+        (sum(planner.facts[name].rows or 0 for name in phase.mix))
+        for phase in planner.recipe.phases.values()
+    )
+    rows.append(["in all, and the largest phase", _count(sum(known)), *_gibs(total, most)])
+    return Table(["data set", "rows", "GiB on disk", "GiB of a process"], rows)
+
+
+def _gibs(disk: float | None, rows: int | None) -> list[Cell]:
+    memory = None if rows is None else rows * DRAWING_BYTES
+    return ["?" if size is None else f"{size / GIB:.2f}" for size in (disk, memory)]
 
 
 def _memory(phases: list[PhasePlan]) -> Table:

@@ -129,8 +129,7 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     data = ["| data set | source | license | rows |", "|---|---|---|---|"]
     for name, spec in recipe.data_sets.items():
         if name in run.rows:
-            count = spec.limit if spec.kind == "synset_pairs" else len(run.rows[name])
-            data.append(f"| {name} | {spec.path} | {spec.license} | {count} |")
+            data.append(f"| {name} | {spec.path} | {spec.license} | {len(run.rows[name])} |")
     phases = ["| phase | steps | batch | learning rate | seconds |", "|---|---|---|---|---|"]
     for name, phase in recipe.phases.items():
         seconds = read_json(run.log_of(name))["seconds"]

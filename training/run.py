@@ -46,6 +46,7 @@ from training.keep import choose_base, choose_strength, chooses, shares_kept
 from training.strict import RecipeError
 from training.teach import teach
 from training.train import check_epochs, train
+from training.trial import try_phases
 
 logger = logging.getLogger("training")
 
@@ -132,6 +133,18 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
                         f"{name}.max_tokens.{data_set}: {limit} tokens are more than the "
                         f"{most} positions of {run.recipe.student.base}"
                     )
+    try_phases(run, pending(run, stages))
+
+
+def pending(run: Run, stages: Sequence[str]) -> list[str]:
+    """The phases that stages train, or prepare, and that are not done."""
+    asked = [
+        name
+        for name in run.recipe.phases
+        if "teacher" in stages
+        or ("stage1" if name in run.recipe.base_phases else "adapters") in stages
+    ]
+    return [name for name in asked if not (run.log_of(name).parent / "done.json").exists()]
 
 
 def run_teacher(run: Run) -> None:

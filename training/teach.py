@@ -16,23 +16,24 @@ from st_jv5.cpu import bound_kernel_cache
 from st_jv5.teacher.fill import Engine, fill
 from training.config import load_recipe
 from training.context import RANK, WORLD_SIZE, Run
-from training.data import replay_texts, teacher_texts
+from training.data import teacher_roles
+from training.rows import Rows, Texts
 from training.strict import RecipeError
 
 logger = logging.getLogger("training")
 
 
-def wanted(run: Run) -> dict[str | None, list[str]]:
+def wanted(run: Run) -> dict[str | None, Texts]:
     """Name of the teachers' prompt (None: their ``prompt``) -> the texts to embed behind it."""
-    found: dict[str | None, list[str]] = defaultdict(list)
+    found: dict[str | None, list[tuple[Rows, str]]] = defaultdict(list)
     for phase in run.recipe.phases.values():
         for name in phase.data:
-            spec = run.recipe.data_sets[name]
-            for role, texts in teacher_texts(spec, run.rows[name], phase.asks_of_labelled).items():
-                found[phase.teacher_prompts.get(role)].extend(texts)
+            for role in teacher_roles(run.recipe.data_sets[name], phase.asks_of_labelled):
+                found[phase.teacher_prompts.get(role)].append((run.rows[name], role))
         for name in phase.replay:
-            found[phase.teacher_prompts.get("text")].extend(replay_texts(run.rows[name]))
-    return {prompt: list(dict.fromkeys(texts)) for prompt, texts in found.items()}
+            rows = run.rows[name]
+            found[phase.teacher_prompts.get("text")] += [(rows, role) for role in rows.roles]
+    return {prompt: Texts(columns) for prompt, columns in found.items()}
 
 
 def teach(run: Run, engine: Engine = "local", workers: int | None = None) -> None:

@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
@@ -40,7 +42,7 @@ from st_jv5.teacher.views import Vectors
 from st_jv5.trainer import AdapterTrainer
 from training.config import LABELLED, Phase
 from training.context import PATIENCE, RANK, WORLD_SIZE, Run
-from training.data import SYNSET_PAIRS, replay_set, replay_texts, teacher_texts, training_set
+from training.data import replay_set, teacher_roles, training_set
 from training.strict import RecipeError
 
 logger = logging.getLogger("training")
@@ -75,23 +77,39 @@ def train(
         loss: Instead of the task's own.
         callbacks: Of transformers, on top of the trainer's.
     """
-    seed, stores, asks = run.recipe.seed, run.role_stores(phase), phase.asks_of_labelled
-    draws = {name: draws_of(run, phase, name) for name in phase.mix}
-    sets: dict[str, Dataset] = {
-        name: training_set(
-            name, run.recipe.data_sets[name], run.rows[name], stores, seed, asks, draws[name]
-        )
-        for name in phase.data
-    }
-    sets |= {name: replay_set(run.rows[name], stores["text"]) for name in phase.replay}
+    stores = run.role_stores(phase)
+    sets = training_sets(run, phase, stores)
     run.release()  # from here on the stored vectors are enough
     if phase.theta is not None:
         rope.train_at(student, phase.theta, task)
     if phase.fit_projection and student[0].projection is None and stores:
         fit(run, student, phase, stores)
-    loss = loss or make_loss(run, student, task, phase)
-    replay = make_replay_loss(run, student, phase, stores) if phase.replay else None
-    args = SentenceTransformerTrainingArguments(
+    args = arguments(run, phase, checkpoints, sets)
+    trainer = make_trainer(run, student, task, phase, sets, stores, args, loss, callbacks)
+    trainer.add_callback(spent := _Spent())
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    if RANK == 0:
+        told = {**spent.so_far(), "history": trainer.state.log_history}
+        write_json(checkpoints.parent / "log.json", told)
+    student.eval()
+
+
+def training_sets(run: Run, phase: Phase, stores: Mapping[str, Vectors]) -> dict[str, Dataset]:
+    """Data set -> its rows as the trainer takes them, for all that a phase draws from."""
+    sets = {}
+    for name in phase.data:
+        spec, rows, draws = run.recipe.data_sets[name], run.rows[name], draws_of(run, phase, name)
+        sets[name] = training_set(
+            spec, rows, stores, run.recipe.seed, phase.asks_of_labelled, draws
+        )
+    return sets | {name: replay_set(run.rows[name], stores["text"]) for name in phase.replay}
+
+
+def arguments(
+    run: Run, phase: Phase, checkpoints: Path, sets: Mapping[str, Dataset]
+) -> SentenceTransformerTrainingArguments:
+    """A phase's settings, as the trainer takes them."""
+    return SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
         max_steps=phase.steps,
         per_device_train_batch_size=rows_here(phase, phase.batch_size),
@@ -111,8 +129,8 @@ def train(
         multi_dataset_batch_sampler=weighted(
             phase.mix,
             phase.temperature,
-            {name: rows_here(phase, size) for name, size in phase.batch_sizes.items()},
-            {name: phase.max_epochs / count for name, count in draws.items()},
+            batch_rows(phase, sets),
+            {name: phase.max_epochs / draws_of(run, phase, name) for name in phase.mix},
         ),
         dataloader_drop_last=True,
         dataloader_num_workers=run.recipe.loader_workers,
@@ -121,9 +139,25 @@ def train(
         save_steps=phase.checkpoint_steps,
         save_total_limit=None if getattr(phase, "average", ()) else 2,
         report_to=list(run.report_to),
-        seed=seed,
+        seed=run.recipe.seed,
     )
-    trainer = AdapterTrainer(
+
+
+def make_trainer(
+    run: Run,
+    student: SentenceTransformer,
+    task: str,
+    phase: Phase,
+    sets: Mapping[str, Dataset],
+    stores: Mapping[str, Vectors],
+    args: SentenceTransformerTrainingArguments,
+    loss: CompositeLoss | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> AdapterTrainer:
+    """The trainer of a phase; ``loss`` is instead of the task's own."""
+    loss = loss or make_loss(run, student, task, phase, stores)
+    replay = make_replay_loss(run, student, phase, stores) if phase.replay else None
+    return AdapterTrainer(
         student,
         args,
         tasks=task,
@@ -133,12 +167,6 @@ def train(
         loss={name: replay if name in phase.replay else loss for name in sets} if replay else loss,
         callbacks=list(callbacks),
     )
-    trainer.add_callback(spent := _Spent())
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    if RANK == 0:
-        told = {**spent.so_far(), "history": trainer.state.log_history}
-        write_json(checkpoints.parent / "log.json", told)
-    student.eval()
 
 
 class _Spent(TrainerCallback, ExportableState):
@@ -182,10 +210,8 @@ def check_epochs(run: Run, name: str, phase: Phase) -> None:
     """The phase's data sets must hold its steps without more passes than ``max_epochs``."""
     batches = 0
     for data_set in phase.mix:
-        spec, rows = run.recipe.data_sets[data_set], run.rows[data_set]
-        count = len(replay_texts(rows)) if data_set in phase.replay else len(rows)
-        if spec.kind == "synset_pairs":
-            count = spec.limit or SYNSET_PAIRS
+        rows = run.rows[data_set]
+        count = len(rows.distinct() if data_set in phase.replay else rows)
         size = phase.batch_sizes.get(data_set, phase.batch_size) * phase.devices
         batches += max(1, int(phase.max_epochs * (count // size)))
     if batches < phase.steps:
@@ -203,6 +229,45 @@ def rows_here(phase: Phase, batch_size: int) -> int:
             f"a step's {phase.devices} x {batch_size} rows do not fall into {WORLD_SIZE} processes"
         )
     return rows
+
+
+def batch_rows(phase: Phase, sets: Mapping[str, Dataset]) -> dict[str, int]:
+    """Data set -> rows of its batches in one process.
+
+    As the recipe says, where the set has so many rows of which no two share a text; a smaller set
+    gives batches of what it has, so that fewer processes than ``devices`` train on it, too.
+    """
+    found = {}
+    for name, dataset in sets.items():
+        wanted = rows_here(phase, phase.batch_sizes.get(name, phase.batch_size))
+        found[name] = most_rows(dataset, wanted)
+    return found
+
+
+SPARE = 1.1
+"""A set must hold so many times a batch's rows, where rows share texts: which of them go together
+depends on their order."""
+
+
+def most_rows(dataset: Dataset, wanted: int) -> int:
+    """How many rows, up to those wanted, a batch can have of which no two share a text.
+
+    Counted as the sampler puts a batch together, on no more than 20 times the rows wanted.
+    """
+    enough = math.ceil(SPARE * wanted)
+    seen: set[str] = set()
+    count = rows = 0
+    for row in islice(dataset, 20 * wanted):
+        rows += 1
+        texts = {str(text) for name, text in row.items() if name != "label"}
+        if seen.isdisjoint(texts):
+            seen |= texts
+            count += 1
+        if count == enough:
+            return wanted
+    if count < rows:
+        count = int(count / SPARE)
+    return max(1, min(wanted, count))
 
 
 def reset_peak_memory() -> None:
@@ -242,12 +307,17 @@ def fit(
     texts: dict[tuple[str, int], dict[str, None]] = defaultdict(dict)
     for name, weight in phase.mix.items():
         spec, rows = run.recipe.data_sets[name], run.rows[name]
-        replayed = name in phase.replay
-        roles = {"text": replay_texts(rows)} if replayed else teacher_texts(spec, rows, asks)
-        known = [(role, text) for role, own in roles.items() for text in dict.fromkeys(own)]
-        count = min(len(known), round(phase.fit_projection * weight / whole))
-        for role, text in draw.sample(known, count):
-            texts[role, phase.max_tokens.get(name, most)][text] = None
+        if name in phase.replay:
+            roles = {"text": rows.distinct()}
+        else:
+            roles = {role: rows.distinct(role) for role in teacher_roles(spec, asks)}
+        starts = [0, *accumulate(map(len, roles.values()))]
+        count = min(starts[-1], round(phase.fit_projection * weight / whole))
+        drawn = np.array(draw.sample(range(starts[-1]), count), dtype=np.int64)
+        for (role, numbers), begin, end in zip(roles.items(), starts, starts[1:], strict=False):
+            own = drawn[(drawn >= begin) & (drawn < end)] - begin
+            limit = phase.max_tokens.get(name, most)
+            texts[role, limit].update(dict.fromkeys(rows.texts(numbers[own])))
     count = sum(map(len, texts.values()))
     if count <= 2 * width:
         logger.warning("%d texts are too few to fit a projection; it stays as it is", count)
@@ -292,13 +362,19 @@ def make_replay_loss(
     )
 
 
-def make_loss(run: Run, student: SentenceTransformer, task: str, phase: Phase) -> CompositeLoss:
-    """The task's loss at the student's dims, reading the teacher store.
+def make_loss(
+    run: Run,
+    student: SentenceTransformer,
+    task: str,
+    phase: Phase,
+    stores: Mapping[str, Vectors],
+) -> CompositeLoss:
+    """The task's loss at the student's dims, reading the teacher's vectors of each role.
 
     One that holds texts of a step against each other does so over all processes: distillation
     alone is the mean over texts, whoever has them.
     """
-    store = run.loss_store(phase)
+    store = run.loss_store(phase, stores)
     loss = LOSSES[task](
         student,
         store.dim if store else None,

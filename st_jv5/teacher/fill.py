@@ -50,7 +50,9 @@ def fill(
         store: A space of a store; its prompt and max_tokens are what the teacher is run with.
         teacher: A SentenceTransformer, a :class:`LocalTeacher`, an :class:`EndpointTeacher`, or a
             function from a list of texts to vectors ``(n, dim)``.
-        texts: Texts, repeats welcome.
+        texts: Texts, repeats welcome. Each is looked up once to be hashed and once to be embedded,
+            so that a sequence that reads them from a disk need not hold them; the first look is
+            saved where it has their ``hashes`` (:func:`~st_jv5.teacher.shard.hash_texts`).
         batch_tokens: Padded tokens per forward; None fits the device.
         chunk_texts: Texts per write.
         engine: ``local``: in this process. ``ray``: in the workers of a Ray cluster (the running
@@ -127,7 +129,22 @@ def check_width(store: TeacherStore, source: Teacher) -> None:
         raise ValueError(f"the teacher gives {width} dims, but the space has {store.dim}")
 
 
-def missing_by_shard(store: TeacherStore, texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+class Picked(Sequence[str]):
+    """Some of many texts, by their places; each is looked up when it is asked for."""
+
+    def __init__(self, texts: Sequence[str], places: Array, hashes: Array) -> None:
+        self.texts, self.places, self.hashes = texts, places, hashes
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.texts[place] for place in self.places[index].tolist()]
+        return self.texts[int(self.places[index])]
+
+
+def missing_by_shard(store: TeacherStore, texts: Sequence[str]) -> Iterator[tuple[int, Picked]]:
     """The plan: per shard, the distinct texts that have no vector, in the order of their hashes."""
     hashes = hash_texts(texts)
     absent = np.flatnonzero(store.find(hashes) < 0)
@@ -141,7 +158,8 @@ def missing_by_shard(store: TeacherStore, texts: Sequence[str]) -> Iterator[tupl
     bounds = np.searchsorted(numbers, np.arange(store.shards + 1)).tolist()
     for number, (begin, end) in enumerate(pairwise(bounds)):
         if end > begin:
-            yield number, [texts[index] for index in chosen[begin:end]]
+            places = chosen[begin:end]
+            yield number, Picked(texts, places, hashes[places])
 
 
 def fill_shard(

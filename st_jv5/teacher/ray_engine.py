@@ -17,7 +17,7 @@ from st_jv5.teacher.store import TeacherStore
 def fill_shards(
     store: TeacherStore,
     source: Teacher,
-    todo: Sequence[tuple[int, list[str]]],
+    todo: Sequence[tuple[int, Sequence[str]]],
     workers: int | None,
     batch_tokens: int | None,
     chunk_texts: int,
@@ -39,7 +39,7 @@ def fill_shards(
                 pa.table(
                     {
                         "shard": pa.array([number] * len(texts), pa.int64()),
-                        "text": pa.array(texts, pa.large_string()),
+                        "text": pa.array(texts[:], pa.large_string()),
                     }
                 )
             )

@@ -111,7 +111,9 @@ def _sorted(hashes: Array) -> tuple[Array, Array, Array]:
 
 
 def hash_texts(texts: Sequence[str]) -> Array:
-    """16 bytes per text, uint8 ``(n, 16)``."""
+    """16 bytes per text, uint8 ``(n, 16)``; of texts that have ``hashes`` already, those."""
+    if isinstance(known := getattr(texts, "hashes", None), np.ndarray):
+        return known
     try:
         digests = b"".join(
             [hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest() for text in texts]
@@ -122,6 +124,27 @@ def hash_texts(texts: Sequence[str]) -> Array:
                 raise ValueError(f"texts must be str, but text {index} is {text!r}") from error
         raise ValueError(f"a text is not valid Unicode: {error}") from error
     return np.frombuffer(digests, dtype=np.uint8).reshape(-1, HASH_BYTES)
+
+
+def first_of_each(hashes: Array) -> tuple[Array, Array]:
+    """Places of the first of equal hashes, int64 in their order; and of each hash, which it is.
+
+    Example:
+        >>> first, which = first_of_each(hash_texts(["b", "a", "b"]))
+        >>> first.tolist(), which.tolist()
+        ([0, 1], [0, 1, 0])
+    """
+    high, low = halves(hashes)
+    order = np.argsort(high, kind="stable")
+    high, low = high[order], low[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    first = order[new]
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    which = np.empty(len(order), dtype=np.int64)
+    which[order] = rank[np.cumsum(new) - 1]
+    return np.sort(first), which
 
 
 def halves(hashes: Array) -> tuple[Array, Array]:

@@ -363,6 +363,14 @@ class TeacherStore:
             f"{len(shards)} shards), such as {int(rows[beyond][0])}; rows of another store, or -1?"
         )
 
+    def state(self) -> list[Any]:
+        """What differs once rows are added or the space is written anew, as JSON."""
+        found: list[Any] = [str(self.path)]
+        for shard in self._all():
+            path = shard.refresh().paths["hashes"]
+            found.append([shard.rows, path.stat().st_mtime_ns if path.exists() else 0])
+        return found
+
     def hashes(self) -> Iterator[tuple[Array, Array]]:
         """Shard by shard: the hashes, uint8 ``(n, 16)``, and their rows, int64 ``(n,)``."""
         shards = self._all()

@@ -46,6 +46,14 @@ class Vectors(Rows, Protocol):
         """Row of each text."""
         ...
 
+    def find(self, hashes: Array) -> Array:
+        """Row of each text by its hash; -1 where it is not there."""
+        ...
+
+    def state(self) -> list[Any]:
+        """What differs once rows are added or written anew."""
+        ...
+
 
 class SeveralTeachers:
     """The vectors of several teachers, each of unit length and weighted, side by side.
@@ -93,8 +101,15 @@ class SeveralTeachers:
 
     def rows(self, texts: Sequence[str], missing_ok: bool = False) -> Array:
         """As :meth:`TeacherStore.rows`; a text that one store lacks is missing."""
-        found = [store.rows(texts, missing_ok) for store in self.stores]
-        return np.where(np.min(found, axis=0) < 0, -1, found[0])
+        return _of_all([store.rows(texts, missing_ok) for store in self.stores])
+
+    def find(self, hashes: Array) -> Array:
+        """As :meth:`TeacherStore.find`; a text that one store lacks is missing."""
+        return _of_all([store.find(hashes) for store in self.stores])
+
+    def state(self) -> list[Any]:
+        """As :meth:`TeacherStore.state`, of each store."""
+        return [store.state() for store in self.stores]
 
     def gather(
         self,
@@ -113,6 +128,11 @@ class SeveralTeachers:
             part = store.gather(own, missing_ok, device, pin_memory)
             parts.append(normalize(part.float(), dim=-1) * math.sqrt(weight / total))
         return torch.cat(parts, dim=-1).to(self.dtype)
+
+
+def _of_all(found: Sequence[Array]) -> Array:
+    """The first store's rows, -1 where any store has none."""
+    return np.where(np.min(found, axis=0) < 0, -1, found[0])
 
 
 class ColumnStores:

@@ -27,7 +27,8 @@ from training.cost import read_config
 from training.run import main
 
 TINY = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 600}  # fmt: skip
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 600,
+        "pad_token_id": 0}  # fmt: skip
 
 
 def teacher_dim(full: bool) -> int:

@@ -15,7 +15,6 @@ from tests.training.test_config import DEMO
 from training import keep, measure, train
 from training.config import load_recipe
 from training.context import Run
-from training.data import replay_texts
 from training.keep import best, shares_kept
 from training.run import main
 from training.strict import RecipeError
@@ -115,12 +114,6 @@ def test_half_of_a_plain_backbone_is_not_kept(backbones):
 def test_settings_that_do_not_fit_are_named(override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(DEMO, [override])
-
-
-def test_every_text_of_a_replayed_set_stands_alone_and_once():
-    rows = [{"query": "a", "positive": "b"}, {"query": "a", "positive": "c"}]
-    assert replay_texts(rows) == ["a", "b", "c"]
-    assert replay_texts([{"text": "x", "label": "y"}]) == ["x"]
 
 
 def test_replayed_batches_are_distilled_alone_and_the_projection_is_fitted(

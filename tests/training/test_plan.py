@@ -189,6 +189,16 @@ def test_the_plan_is_printed_before_anything_is_written(tmp_path, capsys, monkey
     for phase in ("teacher", "stage1", "adapters.classification", "training"):
         assert re.search(rf"\| {phase} \|.*\|", printed), phase
     assert "process" in printed
+    for row in (r"\| wordnet-glosses \| 8,000 \| 0\.00 \| 0\.00 \|", r"\| in all, and the .* \|"):
+        assert re.search(row, printed), row
+
+
+def test_rows_that_are_not_here_are_estimated_by_their_tokens():
+    recipe = load_recipe(DEMO.with_name("small.yaml"))
+    planner = Planner(Run(recipe))
+    name, spec = next((n, s) for n, s in recipe.data_sets.items() if len(s.tokens) == 2)
+    tokens, rows = sum(spec.tokens.values()), spec.limit or spec.rows
+    assert planner.facts[name].disk == rows * (tokens * 4.7 + len(spec.columns) * 32)
 
 
 def test_the_fit_finds_what_a_chunk_and_an_operation_take():

@@ -10,8 +10,8 @@ import pytest
 from st_jv5.teacher import EndpointTeacher
 from tests.teacher.embedding_server import Server, send, serve
 from training.config import DataSet
-from training.data import read_rows
 from training.queries import main, write_pairs
+from training.rows import read_rows
 
 TEXTS = [f"Document {i} tells of the number {i}, at length." for i in range(12)]
 
@@ -47,7 +47,7 @@ def test_each_document_gets_a_query_once_and_a_recipe_reads_them(chat, tmp_path)
     assert len(chat.requests) == 12
     assert all(len(r["messages"][-1]["content"]) <= 30 for r in chat.requests)
     columns = {"query": "query", "positive": "positive"}
-    rows = read_rows("x", DataSet(path=str(out), columns=columns), seed=0)
+    rows = read_rows("x", DataSet(path=str(out), columns=columns), 0, tmp_path / "data")
     assert {row["positive"]: row["query"] for row in rows} == {
         text: f"what is Document {i}?" for i, text in enumerate(TEXTS)
     }

@@ -125,8 +125,8 @@ def test_the_labels_name_the_vectors_that_the_paper_asks_for(recipe):
     ):
         phase = phases[task]
         spec, stores = run.recipe.data_sets[name], run.role_stores(phase)
-        rows = training_set(name, spec, run.rows[name], stores, 0, phase.asks_of_labelled)[:3]
-        store = run.loss_store(phase)
+        rows = training_set(spec, run.rows[name], stores, 0, phase.asks_of_labelled)[:3]
+        store = run.loss_store(phase, stores)
         assert isinstance(store, ColumnStores if task == "retrieval" else SeveralTeachers)
         labels = torch.tensor(rows["label"])
         vectors = teacher_vectors(labels, store, torch.device("cpu")).float()
