@@ -1,6 +1,7 @@
 """Model folders that lie, in families: a change to a good folder, and the words that refuse it.
 
-Run as a script it tries them all in one process of bounded memory and writes what it saw:
+Run as a script it tries them all in one process of bounded memory and writes what it saw, beside a
+whole model in ``SCRATCH_FOLDER/outside``:
 ``python -m tests.hostile SAVED_FOLDER SCRATCH_FOLDER RESULTS.json``.
 """
 
@@ -725,31 +726,48 @@ def attempt(name: str, by: str, act: Callable[[], object]) -> Seen:
     return Seen(name, by, error[:2000], seconds, list(opened))
 
 
-def run(saved: Path, scratch: Path, results: Path) -> None:
-    """Try every case, each on a copy of its own beside a whole model that none may open."""
+def tried(folder: Path, good: Any) -> dict[str, Callable[[], object]]:
+    """What may meet a folder: name -> the call."""
     from sentence_transformers import SentenceTransformer
 
     import st_jv5
     from st_jv5.trust import check_folder
 
-    outside = shutil.copytree(saved, scratch / "outside")
+    return {
+        "check": lambda: check_folder(folder),
+        "load": lambda: SentenceTransformer(str(folder)),
+        "put": lambda: st_jv5.put_task(good, folder / RETRIEVAL),
+    }
+
+
+def run(saved: Path, scratch: Path, results: Path) -> None:
+    """Try every case, each on a copy of its own beside ``scratch/outside``, which none may open.
+
+    First what the watch itself is worth: a good folder, a file outside, and too much memory.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    import st_jv5  # noqa: F401 - makes its modules loadable
+
     good = SentenceTransformer(str(saved))
-    good[0].tasks.pop("retrieval")  # so that put_task makes its layers anew
-    watched.append(os.path.realpath(outside))
+    good[0].tasks.pop("retrieval")  # so that put_task would make its layers anew
     sys.addaudithook(_note)
-    seen = []
+    outside = scratch / "outside"
+    watched.append(os.path.realpath(outside))
+    copy = shutil.copytree(saved, scratch / "good")
+    acts = {f"good folder {name}": act for name, act in tried(copy, good).items()}
+    del acts["good folder put"]  # the model has those layers
+    acts["outside"] = lambda: (outside / "st_jv5.json").read_text()
+    acts["memory"] = lambda: bytearray((MEGABYTES + 100) << 20)
+    seen = [attempt(name, "control", act) for name, act in acts.items()]
     for name, case in CASES.items():
         folder = scratch / "hostile"
         shutil.copytree(saved, folder)
         case.change(folder)
-        acts: dict[str, Callable[[], object]] = {
-            "check": lambda folder=folder: check_folder(folder),
-            "load": lambda folder=folder: SentenceTransformer(str(folder)),
-            "put": lambda folder=folder: st_jv5.put_task(good, folder / RETRIEVAL),
-        }
-        seen += [attempt(name, by, acts[by]) for by in case.by]
+        calls = tried(folder, good)
+        seen += [attempt(name, by, calls[by]) for by in case.by]
         shutil.rmtree(folder)
-        results.write_text(json.dumps([asdict(each) for each in seen]))
+    results.write_text(json.dumps([asdict(each) for each in seen]))
 
 
 if __name__ == "__main__":
