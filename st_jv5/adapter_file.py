@@ -14,7 +14,7 @@ from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor
 
-from st_jv5.files import read_json, write_json, write_tensors
+from st_jv5.files import check_regular, read_json, write_json, write_tensors
 from st_jv5.tasks import Task
 from st_jv5.trust import (
     LORA_TENSOR,
@@ -23,7 +23,6 @@ from st_jv5.trust import (
     check_adapter_config,
     check_lora_shapes,
     check_plain,
-    check_regular,
     shapes_of,
 )
 

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from st_jv5 import rope
 from st_jv5.files import check_regular, read_json, read_json_list
+from st_jv5.licenses import Licenses
 from st_jv5.tasks import BASE, PROMPTS
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ How the weights began acts on the base (``pissa`` rewrites it); which layers the
 the names of the tensors.
 """
 
-NEUTRAL = (None, False, {}, [], "none")
+NEUTRAL: tuple[Any, ...] = (None, False, {}, [], "none")
 """Values under which a key of ``adapter_config.json`` says: not in use."""
 
 
@@ -594,6 +595,7 @@ def check_settings(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: theta_train must be numbers above 0, not {str(thetas)[:80]}")
     if not re.fullmatch(r"[0-9a-f]{64}", settings["base_sha256"]):
         raise ValueError(f"{path}: base_sha256 is no hash: {settings['base_sha256'][:80]!r}")
+    Licenses.read(settings.get("licenses", {}), path)
     prompts = _texts(path, settings.get("prompts", PROMPTS), "prompts")
     if missing := set(PROMPTS) - set(prompts):
         raise ValueError(f"{path}: prompts lack {min(missing)!r}")
@@ -711,10 +713,11 @@ def check_architecture(folder: Path, weights: Shapes) -> None:
     path = folder / "config.json"
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = getattr(transformers, str((config.architectures or [None])[0]), None)
-        known = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+        kind: Any = getattr(transformers, str((config.architectures or [None])[0]), None)
+        if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+            kind = AutoModel.from_config
         with torch.device("meta"):
-            backbone: torch.nn.Module = kind(config) if known else AutoModel.from_config(config)
+            backbone: torch.nn.Module = kind(config)
     except Exception as error:  # of many kinds, by the class
         raise ValueError(f"{path} describes no model: {type(error).__name__}: {error}") from error
     wanted = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}

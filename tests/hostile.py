@@ -341,6 +341,7 @@ listed(
         "theta negative": put("st_jv5.json", theta_train={"base": -1}),
         "hash short": put("st_jv5.json", base_sha256="f00"),
         "default unknown": put("st_jv5.json", default_task="other"),
+        "licences a text": put("st_jv5.json", licenses="all yours"),
         "prompts lack one": put("st_jv5.json", prompts={"query": "q"}),
         "task reserved": task("base", aliases=[]),
     },
