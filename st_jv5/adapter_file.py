@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor
 
-from st_jv5.files import read_json, write_json, write_tensors
+from st_jv5.files import check_regular, read_json, write_json, write_tensors
 from st_jv5.tasks import Task
-from st_jv5.trust import TASK_NAME, check_adapter_config
+from st_jv5.trust import (
+    LORA_TENSOR,
+    TASK_NAME,
+    Shapes,
+    check_adapter_config,
+    check_lora_shapes,
+    check_plain,
+    shapes_of,
+)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -72,8 +82,13 @@ class Adapter:
         return replace(self, tensors=tensors)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Adapter:
+    def load(cls, folder: str | Path, weights: Shapes | None = None) -> Adapter:
         """Read a folder, or the one adapter of a checkpoint.
+
+        Args:
+            folder: Where ``adapter_config.json`` is, or a checkpoint.
+            weights: Tensor -> shape of the backbone that it is for; a layer that does not fit is
+                refused before any weight is read.
 
         Raises:
             FileNotFoundError: Names the file that is missing.
@@ -88,17 +103,11 @@ class Adapter:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}")
-        return cls.from_files(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
-
-    @classmethod
-    def from_files(cls, config_path: str | Path, weights_path: str | Path) -> Adapter:
-        """:meth:`load` for two files that were found one by one (on the Hub)."""
-        tensors, metadata = read_tensors(weights_path)
+        config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+        config, tensors, metadata = read_adapter(config_path, weights_path, weights)
         if "st_jv5" not in metadata:
             raise ValueError(f"{weights_path} does not say which task and base it belongs to")
         told = _told(metadata["st_jv5"], weights_path)
-        config = read_config(config_path)
-        check_rank(config_path, config, tensors)
         return cls(
             task=Task(told["task"], told["prompts"], tuple(told["aliases"])),
             config=config,
@@ -117,6 +126,7 @@ def _told(metadata: str, path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} has a header of ours that cannot be read: {error!r}") from error
     if not all(isinstance(text, str) for text in texts) or not TASK_NAME.fullmatch(told["task"]):
         raise ValueError(f"{path} has a header of ours that is none: {metadata[:80]}")
+    check_plain(path, told)
     found: dict[str, Any] = told
     return found
 
@@ -126,34 +136,50 @@ def base_of(metadata: Mapping[str, str], path: str | Path) -> str | None:
     return str(_told(metadata["st_jv5"], path)["base_sha256"]) if "st_jv5" in metadata else None
 
 
-def check_rank(path: str | Path, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
-    """The rank of the config is the rank of the tensors, before layers of that size are made."""
-    for key, tensor in tensors.items():
-        rank = tensor.shape[0] if ".lora_A." in key else tensor.shape[-1]
-        if tensor.ndim != 2 or rank != config.r:
-            raise ValueError(
-                f"{path} has r {config.r}, but {key} beside it is {tuple(tensor.shape)}"
-            )
+def read_adapter(
+    config_path: str | Path, weights_path: str | Path, weights: Shapes | None = None
+) -> tuple[LoraConfig, dict[str, Tensor], dict[str, str]]:
+    """Config, tensors and the header's metadata of one adapter; headers are judged before weights.
 
-
-def read_config(path: str | Path) -> LoraConfig:
-    """Read an ``adapter_config.json``; only plain LoRA is taken."""
-    stored = read_json(path)
-    check_adapter_config(path, stored)
-    for feature in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-        if stored.get(feature):
-            raise ValueError(f"{path}: {feature} is not supported, only plain LoRA is")
-    try:
-        return LoraConfig(**stored)
-    except TypeError as error:
-        raise ValueError(f"{path} is not a LoRA config of this peft: {error}") from error
+    Args:
+        config_path: ``adapter_config.json``.
+        weights_path: ``adapter_model.safetensors``.
+        weights: Tensor -> shape of the backbone, where known.
+    """
+    stored = read_json(config_path)
+    taken = check_adapter_config(config_path, stored)
+    check_lora_shapes(weights_path, shapes := shapes_of(weights_path), taken["r"], weights)
+    layers = sorted({found[1] for name in shapes if (found := LORA_TENSOR.fullmatch(name))})
+    names = taken.get("target_modules")
+    rules = ("layers_to_transform", "layers_pattern", "exclude_modules")
+    if not isinstance(names, list) or any(stored.get(rule) for rule in rules):
+        names = layers  # a pattern is never run: the tensors say which layers it chose
+    config = LoraConfig(**{**taken, "target_modules": names, "init_lora_weights": "gaussian"})
+    tensors, metadata = read_tensors(weights_path)
+    return config, tensors, metadata
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header's metadata of a safetensors file."""
+    """The tensors and the header's metadata of a safetensors file; every number is finite."""
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+            metadata = file.metadata() or {}
     except Exception as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    check_finite(path, tensors)
+    return tensors, metadata
+
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """An error that names the first tensor with a number that is infinite or none."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS or tensor.is_meta or not tensor.numel():
+            continue
+        # One pass that makes no tensor as large; a number that is none comes through both.
+        if not all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach())):
+            raise ValueError(f"{path}: {name} has a number that is infinite or none")

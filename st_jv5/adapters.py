@@ -190,9 +190,13 @@ def put_task(model: SentenceTransformer, folder: str | Path | Adapter) -> None:
         >>> put_task(other, task_folder)
     """
     router = router_of(model)
-    adapter = folder if isinstance(folder, Adapter) else Adapter.load(folder)
+    if isinstance(folder, Adapter):
+        adapter = folder
+    else:
+        layers = router.linear_shapes()
+        adapter = Adapter.load(folder, {f"{path}.weight": shape for path, shape in layers.items()})
     source = "the adapter" if isinstance(folder, Adapter) else folder
-    if adapter.base_sha256 != (own := router.base_sha256()):
+    if adapter.base_sha256 != (own := router.checked_base_sha256()):
         raise ValueError(
             f"{source} was trained on another base: its base has sha256 "
             f"{adapter.base_sha256[:12]}, this model's {own[:12]}"

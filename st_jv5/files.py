@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -60,7 +61,21 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 MAX_JSON_BYTES = 64 << 20
-"""The largest JSON file that is read: several times a big tokenizer's."""
+"""The largest JSON file that is read: twice a big tokenizer's."""
+
+MAX_JSON_ITEMS = 6_000_000
+"""Most commas and brackets of a JSON file, each of which may cost a hundred bytes of memory."""
+
+
+def check_regular(path: str | Path) -> int:
+    """The size of a file, in bytes; an error if it is none, such as a pipe, or is not there."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is not a regular file (a folder, pipe or device)")
+    return status.st_size
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -83,9 +98,12 @@ def read_any_json(path: str | Path) -> Any:
     """Read JSON of any kind; an error names the file, also one too large or nested too deep."""
     path = Path(path)
     try:
-        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        if (size := check_regular(path)) > MAX_JSON_BYTES:
             raise ValueError(f"{size} bytes are more than {MAX_JSON_BYTES}")
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if sum(map(text.count, ",[{")) > MAX_JSON_ITEMS:
+            raise ValueError(f"it has more than {MAX_JSON_ITEMS} values")
+        return json.loads(text)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     except RecursionError as error:

@@ -1,49 +1,26 @@
-"""The model card, and the way of a model to the Hub."""
+"""The way of a model to the Hub."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from st_jv5.adapters import tasks
 from st_jv5.export import export
-from st_jv5.self_test import self_test
+from st_jv5.self_test import check_private, self_test
+from st_jv5.trust import MEMBERS, contents_of
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,80}")
-TEMPLATE = Path(__file__).parent / "model_card.md"
-
-
-def model_card(facts: Mapping[str, str]) -> str:
-    """Fill the card's template.
-
-    Args:
-        facts: One text per placeholder of ``st_jv5/model_card.md``.
-
-    Raises:
-        ValueError: A placeholder has no fact; names it.
-
-    Example:
-        >>> model_card({"name": "mini"})
-        Traceback (most recent call last):
-        ValueError: the model card lacks: base, command, ...
-    """
-    template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    if missing := sorted(set(template.get_identifiers()) - set(facts)):
-        raise ValueError(f"the model card lacks: {', '.join(missing)}")
-    return template.substitute(facts)
-
-
-# ---------------------------------------------------------------------------------------- publish
-
 
 Files = dict[str, Path | bytes]
 """Path in a repository -> the file, or its content."""
@@ -61,20 +38,24 @@ def publish(
     """Send a model to the Hub: one commit, and one for each task's merged sibling.
 
     Before anything leaves, the folder passes :func:`~st_jv5.self_test.self_test`, and the siblings
-    are written and compared with it. What the Hub has already is not sent again: the same call goes
-    on after a cut, and files that are no longer in the folder go from the repository.
+    are written and compared with it. Only the files of a model are sent
+    (:data:`~st_jv5.trust.MEMBERS`); all else in the folder is named and stays. What the Hub has
+    already is not sent again: the same call goes on after a cut. Files of a model that are no
+    longer in the folder go from the repository; others there, such as pictures of its card, stay.
 
     Args:
         folder: A saved model, with its card.
         repo_id: ``organisation/name``; siblings are ``organisation/name-task``.
         siblings: Also publish each adapter merged, for engines that know no adapters.
         private: Of repositories that are new.
-        dry_run: Test and tell what would be sent; send nothing.
+        dry_run: Test, ask the Hub what it has, and tell what would be added, changed and deleted;
+            send nothing.
         endpoint: Of the Hub; None is the environment's.
         token: None is the one that ``hf auth login`` has stored.
 
     Returns:
-        What was tested, and for each repository the commit's address, or what would be sent.
+        What was tested, what stays behind, and for each repository the commit's address, or what
+        would be sent.
 
     Raises:
         ValueError: The name is none, or the folder does not pass.
@@ -95,17 +76,17 @@ def publish(
             model = SentenceTransformer(str(folder), model_kwargs={"dtype": "float32"})
             for task in tqdm(tasks(model), desc="siblings", unit="task"):
                 (parity,) = export(model, task, "merged", Path(merged) / task)
+                check_private(Path(merged) / task)
                 name = f"{repo_id}-{task}"
                 lines.append(f"{name}: {parity}")
                 repositories[name] = _files(Path(merged) / task, name)
         api = HfApi(endpoint=endpoint, token=token)
         for name, files in repositories.items():
-            if dry_run:
-                lines.append(f"{name}: {len(files)} files, {_size(files.values()):,} bytes")
-                lines += [f"  {_size([file]):>13,}  {path}" for path, file in files.items()]
-                continue
             try:
-                lines.append(_send(api, name, files, private))
+                if not dry_run:
+                    api.create_repo(name, private=private, exist_ok=True)
+                change = _compare(api, name, files)
+                lines += change.told() if dry_run else [_send(api, change)]
             except Exception as error:  # the client's kinds are many, and change
                 raise ConnectionError(
                     f"{name}: {error}; the same call goes on from what has arrived"
@@ -114,13 +95,8 @@ def publish(
 
 
 def _files(folder: Path, repo_id: str) -> Files:
-    """A folder's files; the card names the repository where it loads the model."""
-    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
-    found: Files = {
-        name.as_posix(): path
-        for name, path in paths.items()
-        if path.is_file() and not any(part.startswith(".") for part in name.parts)
-    }
+    """What a model folder holds; the card names the repository where it loads the model."""
+    found: Files = {name: folder / name for name in contents_of(folder).members}
     card = (folder / "README.md").read_text(encoding="utf-8").replace("REPOSITORY", repo_id)
     card = re.sub(r'(SentenceTransformer\()"[^"]*"', rf'\g<1>"{repo_id}"', card)
     card = re.sub(r"(st-jv5 export )\S+", rf"\g<1>{repo_id}", card)
@@ -128,38 +104,72 @@ def _files(folder: Path, repo_id: str) -> Files:
     return found
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a commit would do to a repository."""
+
+    repo_id: str
+    added: Files
+    changed: Files
+    deleted: list[str]
+    """Files of a model that the folder does not have."""
+    kept: list[str]
+    """Files on the Hub that are no part of a model."""
+
+    def told(self) -> list[str]:
+        """In words, a line per file."""
+        sent = {**self.added, **self.changed}
+        lines = [f"{self.repo_id}: {len(sent)} files, {_size(sent.values()):,} bytes"]
+        for word, files in (("add", self.added), ("change", self.changed)):
+            lines += [f"  {word:<7}{_size([file]):>13,}  {name}" for name, file in files.items()]
+        lines += [f"  delete {'':>13}  {name}" for name in self.deleted]
+        lines += [f"  keep   {'':>13}  {name}, which is on the Hub alone" for name in self.kept]
+        return lines
+
+
+def _compare(api: HfApi, repo_id: str, files: Files) -> Change:
+    """Files against what the Hub has; a repository that is not there has nothing."""
+    try:
+        tree = list(api.list_repo_tree(repo_id, recursive=True))
+    except RepositoryNotFoundError:
+        tree = []
+    there = {each.path: each for each in tree if isinstance(each, RepoFile)}
+    alone = sorted(there.keys() - files.keys() - {".gitattributes"})
+    return Change(
+        repo_id,
+        added={name: file for name, file in files.items() if name not in there},
+        changed={
+            name: file
+            for name, file in files.items()
+            if name in there and not _is_same(there[name], file)
+        },
+        deleted=[name for name in alone if MEMBERS.fullmatch(name)],
+        kept=[name for name in alone if not MEMBERS.fullmatch(name)],
+    )
+
+
 def _size(files: Iterable[Path | bytes]) -> int:
     """Bytes."""
     return sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files)
 
 
-def _send(api: HfApi, repo_id: str, files: Files, private: bool) -> str:
+def _send(api: HfApi, change: Change) -> str:
     """One commit of what differs; a file's content is on the Hub when the bar has passed it."""
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    there = {
-        each.path: each
-        for each in api.list_repo_tree(repo_id, recursive=True)
-        if isinstance(each, RepoFile)
-    }
-    changed = {
-        name: file
-        for name, file in files.items()
-        if name not in there or not _is_same(there[name], file)
-    }
-    stale = [name for name in there if name not in files and name != ".gitattributes"]
-    if not changed and not stale:
+    repo_id, sent = change.repo_id, {**change.added, **change.changed}
+    if not sent and not change.deleted:
         return f"{repo_id}: as it is on the Hub already"
-    additions = [CommitOperationAdd(name, file) for name, file in changed.items()]
-    size = _size(changed.values())
+    additions = [CommitOperationAdd(name, file) for name, file in sent.items()]
+    size = _size(sent.values())
     with tqdm(total=size, desc=repo_id, unit="B", unit_scale=True) as bar:
         for addition in additions:
             api.preupload_lfs_files(repo_id, [addition])
-            bar.update(_size([changed[addition.path_in_repo]]))
-    deletions = [CommitOperationDelete(name) for name in stale]
+            bar.update(_size([sent[addition.path_in_repo]]))
+    deletions = [CommitOperationDelete(name) for name in change.deleted]
     commit = api.create_commit(
         repo_id, [*additions, *deletions], commit_message="Publish with st_jv5"
     )
-    return f"{repo_id}: {len(additions)} files, {size:,} bytes, {commit.commit_url}"
+    gone = f", {len(deletions)} deleted" if deletions else ""
+    return f"{repo_id}: {len(additions)} files, {size:,} bytes{gone}, {commit.commit_url}"
 
 
 def _is_same(there: RepoFile, here: Path | bytes) -> bool:

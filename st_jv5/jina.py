@@ -12,21 +12,31 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 
 from st_jv5.adapter_file import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    check_rank,
-    read_config,
-    read_tensors,
+    read_adapter,
 )
-from st_jv5.files import read_json, write_json
+from st_jv5.files import check_regular, read_json, write_json
 from st_jv5.licenses import JINA_LICENSE, Licenses, show_licenses
 from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+from st_jv5.modules.adapter_router import SETTINGS_FILE
 from st_jv5.modules.pooling import is_last_token
 from st_jv5.student import MATRYOSHKA_DIMS
 from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS, TASKS, Task, unknown_name
-from st_jv5.trust import TASK_NAME, check_link, check_prompts, check_safetensors
+from st_jv5.trust import (
+    TASK_NAME,
+    check_folder,
+    check_link,
+    check_numbers,
+    check_prompts,
+    check_stock,
+    check_stock_settings,
+    check_tokenizer_config,
+    shapes_of,
+)
 
 MODEL_TYPE = "jina_embeddings_v5"
 STOCK_TYPES = ("qwen3", "eurobert")
@@ -61,8 +71,20 @@ def load_model(
     """
     if is_jina_v5(name, revision):
         return load_jina_v5(name, revision=revision, dtype=dtype, device=device)
+    if (Path(name) / SETTINGS_FILE).is_file():
+        check_folder(name)  # before sentence-transformers reads a file of it
+    else:
+        _check_others(name, revision)
     kwargs = {"dtype": dtype} if dtype else {}
     return SentenceTransformer(name, revision=revision, device=device, model_kwargs=kwargs)
+
+
+def _check_others(name: str, revision: str | None) -> None:
+    """What may lead out of a model of others, in a folder or on the Hub."""
+    if Path(name).is_dir():
+        check_stock(name)
+    elif path := Transformer.load_file_path(name, "sentence_bert_config.json", revision=revision):
+        check_stock_settings(path)
 
 
 def load_jina_v5(
@@ -123,9 +145,7 @@ def load_jina_v5(
     width = router.get_embedding_dimension()
     router.matryoshka_dims = tuple(dim for dim in MATRYOSHKA_DIMS if dim <= width)
     for name, adapter in adapters.items():
-        tensors, _ = read_tensors(adapter / WEIGHTS_FILE)
-        lora = read_config(adapter / CONFIG_FILE)
-        check_rank(adapter / CONFIG_FILE, lora, tensors)
+        lora, tensors, _ = read_adapter(adapter / CONFIG_FILE, adapter / WEIGHTS_FILE)
         router.add_adapter(TASKS.get(name, Task(name)), lora, tensors, adapter)
     if default_task is not None and default_task not in [*adapters, "base"]:
         raise ValueError(unknown_name("task", default_task, [*adapters, "base"], str(source)))
@@ -162,14 +182,16 @@ def _read(source: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
     for path in source.rglob("*"):
         if path.is_symlink():
             check_link(path, source)
+        if not path.is_dir():
+            check_regular(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (source / name).is_file():
             raise ValueError(f"{source} has no {name}")
     weights = sorted(source.glob("model*.safetensors"))
     if not weights:
         raise ValueError(f"{source} has no model.safetensors")
-    for path in weights:
-        check_safetensors(path)
+    tensors = {name for path in weights for name in shapes_of(path)}
+    check_numbers(source / "config.json", config, len(tensors))
     found = sorted(path.parent.name for path in source.glob(f"adapters/*/{CONFIG_FILE}"))
     if not found and kind == MODEL_TYPE:
         raise ValueError(f"{source} has no adapters/<task>/{CONFIG_FILE}")
@@ -190,12 +212,21 @@ def _stage(source: Path, stock: Path, config: dict[str, Any], weights: list[Path
         config["model_type"] = _stock_type(weights)
     write_json(stock / "config.json", config)
     for path in [*weights, *source.glob("*.safetensors.index.json"), source / "tokenizer.json"]:
-        (stock / path.name).symlink_to(path.resolve())
+        _place(path.resolve(), stock / path.name)
     tokenizer_config = read_json(source / "tokenizer_config.json")
     tokenizer_config.pop("auto_map", None)
+    check_tokenizer_config(source / "tokenizer_config.json", tokenizer_config)
     write_json(stock / "tokenizer_config.json", tokenizer_config)
     for path in source.glob("special_tokens_map.json"):
         shutil.copy(path, stock)
+
+
+def _place(path: Path, target: Path) -> None:
+    """A link to a file, where the system grants one (Windows does not to everybody), or a copy."""
+    try:
+        target.symlink_to(path)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def _prompts(source: Path) -> dict[str, str]:

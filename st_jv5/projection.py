@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from st_jv5.files import read_json, write_json, write_tensors
+from st_jv5.adapter_file import read_tensors
+from st_jv5.files import write_json, write_tensors
+from st_jv5.trust import check_projection, shapes_of
 
 if TYPE_CHECKING:
     from st_jv5.teacher.views import Vectors
@@ -173,19 +174,16 @@ class Projection(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Projection:
-        """Read a projection; errors name the file that does not fit."""
-        return cls.from_files(Path(folder) / WEIGHTS_FILE, Path(folder) / INFO_FILE)
+        """Read a projection; errors name the file that does not fit.
 
-    @classmethod
-    def from_files(cls, weights_path: str | Path, info_path: str | Path) -> Projection:
-        """:meth:`load` for two files that were found one by one (on the Hub)."""
-        info = read_json(info_path)
-        keys = ("student_dim", "teacher_dim", "placement")
-        if missing := [key for key in keys if key not in info]:
-            raise ValueError(f"{info_path} lacks {', '.join(missing)}")
-        dims = {key: info.pop(key) for key in keys}
+        The file's header is held against ``projection.json`` before a map of that size is made.
+        """
+        info_path, weights_path = Path(folder) / INFO_FILE, Path(folder) / WEIGHTS_FILE
+        info = check_projection(info_path, shapes_of(weights_path))
+        dims = {key: info.pop(key) for key in ("student_dim", "teacher_dim", "placement")}
         projection = cls(**dims, own_map_dims=info.pop("own_map_dims", ()), info=info)
-        projection.fill(load_file(weights_path), weights_path)
+        tensors, _ = read_tensors(weights_path)
+        projection.fill(tensors, weights_path)
         return projection
 
 

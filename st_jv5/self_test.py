@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import metadata_load
+from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import router_of
@@ -17,16 +18,34 @@ from st_jv5.export.parity import Array, parity_texts
 from st_jv5.files import read_json
 from st_jv5.modules.adapter_router import SETTINGS_FILE, AdapterRouter
 from st_jv5.tasks import BASE
-from st_jv5.trust import check_folder
+from st_jv5.trust import check_folder, contents_of
+
+PLACES = (
+    "home|root|tmp|Users|mnt|media|var|opt|work|workspace|content|scratch|data|srv|nfs|Volumes"
+    "|kaggle|private|lustre|gpfs|beegfs|fsx|efs|shared|projects?|cluster|storage|dbfs|teamspace"
+    "|notebooks|etc|usr|run|proc"
+)
+"""First parts of paths on people's machines."""
 
 ABSOLUTE = re.compile(
-    r"(?<![\w.:/])(?:/(?:home|root|tmp|Users|mnt|media|var|opt|work|workspace|content|scratch|data)/"
-    r"[\w.-]|[A-Za-z]:\\\\?[\w.-]|~/[\w.-])"
+    rf"file:/+[\w.-]|(?<![\w./])/(?:{PLACES})/[\w.-]"
+    r"|(?<!\w)[A-Za-z]:[\\/]+[\w.-]|(?<![\w/])~\w*/[\w.-]"
 )
 """A path of somebody's machine."""
 
+SECRETS = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}"
+    r"|\bgithub_pat_\w{20,}|\bglpat-[\w-]{20,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b"
+    r"|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|\bnpm_[A-Za-z0-9]{36}|\bpypi-[\w-]{40,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+"""Keys by the forms that their makers give them, so that such a scan can find them."""
+
 WORDS = ("tokenizer.json", "vocab.txt", "merges.txt", "vocab.json")
-"""Files whose strings are a vocabulary."""
+"""Files whose strings are a vocabulary, in which a path is a token."""
+
+ALIKE = 1e-6
+"""1 - cosine below which two texts have one vector."""
 
 TEXTS = 12
 TOLERANCE = {torch.float32: (1e-6, 1e-4), torch.float64: (1e-6, 1e-4)}
@@ -38,10 +57,11 @@ HALF = (1e-3, 1e-2)
 def self_test(folder: str | Path) -> list[str]:
     """Load a folder as its users will, and try what they will.
 
-    The files (:func:`~st_jv5.trust.check_folder`, no path of this machine, licences of base,
-    teacher and data stated and the card's in accord), then for every task: finite unit vectors, one
-    text alone as in a batch, padding on either side, a long input cut with its EOS kept where
-    one is appended, cut dims.
+    The files (:func:`~st_jv5.trust.check_folder`; no path of this machine and no key in a text;
+    licences of base, teacher and data stated and the card's in accord; the base that is named),
+    then for every task: finite unit vectors, different ones for different texts, one text alone as
+    in a batch, padding on either side, a long input cut with its EOS kept where one is appended,
+    cut dims.
 
     Returns:
         A line for each check.
@@ -55,14 +75,12 @@ def self_test(folder: str | Path) -> list[str]:
         ValueError: nowhere is not a folder
     """
     folder = Path(folder)
-    check_folder(folder)
-    lines = ["files: no pickle, no code, no path that leaves the folder"]
-    for path in sorted(folder.rglob("*")):
-        told = path.suffix in (".json", ".md", ".txt", ".jinja") and path.name not in WORDS
-        if told and (found := ABSOLUTE.search(path.read_text(encoding="utf-8"))):
-            place = found.string[found.start() :][:60]
-            raise ValueError(f"{path} has a path of this machine: {place!r}")
-    lines.append("paths: none of this machine")
+    found = check_folder(folder)
+    lines = [f"files: {len(found.members)}, no pickle, no code, no path that leaves the folder"]
+    if found.others:
+        lines.append(f"left out, no part of a model: {', '.join(found.others)}")
+    check_private(folder)
+    lines.append("text: no path of this machine, no key")
     model = SentenceTransformer(str(folder))
     router = router_of(model)
     lines.append(_check_licenses(folder, router))
@@ -70,6 +88,30 @@ def self_test(folder: str | Path) -> list[str]:
     for task in [*router.tasks, BASE]:
         lines.append(f"{task}: {', '.join(_try_task(model, task))}")
     return lines
+
+
+def check_private(folder: Path) -> None:
+    """No text that would be published names a path of this machine or holds a key.
+
+    Texts are the configs, the card, the licence, and the metadata of weights.
+
+    Raises:
+        ValueError: Names the file and the place; of a key its first characters alone.
+    """
+    for name in contents_of(folder).members:
+        path = folder / name
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                text = "\n".join((file.metadata() or {}).values())
+        elif path.suffix == ".model":
+            continue
+        else:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        if found := SECRETS.search(text):
+            raise ValueError(f"{path} holds a key, {found[0][:8]}...; remove it, and revoke it")
+        if path.name not in WORDS and (found := ABSOLUTE.search(text)):
+            place = text[found.start() :][:60]
+            raise ValueError(f"{path} has a path of this machine: {place!r}")
 
 
 def _check_base(folder: Path, router: AdapterRouter) -> str:
@@ -111,6 +153,14 @@ def _try_task(model: SentenceTransformer, task: str) -> Iterator[str]:
     if not np.allclose(lengths, 1, rtol=0, atol=near):  # also where one is no number
         raise ValueError(f"{task}: lengths {lengths.min():.4f} to {lengths.max():.4f}, not 1")
     yield "unit vectors"
+    same = np.argwhere(np.triu(1 - together.astype(np.float64) @ together.T < ALIKE, k=1))
+    if len(same):
+        one, other = same[0]
+        raise ValueError(
+            f"{task}: the texts {texts[one][:40]!r} and {texts[other][:40]!r} have one vector; "
+            f"tokenizer.json does not tell words apart, or the weights do not"
+        )
+    yield "different texts apart"
     alone = np.concatenate([encode(model, [text], task=task) for text in texts])
     _same(alone, together, limit, f"{task}: a text alone and in a batch")
     yield "batch of 1"

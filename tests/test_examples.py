@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 
 import st_jv5
 from st_jv5 import (
+    card,
     cli,
     cpu,
     data_sets,
@@ -48,11 +49,15 @@ EXTRA = [
     *(getattr(functional, n) for n in ("cosine_distance", "mean_squared_offdiagonal", "info_nce")),
     functional.cosent,
     functional.relational_distance,
-    hub.model_card,
+    card.model_card,
+    card.as_words,
+    card.as_code,
     hub.publish,
     licenses.Licenses,
     self_test.self_test,
     trust.check_folder,
+    trust.check_stock,
+    trust.contents_of,
     export.export,
     export.parity_texts,
     cli.main,

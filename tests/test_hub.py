@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -14,7 +15,7 @@ import st_jv5
 from st_jv5.cli import main
 from st_jv5.files import read_json, write_json
 from st_jv5.hub import publish
-from st_jv5.self_test import self_test
+from st_jv5.self_test import ABSOLUTE, SECRETS, self_test
 from st_jv5.tasks import TASKS
 from tests.hub_server import Hub
 
@@ -54,7 +55,7 @@ def test_a_model_and_its_siblings_are_one_commit_each_and_load_by_id_and_revisio
     sibling = hub.commits["team/mini-clustering"][1]["README.md"].decode()
     assert 'SentenceTransformer("team/mini-clustering")' in sibling
     assert "vllm serve team/mini-clustering" in sibling
-    assert sibling.startswith("---\nlicense: mit\n")
+    assert ModelCard(sibling).data.license == "mit"
     # Another version; the first one stays under its commit.
     model = SentenceTransformer(ready)
     before = model.encode(texts[:4], task="clustering")
@@ -94,16 +95,32 @@ def test_after_a_cut_only_what_is_missing_is_sent(hub, ready, monkeypatch):
     for path in weights:
         assert files[path.relative_to(ready).as_posix()] == path.read_bytes()
     assert send(hub, ready)[-1] == "team/mini: as it is on the Hub already"
-    (Path(ready) / "notes.txt").write_text("new")
-    send(hub, ready)
-    (Path(ready) / "notes.txt").unlink()
-    send(hub, ready)
-    assert ["notes.txt" in files for files in hub.commits["team/mini"]] == [
-        False,
-        False,
-        True,
-        False,
+
+
+def test_only_a_models_files_are_sent_and_only_they_are_deleted(hub, ready):
+    folder = Path(ready)
+    private = ("id_rsa", "secrets.env", "run.log", "train.py", "events.out", "optimizer.pt")
+    for name in private:
+        (folder / name).write_text("x")
+    (folder / "NOTICE").write_text("thanks")
+    (told,) = [line for line in send(hub, ready) if line.startswith("left out")]
+    assert told == "left out, no part of a model: " + ", ".join(sorted(private))
+    sent = hub.commits["team/mini"][-1]
+    assert not set(private) & set(sent)
+    hub.commits["team/mini"].append({**sent, "plot.png": b"by hand"})
+    (folder / "NOTICE").unlink()
+    (folder / "LICENSE").write_text("MIT")
+    (folder / "README.md").write_text(CARD + "more")
+    dry = send(hub, ready, dry_run=True)
+    assert [line.split() for line in dry if line.startswith("  ")] == [
+        ["add", "3", "LICENSE"],
+        ["change", str(len(hub.commits["team/mini"][-1]["README.md"]) + 4), "README.md"],
+        ["delete", "NOTICE"],
+        ["keep", "plot.png,", "which", "is", "on", "the", "Hub", "alone"],
     ]
+    assert len(hub.commits["team/mini"]) == 3
+    assert "2 files, " in send(hub, ready)[-1]
+    assert set(hub.commits["team/mini"][-1]) == {*sent, "plot.png", "LICENSE"} - {"NOTICE"}
 
 
 def test_a_pickle_on_the_hub_is_no_fallback_for_missing_weights(hub, ready, tmp_path):
@@ -113,7 +130,7 @@ def test_a_pickle_on_the_hub_is_no_fallback_for_missing_weights(hub, ready, tmp_
     files["pytorch_model.bin"] = (tmp_path / "w.bin").read_bytes()
     del files["model.safetensors"]
     hub.commits["team/mini"].append(files)
-    with pytest.raises(OSError, match=r"Not Found|safetensors"):  # it looks for a conversion
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
         SentenceTransformer("team/mini", cache_folder=str(tmp_path / "cache"), token="hf_test")
     assert not [*(tmp_path / "cache").rglob("*.bin")]  # not even fetched
 
@@ -185,7 +202,26 @@ def other_weights(folder: Path) -> None:
             lambda f: (f / "README.md").write_text(CARD + "see /home/me/model"),
             r"README.md has a path of this machine: '/home/me/model'",
         ),
-        (lambda f: (f / "optimizer.pt").write_bytes(b"x"), r"optimizer.pt can hold a pickle"),
+        (
+            lambda f: (f / "pytorch_model.bin").write_bytes(b"x"),
+            r"pytorch_model.bin is no part of a model",
+        ),
+        (
+            lambda f: (f / "README.md").write_text(f"{CARD} hf_{'a' * 34}"),
+            r"README.md holds a key, hf_aaaaa\.\.\.; remove it",
+        ),
+        (
+            lambda f: (f / "LICENSE").write_text("-----BEGIN RSA PRIVATE KEY-----"),
+            r"LICENSE holds a key, -----BEG\.\.\.",
+        ),
+        (
+            lambda f: save_file(
+                load_file(f / "model.safetensors"),
+                f / "model.safetensors",
+                {"format": "pt", "from": "/nfs/me/run"},
+            ),
+            r"model.safetensors has a path of this machine: '/nfs/me",
+        ),
     ],
 )
 def test_a_folder_that_does_not_pass_never_leaves(hub, ready, change, message):
@@ -199,8 +235,65 @@ def test_the_self_test_tries_every_task(ready):
     lines = self_test(ready)
     for task in (*TASKS, "base"):
         (line,) = [line for line in lines if line.startswith(f"{task}: ")]
-        for what in ("unit vectors", "batch of 1", "padding left and right", "EOS", "at 8, 16, 48"):
+        for what in (
+            "unit vectors",
+            "different texts apart",
+            "batch of 1",
+            "padding left and right",
+            "EOS",
+            "at 8, 16, 48",
+        ):
             assert what in line
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/srv/me/x", "/nfs/x", "/Volumes/x", "/kaggle/working", "C:/Users/me", "C:\\\\Users\\\\me",
+        "D:\\me", "file:///home/me", "path:/home/me", "(/home/me)", '"/etc/passwd"', "~/x", "~me/x",
+        "=/lustre/x", "file:/home",
+    ],
+)  # fmt: skip
+def test_a_path_of_somebodys_machine_is_seen(place):
+    assert ABSOLUTE.search(f"see {place} there")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/data/x", "and/or", "1/2", "</s>", "a/b/c", "POST /v1/embeddings",
+        "org/home/x", "out/demo/model", "http://localhost:8000/home/x", "3:4", "~5 ms", "km/h",
+        "./data/x", "eval/data/x",
+    ],
+)  # fmt: skip
+def test_what_is_no_path_of_a_machine_passes(text):
+    assert not ABSOLUTE.search(f"see {text} there")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hf_" + "a" * 34, "sk-" + "a1" * 20, "sk-proj-" + "a" * 30, "ghp_" + "a" * 36,
+        "github_pat_" + "a" * 30, "AKIA" + "A1" * 8, "AIza" + "a" * 35, "xoxb-1234567890",
+        "glpat-" + "a" * 20, "-----BEGIN OPENSSH PRIVATE KEY-----",
+    ],
+)  # fmt: skip
+def test_a_key_is_seen_by_its_form(key):
+    assert SECRETS.search(f'token = "{key}"')
+
+
+@pytest.mark.parametrize("text", ["hf_hub_download", "sk-learn", "task-query", "ghp_x", "AKIA"])
+def test_a_word_that_begins_like_a_key_is_none(text):
+    assert not SECRETS.search(text)
+
+
+def test_one_vector_for_all_texts_is_refused(ready, monkeypatch):
+    def same(_, texts, **__):
+        return np.eye(48)[[0] * len(texts)]
+
+    monkeypatch.setattr("st_jv5.self_test.encode", same)
+    with pytest.raises(ValueError, match=r"have one vector; tokenizer\.json does not tell"):
+        self_test(ready)
 
 
 def test_the_self_test_finds_what_each_check_is_for(ready, monkeypatch):

@@ -1,16 +1,17 @@
-"""Folders that lie: refused by name, and nothing outside them is opened."""
+"""Folders that lie: refused by name, quickly, in little memory, and nothing outside is opened."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
+import re
 import shutil
-import struct
+import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,217 +19,223 @@ from sentence_transformers import SentenceTransformer
 
 import st_jv5
 from st_jv5.files import read_json, write_json
-from st_jv5.trust import check_folder, is_within
+from st_jv5.jina import load_model
+from st_jv5.trust import check_folder, check_stock, contents_of, is_within
+from tests.conftest import ROOT
+from tests.hostile import ADAPTER, CASES, LORA, RETRIEVAL, SECONDS, Seen, put
 
-RETRIEVAL = "adapters/retrieval"
-WEIGHTS = f"{RETRIEVAL}/adapter_model.safetensors"
-CONFIG = f"{RETRIEVAL}/adapter_config.json"
-
-
-def edit(path: Path, **changes: object) -> None:
-    write_json(path, {**read_json(path), **changes})
+WEIGHTS = "model.safetensors"
 
 
-def module(index: int, **changes: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / "modules.json"
-        modules = json.loads(path.read_text())
-        modules[index] |= changes
-        path.write_text(json.dumps(modules))
-
-    return change
-
-
-def settings(**changes: object) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "st_jv5.json", **changes)
-
-
-def renamed_task(name: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / "st_jv5.json"
-        tasks = read_json(path)["tasks"]
-        edit(path, tasks={name: tasks["retrieval"]})
-
-    return change
-
-
-def adapter(**changes: object) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / CONFIG, **changes)
-
-
-def cut(name: str, size: int) -> Callable[[Path], None]:
-    return lambda folder: os.truncate(folder / name, size)
-
-
-def other_shape(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    key = next(key for key in tensors if "lora_A" in key)
-    tensors[key] = torch.zeros(tensors[key].shape[0], 5)
-    save_file(tensors, folder / WEIGHTS)
-
-
-def other_base(folder: Path) -> None:
-    told = {"task": "retrieval", "prompts": {"document": "d"}, "aliases": [], "base_sha256": "f00"}
-    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"st_jv5": json.dumps(told)})
-
-
-def untrue_header(folder: Path) -> None:
-    """A header that says the tensors reach further than the file."""
-    header = json.dumps({"x": {"dtype": "F32", "shape": [9999], "data_offsets": [0, 39996]}})
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
-
-
-def pickled(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(pickle.dumps({"weights": 1}))
-
-
-def link(name: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        (folder / name).unlink()
-        (folder / name).symlink_to(folder.parent / "outside" / name)
-
-    return change
-
-
-def bomb(name: str, kind: str) -> Callable[[Path], None]:
-    text = "[" * 200_000 if kind == "deep" else '{"a": 1'
-    return lambda folder: (folder / name).write_text(text)
-
-
-def big(name: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        with (folder / name).open("wb") as file:
-            file.truncate(65 << 20)  # sparse
-
-    return change
-
-
-def index_outside(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"x": "../outside/model.safetensors"}})
+def run_hostile(saved: Path, scratch: Path, *before: str) -> dict[tuple[str, str], Seen]:
+    """Every case in one process of its own: (case, by whom) -> what it saw."""
+    shutil.copytree(saved, scratch / "outside")
+    results = scratch / "results.json"
+    command = [sys.executable, "-m", "tests.hostile", str(saved), str(scratch), str(results)]
+    done = subprocess.run(
+        [*before, *command], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = [Seen(**each) for each in json.loads(results.read_text())]
+    return {(each.name, each.by): each for each in seen}
 
 
-MODULES = r"modules\.json .*outside"
-HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "pooling outside": (
-        module(1, path="../outside/1_LastTokenPooling"),
-        r"modules\.json .*outside",
-    ),
-    "pooling absolute": (module(1, path="/outside"), r"modules\.json .*outside"),
-    "router outside": (module(0, path="../outside"), r"modules\.json .*outside"),
-    "cut by a backslash": (module(2, path="..\\outside"), r"modules\.json .*outside"),
-    "type that is no class": (module(2, type="os.system('x')"), r"modules\.json|os\.system"),
-    "task that climbs": (renamed_task("../../outside"), r"st_jv5\.json.*task's name"),
-    "task absolute": (renamed_task("/outside"), r"st_jv5\.json.*task's name"),
-    "task with a dot": (renamed_task(".hidden"), r"st_jv5\.json.*task's name"),
-    "tasks a list": (settings(tasks=["retrieval"]), r"st_jv5\.json: tasks cannot be"),
-    "dims of text": (settings(matryoshka_dims=["8; rm"]), r"st_jv5\.json: matryoshka_dims"),
-    "prompt a number": (
-        settings(tasks={"retrieval": {"prompts": {"document": 7}, "aliases": []}}),
-        r"st_jv5\.json: task 'retrieval'",
-    ),
-    "licences a text": (settings(licenses="all yours"), r"st_jv5\.json: licenses must be"),
-    "weights a pickle": (pickled("pytorch_model.bin"), r"pytorch_model\.bin can hold a pickle"),
-    "adapter a pickle": (
-        pickled(f"{RETRIEVAL}/adapter_model.bin"),
-        r"adapter_model\.bin can hold a pickle",
-    ),
-    "code of its own": (
-        lambda f: edit(f / "config.json", auto_map={"AutoModel": "evil.Model"}),
-        r"config\.json names code of its own",
-    ),
-    "tokenizer's code": (
-        lambda f: edit(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
-        r"tokenizer_config\.json names code of its own",
-    ),
-    "weights cut": (cut("model.safetensors", 5000), r"model\.safetensors is not a readable"),
-    "weights empty": (cut("model.safetensors", 0), r"model\.safetensors is not a readable"),
-    "header untrue": (untrue_header, r"model\.safetensors is not a readable"),
-    "adapter cut": (cut(WEIGHTS, 3000), r"adapter_model\.safetensors is not a readable"),
-    "adapter's shape": (other_shape, r"retrieval/adapter_model\.safetensors: .*\(4, 5\)"),
-    "adapter's base": (other_base, r"retrieval/adapter_model\.safetensors was trained on another"),
-    "rank a claim on memory": (adapter(r=10**9), r"adapter_config\.json: r must be .*1000000000"),
-    "rank untrue": (adapter(r=64), r"adapter_config\.json has r 64, but .* beside it"),
-    "pattern without end": (
-        adapter(target_modules="(a+)+$"),
-        r"adapter_config\.json: target_modules is a pattern that may never end",
-    ),
-    "not plain lora": (adapter(use_dora=True), r"adapter_config\.json: use_dora"),
-    "deep settings": (bomb("st_jv5.json", "deep"), r"st_jv5\.json cannot be read as JSON"),
-    "deep adapter": (bomb(CONFIG, "deep"), r"adapter_config\.json cannot be read as JSON"),
-    "deep tokenizer": (bomb("tokenizer.json", "deep"), r"tokenizer\.json cannot be read as JSON"),
-    "half a config": (bomb("config.json", "half"), r"config\.json cannot be read as JSON"),
-    "endless settings": (big("st_jv5.json"), r"st_jv5\.json cannot be .*more than 67108864"),
-    "shards outside": (index_outside, r"index\.json names the shard '\.\./outside"),
-    "weights a link": (link("model.safetensors"), r"model\.safetensors is a link .*outside"),
-    "tokenizer a link": (link("tokenizer.json"), r"tokenizer\.json is a link .*outside"),
-}
-FOUND_BY_READING = (
-    "adapter's shape", "adapter's base", "rank untrue", "deep adapter", "not plain lora",
-    "rank a claim on memory", "pattern without end", "licences a text",
-)  # fmt: skip
-"""What the check of the files leaves to loading, which reads the adapters and the settings."""
-
-opened: list[str] = []
-watched: list[str] = []
+@pytest.fixture(scope="module")
+def seen(saved_once, tmp_path_factory) -> dict[tuple[str, str], Seen]:
+    return run_hostile(saved_once, tmp_path_factory.mktemp("hostile"))
 
 
-def _note(event: str, arguments: tuple[object, ...]) -> None:
-    if watched and event in ("open", "os.listdir", "os.remove", "os.rename", "os.mkdir"):
-        path = os.path.realpath(str(arguments[0]))
-        if path.startswith(watched[0]):
-            opened.append(f"{event} {path}")
+@pytest.mark.parametrize("name", CASES)
+def test_a_hostile_folder_is_refused_by_the_name_of_its_file(seen, name):
+    case = CASES[name]
+    for by in case.by:
+        found = seen[name, by]
+        kind, _, words = found.error.replace("\n", " ").partition(": ")
+        assert kind in ("ValueError", "FileNotFoundError", "OSError"), (by, found.error)
+        assert re.search(case.words, words), (by, words)
+        assert found.seconds < SECONDS, (by, found.seconds)
+        assert found.opened == [], by
 
 
-sys.addaudithook(_note)  # for good; it looks only while a folder is watched
+def test_the_watch_over_hostile_folders_sees_what_it_is_for(seen):
+    assert seen["good folder check", "control"].error == ""
+    assert seen["good folder load", "control"].error == ""
+    assert [path.split("/")[-1] for path in seen["outside", "control"].opened] == ["st_jv5.json"]
+    assert seen["memory", "control"].error.startswith("MemoryError")
 
 
-@pytest.fixture
-def outside(saved_once, tmp_path):
-    """A whole model beside the hostile one, that a path would reach; nothing may open it."""
-    beside = shutil.copytree(saved_once, tmp_path / "outside")
-    opened.clear()
-    watched.append(os.path.realpath(beside))
-    yield beside
-    watched.clear()
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not on the PATH")
+def test_no_hostile_folder_has_a_file_outside_opened_by_compiled_code(saved_once, tmp_path):
+    log = tmp_path / "calls.txt"
+    (tmp_path / "scratch").mkdir()
+    watch = ["strace", "-f", "-qq", "-y", "-e", "trace=%file", "-o", str(log)]
+    run_hostile(saved_once, tmp_path / "scratch", *watch)
+    outside = re.escape(str(tmp_path / "scratch" / "outside"))
+    opened = rf"= \d+<{outside}"  # by whatever name: strace tells what a descriptor stands for
+    changed = rf"^\d+ +(mkdir|unlink|rename|creat|truncate)\w*\(.*{outside}.*= 0"
+    lines = log.read_text(errors="replace").splitlines()
+    touched = [line for line in lines if re.search(f"{opened}|{changed}", line)]
+    (control,) = touched  # the one that the harness reads itself
+    assert "outside/st_jv5.json" in control
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_folder_is_refused_by_the_name_of_its_file(saved, outside, name):
-    change, message = HOSTILE[name]
-    change(Path(saved))
-    opened.clear()
-    if message == MODULES:  # the host reads this file before any module of ours, and refuses it
-        message = "Invalid model path"
-    with pytest.raises((ValueError, OSError), match=message):
-        SentenceTransformer(saved)
-    assert opened == []
+# ------------------------------------------------------------------ what is odd and does no harm
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE if name not in FOUND_BY_READING])
-def test_the_check_alone_finds_it_before_anything_is_built(saved, name):
-    change, message = HOSTILE[name]
-    change(Path(saved))
-    with pytest.raises(ValueError, match=message):
-        check_folder(saved)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "corda", "megatron_core": "evil.core"},
+        {"target_modules": "(.|.|.)*!"},
+        {"target_modules": "(a+)+$"},
+        {"exclude_modules": "(.|.|.)*!"},
+        {"layers_pattern": "(.|.|.)*!", "layers_to_transform": [0]},
+        {"base_model_name_or_path": "../outside", "revision": "evil", "auto_mapping": {"a": "b"}},
+    ],
+    ids=str,
+)
+def test_keys_that_act_on_the_base_or_reach_out_have_no_effect(saved, model, texts, changes):
+    expected = model.encode(texts[:4], task="retrieval")
+    base = model.encode(texts[:4], task="base")
+    put(ADAPTER, **changes)(Path(saved))
+    began = time.perf_counter()
+    loaded = SentenceTransformer(saved)
+    fresh = SentenceTransformer(without_adapters(saved))
+    st_jv5.put_task(fresh, Path(saved) / RETRIEVAL)
+    assert time.perf_counter() - began < 4
+    for found in (loaded, fresh):
+        assert np.array_equal(found.encode(texts[:4], task="retrieval"), expected)
+        assert np.array_equal(found.encode(texts[:4], task="base"), base)
 
 
-def test_the_audit_would_see_a_file_outside(saved, outside):
-    (outside / "st_jv5.json").read_text()
-    assert opened == [f"open {os.path.realpath(outside / 'st_jv5.json')}"]
+def without_adapters(saved: str) -> str:
+    folder = Path(shutil.copytree(saved, f"{saved} without"))
+    write_json(folder / "st_jv5.json", {**read_json(folder / "st_jv5.json"), "tasks": {}})
+    return str(folder)
 
 
-def test_an_adapter_folder_is_not_believed_either(saved, model):
-    folder = Path(saved) / RETRIEVAL
-    for change, message in (
-        (lambda: edit(folder / "adapter_config.json", r=10**9), r"adapter_config.json: r must be"),
-        (lambda: os.truncate(folder / "adapter_model.safetensors", 99), r"not a readable"),
+def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(saved, backbones, texts):
+    other = st_jv5.new_student(backbones["bert"])
+    before = other.encode(texts[:4], task="base")
+    with pytest.raises(ValueError, match="for a layer that this backbone does not have"):
+        st_jv5.put_task(other, Path(saved) / RETRIEVAL)
+    assert st_jv5.tasks(other) == []
+    assert not list(other[0].lora_layers())
+    assert np.array_equal(other.encode(texts[:4], task="base"), before)
+
+
+def test_files_that_nobody_reads_are_told_and_stay_behind(saved, caplog):
+    folder = Path(saved)
+    for name in ("model_head.pkl", "run.log", "train.py", "optimizer.pt", "rng_state_0.pth"):
+        (folder / name).write_bytes(b"x")  # SetFit's, a user's, the trainer's
+    (folder / "runs").mkdir()
+    (folder / "runs" / "events").write_bytes(b"x")
+    SentenceTransformer(saved)
+    (told,) = [text for text in caplog.messages if "no part of a model" in text]
+    assert "4 files" in told
+    assert "model_head.pkl, run.log, runs/events, train.py" in told
+    assert contents_of(saved).others == (
+        "model_head.pkl", "optimizer.pt", "rng_state_0.pth", "run.log", "runs/events", "train.py",
+    )  # fmt: skip
+    assert check_folder(saved).members == contents_of(saved).members
+
+
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "qwen3", "eurobert"])
+def test_what_we_save_ourselves_passes(backbones, tmp_path, kind):
+    model = st_jv5.new_student(backbones[kind], layers=2, dtype="bfloat16")
+    st_jv5.add_task(model, "retrieval", rank=2)
+    model.save_pretrained(str(tmp_path / "m"))
+    assert check_folder(tmp_path / "m").others == ()
+    assert SentenceTransformer(str(tmp_path / "m")).dtype == torch.bfloat16
+
+
+# ------------------------------------------------------------------------------- the base's weights
+
+
+def replace_base(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 1}, folder / WEIGHTS, {"format": "pt"})
+
+
+def test_a_replaced_base_takes_no_adapter(saved, model):
+    st_jv5.take_task(model, "retrieval", Path(saved).parent / "alone")
+    replace_base(Path(saved))
+    loaded = SentenceTransformer(saved)
+    with pytest.raises(ValueError, match=r"names the base \w{12}, but its weights are \w{12}"):
+        st_jv5.put_task(loaded, Path(saved).parent / "alone")
+
+
+def test_a_base_loaded_in_another_precision_is_still_the_same(saved, model):
+    st_jv5.take_task(model, "retrieval", Path(saved).parent / "alone")
+    loaded = SentenceTransformer(saved, model_kwargs={"dtype": "bfloat16"})
+    st_jv5.put_task(loaded, Path(saved).parent / "alone")
+
+
+def test_a_base_of_others_that_lacks_a_tensor_makes_no_student(backbones, tmp_path):
+    folder = shutil.copytree(backbones["bert"], tmp_path / "base")
+    tensors = load_file(folder / WEIGHTS)
+    pooler = [name for name in tensors if name.startswith("pooler.")]
+    save_file({n: t for n, t in tensors.items() if n not in pooler}, folder / WEIGHTS)
+    st_jv5.new_student(folder)  # a pooler that no vector goes through
+    name = "encoder.layer.1.output.dense.weight"
+    save_file({n: t for n, t in tensors.items() if n != name}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"lack {re.escape(name)}, one of 1 tensors"):
+        st_jv5.new_student(folder)
+    save_file({**tensors, name: tensors[name][:, :5].clone()}, folder / WEIGHTS)
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(name)} of shape \(48, 5\), but .* \(48, 64\)"
     ):
-        change()
-        with pytest.raises(ValueError, match=message):
-            st_jv5.put_task(model, folder)
-        edit(folder / "adapter_config.json", r=4)
+        st_jv5.new_student(folder)
+    save_file({**tensors, name: tensors[name] * float("inf")}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} has a number that is infinite"):
+        st_jv5.new_student(folder)
+
+
+# -------------------------------------------------------------------------------- folders of others
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "/elsewhere"}, "/elsewhere"),
+        ("sentence_bert_config.json", {"tokenizer_args": {"vocab_file": "/x"}}, "vocab_file"),
+        ("sentence_bert_config.json", {"model_kwargs": {"device_map": "auto"}}, "device_map"),
+        ("sentence_bert_config.json", {"model_args": {"weights_only": 0, "token": "x"}}, "token"),
+        ("sentence_bert_config.json", {"model_args": {"attn_implementation": "a/b"}}, "a/b"),
+        ("config.json", {"attn_implementation": "evil/kernel"}, "code on the Hub, 'evil/kernel'"),
+        ("model.safetensors.index.json", {"weight_map": {"x": "weights.dat"}}, "weights.dat"),
+        ("model.safetensors.index.json", {"weight_map": {"x": "../m.safetensors"}}, r"\.\./m"),
+    ],
+)
+def test_what_leads_out_of_a_folder_of_others_is_refused(backbones, tmp_path, name, changes, words):
+    folder = shutil.copytree(backbones["bert"], tmp_path / "base")
+    put(name, **changes)(folder)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*{words}"):
+        load_model(str(folder))
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.*{words}"):
+        st_jv5.new_student(folder)
+
+
+def test_usual_arguments_of_a_folder_of_others_pass(backbones, tmp_path):
+    folder = shutil.copytree(backbones["bert"], tmp_path / "base")
+    put(
+        "sentence_bert_config.json",
+        max_seq_length=32,
+        model_args={"torch_dtype": "float32", "attn_implementation": "sdpa"},
+        tokenizer_args={"padding_side": "left", "model_max_length": 32},
+        config_args={"hidden_dropout_prob": 0.0},
+        trust_remote_code=False,
+    )(folder)
+    put("tokenizer_config.json", name_or_path="org/base", tokenizer_file="/root/.cache/t.json")(
+        folder
+    )
+    check_stock(folder)
+    st_jv5.new_student(folder)
 
 
 @pytest.mark.parametrize(
@@ -238,11 +245,18 @@ def test_an_adapter_folder_is_not_believed_either(saved, model):
             lambda f: (f / "adapters" / "clustering").rename(f / "adapters" / ".x"),
             r"'\.x', which can",
         ),
-        (link("tokenizer.json"), r"tokenizer\.json is a link"),
-        (cut("model.safetensors", 900), r"model\.safetensors is not a readable"),
-        (adapter(r=10**9), r"adapter_config\.json: r must be"),
+        (
+            lambda f: ((f / "tokenizer.json").unlink(), (f / "tokenizer.json").symlink_to("/etc")),
+            r"tokenizer\.json is a link",
+        ),
+        (lambda f: os.truncate(f / WEIGHTS, 900), r"model\.safetensors is not a readable"),
+        (put(ADAPTER, r=10**9), r"adapter_config\.json: r must be"),
+        (put(ADAPTER, use_dora=True), r"adapter_config\.json: use_dora"),
+        (put("config.json", num_labels=10**8), r"config\.json: num_labels is 100000000"),
+        (put("config.json", attn_implementation="evil/k"), r"config\.json: .*evil/k"),
+        (put("tokenizer_config.json", vocab_file="/x"), r"tokenizer_config\.json: vocab_file"),
         (lambda f: (f / "tokenizer.json").unlink(), r"has no tokenizer\.json"),
-        (lambda f: (f / WEIGHTS).unlink(), r"adapters/retrieval has no adapter_model\.safetensors"),
+        (lambda f: (f / LORA).unlink(), r"adapters/retrieval has no adapter_model\.safetensors"),
     ],
 )
 def test_a_published_folder_is_not_believed_either(published, change, message):
@@ -252,12 +266,15 @@ def test_a_published_folder_is_not_believed_either(published, change, message):
         st_jv5.load_jina_v5(folder)
 
 
-def test_a_checkpoint_of_the_trainer_may_hold_its_own_pickles(saved):
-    pickled("optimizer.pt")(Path(saved))
-    pickled("rng_state_0.pth")(Path(saved))
-    SentenceTransformer(saved)
-    with pytest.raises(ValueError, match="can hold a pickle"):
-        check_folder(saved)
+def test_a_published_folder_loads_where_links_are_not_granted(published, texts, monkeypatch):
+    expected = st_jv5.load_jina_v5(published[1]).encode(texts[:4], task="clustering")
+
+    def refused(*_: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")  # Windows' words
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    found = st_jv5.load_jina_v5(published[1]).encode(texts[:4], task="clustering")
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("path", ["../a", "a/../../b", "/a", "~/a", "a\\b", "C:a", "a\0b"])

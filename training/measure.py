@@ -19,9 +19,9 @@ from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
-from st_jv5.modules.adapter_router import check_task_name
 from st_jv5.tasks import BASE, TASKS, Blend
 from st_jv5.teacher.sources import resolve_model
+from st_jv5.trust import check_task_name
 from training.context import Run, require
 from training.strict import RecipeError
 

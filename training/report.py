@@ -6,21 +6,23 @@ import logging
 from collections import defaultdict
 from dataclasses import asdict
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from eval.near_far import as_text
 from eval.page import Cell, Page, Part, Plot, Table, lines
 from eval.record import read_record
 from eval.report import curve_table, run_page
 from eval.samples import Samples, paired_bootstrap
+from st_jv5.card import as_code, as_words, model_card
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.export.merged import ENGINES_POOLING
 from st_jv5.files import read_json, write_json, write_text
-from st_jv5.hub import model_card
 from st_jv5.licenses import Licenses
 from st_jv5.own_way import OwnWay
 from st_jv5.tasks import BASE
 from training.context import Run
 from training.measure import MODEL, records_of
-from training.standing import Records, Standing, score
+from training.standing import ROUTED, Records, Standing, score
 
 logger = logging.getLogger("training")
 
@@ -46,7 +48,8 @@ def report(run: Run) -> None:
     page.sections = own.sections + [one for one in page.sections if one[0] != "Scores"]
     page.write(folder)
     write_json(folder / "summary.json", standing.as_json())
-    card = model_card(card_facts(run, as_text([*words, *summary, *every_task])))
+    facts = card_facts(run, as_text([*words, *summary, *every_task]))
+    card = model_card(facts, card_metadata(run, standing))
     write_text(run.folder / "model" / "README.md", card)
     print(as_text([*summary, *every_task, verdicts, *words]), end="\n\n")
     print(f"model:  {run.folder / 'model'}\nreport: {folder / 'report.html'}")
@@ -108,11 +111,44 @@ def loss_plots(run: Run) -> list[Plot]:
 def license_table(licenses: Licenses) -> str:
     """What the model was made of, and under which licences."""
     cells: list[list[Cell]] = [
-        [kind, name, license_]
+        [kind, as_words(name), as_words(license_)]
         for kind, named in asdict(licenses).items()
         for name, license_ in named.items()
     ]
     return Table(["", "name", "licence"], cells).markdown()
+
+
+def card_metadata(run: Run, standing: Standing) -> ModelCardData:
+    """The card's front matter, with a score per task for the Hub."""
+    settings = read_json(run.folder / "model" / "st_jv5.json")
+    licenses = Licenses.read(settings["licenses"], "st_jv5.json")
+    student = run.recipe.student
+    scores = [
+        EvalResult(
+            task_type=row["type"],
+            dataset_type=f"local/{task}",
+            dataset_name=task,
+            dataset_split="test",
+            metric_type=row["metric"],
+            metric_value=round(100 * row["main_score"], 2),
+        )
+        for task, row in standing.sides[ROUTED].items()
+    ]
+    return ModelCardData(
+        license=licenses.binding() or student.license,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        base_model=student.source or student.base,
+        tags=[
+            "sentence-transformers",
+            "st_jv5",
+            "feature-extraction",
+            "distillation",
+            "matryoshka",
+        ],
+        model_name=f"st_jv5 {run.recipe.name}",
+        eval_results=scores or None,
+    )
 
 
 def card_facts(run: Run, scores: str) -> dict[str, str]:
@@ -126,20 +162,19 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     config = read_json(run.folder / "model" / "config.json")
     dims = settings["matryoshka_dims"]
     bytes_ = sum(path.stat().st_size for path in (run.folder / "model").rglob("*model.safetensors"))
-    data = ["| data set | source | license | rows |", "|---|---|---|---|"]
+    data: list[list[Cell]] = []
     for name, spec in recipe.data_sets.items():
         if name in run.rows:
-            data.append(f"| {name} | {spec.path} | {spec.license} | {len(run.rows[name])} |")
-    phases = ["| phase | steps | batch | learning rate | seconds |", "|---|---|---|---|---|"]
+            count = len(run.rows[name])
+            data.append([as_words(name), as_words(spec.path), as_words(spec.license), count])
+    phases: list[list[Cell]] = []
     for name, phase in recipe.phases.items():
         seconds = read_json(run.log_of(name))["seconds"]
         batch = f"{phase.devices} x {phase.batch_size}" if phase.devices > 1 else phase.batch_size
         rate = f"{phase.learning_rate:g}"
-        cells = (title_of(name), phase.steps, batch, rate, f"{seconds:.0f}")
-        phases.append("| " + " | ".join(map(str, cells)) + " |")
+        phases.append([title_of(name), phase.steps, str(batch), rate, f"{seconds:.0f}"])
     return {
         "name": f"st_jv5 {recipe.name}",
-        "license": licenses.binding() or recipe.student.license,
         "base": recipe.student.source or recipe.student.base,
         "teacher": ", ".join(spec.source or spec.model for spec in run.teachers),
         "parameters": f"{bytes_ / 4e6:.1f}M",
@@ -152,13 +187,15 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         if isinstance(recipe.student.layers, tuple)
         else str(recipe.student.layers or "all"),
         "pooling": ENGINES_POOLING[student.pooling_mode()]["said"],
-        "prompts": ", ".join(f"{name} `{text}`" for name, text in student.prompts().items() if text)
+        "prompts": ", ".join(
+            f"{as_words(name)} {as_code(text)}" for name, text in student.prompts().items() if text
+        )
         or "none",
         "max_tokens": str(recipe.student.max_tokens),
         "teacher_tokens": str(recipe.teacher.max_tokens),
         "precision": told["precision"],
-        "data": "\n".join(data),
-        "phases": "\n".join(phases),
+        "data": Table(["data set", "source", "license", "rows"], data).markdown(),
+        "phases": Table(["phase", "steps", "batch", "learning rate", "seconds"], phases).markdown(),
         "scores": scores,
         "kinds": ", ".join(sorted(recipe.text_kinds)),
         "curves": f"### Cut, and stored smaller\n\n{curves.markdown()}" if curves else "",

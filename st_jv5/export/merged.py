@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
 from st_jv5 import rope
 from st_jv5.adapters import merge_task, router_of
+from st_jv5.card import as_code, as_words
 from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json, write_text
 from st_jv5.modules.pooling import TokenPooling, pooling_mode
@@ -124,11 +126,17 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
     for name in prompts.keys() & model.prompts.keys():
         prompts[name] = router.prompt_for(task, model.prompts[name]) or ""
     license_ = license_of(model)
-    bound = f"\nThe weights are {license_}: not for commercial use.\n"
+    bound = f"\nThe weights are {as_words(license_)}: not for commercial use.\n"
     pad = model.tokenizer.pad_token
+    text = prompts["document"] + "a text"
     pooling = ENGINES_POOLING[pooling_mode(model)]
     facts = {
-        "license": f"license: {license_}\n" if license_ else "",
+        "metadata": ModelCardData(
+            license=license_,
+            library_name="sentence-transformers",
+            pipeline_tag="sentence-similarity",
+            tags=["sentence-transformers", "feature-extraction", "st_jv5"],
+        ).to_yaml(),
         "task": task,
         "form": FORMS[kind],
         "width": model.get_embedding_dimension(),
@@ -138,8 +146,11 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
         "pooling": pooling["said"],
         "tei_pooling": pooling["TEI"],
         "llama_pooling": pooling["llama.cpp"],
-        "prompt": prompts["document"],
-        "pad": pad,
+        "text": json.dumps(text),
+        "another": json.dumps(prompts["document"] + "another"),
+        "asked": as_code(json.dumps(text, ensure_ascii=False)),
+        "shell_text": shlex.quote(text),
+        "pad": json.dumps(pad),
         "pad_id": model.tokenizer.convert_tokens_to_ids(pad),
     }
     usage = Template((CARDS / f"{kind}.md").read_text(encoding="utf-8")).substitute(facts)
@@ -150,7 +161,9 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
 def _told(prompts: Mapping[str, str]) -> str:
     if not any(prompts.values()):
         return "No prompt stands in front of a text."
-    lines = [f"- {name}: `{text}`" if text else f"- {name}: none" for name, text in prompts.items()]
+    lines = [
+        f"- {as_words(name)}: {as_code(text) if text else 'none'}" for name, text in prompts.items()
+    ]
     return "\n".join(["A prompt stands in front of every text:", "", *lines])
 
 

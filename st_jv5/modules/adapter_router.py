@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar, overload
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, inject_adapter_in_model
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
 from st_jv5 import rope
-from st_jv5.adapter_file import Adapter, base_of, check_rank, read_config, read_tensors
+from st_jv5.adapter_file import CONFIG_FILE as ADAPTER_CONFIG
+from st_jv5.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
+from st_jv5.adapter_file import Adapter, base_of, check_finite, read_adapter
 from st_jv5.eos import append_eos as make_tokenizer_append_eos
 from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json
@@ -28,7 +31,7 @@ from st_jv5.modules.merging import MergedAdapters
 from st_jv5.modules.owner import Owner
 from st_jv5.modules.padding import mask_for
 from st_jv5.modules.routed_linear import Route, RoutedLinear, active, routed
-from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
+from st_jv5.projection import WEIGHTS_FILE, Projection
 from st_jv5.tasks import (
     BASE,
     DEFAULT_PROMPT_NAME,
@@ -39,14 +42,17 @@ from st_jv5.tasks import (
     unknown_name,
 )
 from st_jv5.trust import (
-    CONFIGS,
     FORMAT,
-    TASK_NAME,
-    check_config,
+    READ_FROM_HUB,
+    Shapes,
     check_folder,
-    check_modules,
+    check_kernels,
     check_settings,
-    is_within,
+    check_stock,
+    check_task_name,
+    check_tokenizer,
+    dtypes_of,
+    warn_of_others,
 )
 
 SETTINGS_FILE = "st_jv5.json"
@@ -57,17 +63,6 @@ TOKENISED_TOGETHER = 512
 
 TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 """Pinned, so that a tokenizer with a chat template does not turn texts into chats."""
-
-
-def check_task_name(name: str) -> None:
-    """An error for a name that no adapter of any model can have."""
-    if not TASK_NAME.fullmatch(name):
-        raise ValueError(
-            f"a task's name is letters, digits, '-' and '_' (it is a folder), not {name!r}"
-        )
-    reserved = name == BASE or name in PROMPTS
-    if reserved or hasattr(nn.ModuleDict(), name):  # PEFT keeps adapters in ModuleDicts
-        raise ValueError(f"{name!r} is reserved; choose another name for the task")
 
 
 class AdapterRouter(Transformer):
@@ -120,6 +115,8 @@ class AdapterRouter(Transformer):
         default_task: TaskName | None = None,
         **transformer_kwargs: Any,
     ) -> None:
+        if Path(model_name_or_path).is_dir():
+            check_stock(model_name_or_path)
         transformer_kwargs |= {
             "modality_config": TEXT_ONLY,
             "module_output_name": "token_embeddings",
@@ -137,10 +134,32 @@ class AdapterRouter(Transformer):
         self.theta_train: dict[str, float] = {} if theta is None else {BASE: theta}
         self.merging = MergedAdapters()
         self._base_sha256: str | None = None
+        self._as_stored = False
         self._model = Owner()
         self._tokenizer_lock = threading.RLock()
         if append_eos:
             make_tokenizer_append_eos(self.tokenizer)
+
+    def _load_model(self, *args: Any, **model_kwargs: Any) -> Any:
+        """The backbone, every tensor of it from the checkpoint, every number finite."""
+        path, config = args[0], args[2]
+        if "attn_implementation" not in model_kwargs:
+            check_kernels(f"{path}/config.json", config.to_dict())
+        asked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super()._load_model(*args, **{**model_kwargs, **asked})
+        missing = {name for name in info["missing_keys"] if "pooler." not in name}  # not used here
+        if missing:
+            raise ValueError(
+                f"the weights of {path} lack {min(missing)}, one of {len(missing)} tensors that "
+                f"{type(model).__name__} would make up at random"
+            )
+        for name, found, wanted in sorted(info["mismatched_keys"], key=str):
+            raise ValueError(
+                f"the weights of {path} have {name} of shape {tuple(found)}, but config.json asks "
+                f"for {tuple(wanted)}"
+            )
+        check_finite(f"the weights of {path}", dict(model.named_parameters()))
+        return model
 
     def on_model_ready(self, model: Any) -> None:
         self._model = Owner(model)
@@ -391,10 +410,12 @@ class AdapterRouter(Transformer):
 
         Raises:
             ValueError: The name is taken or unusable, or the tensors do not fit; ``source`` names
-                the culprit.
+                the culprit, and the model is as it was.
         """
         self._check_name(task)
         self._check_prompts(task)
+        if tensors is not None:
+            self._check_layers(config, tensors, source)
         config._register_custom_module({nn.Linear: RoutedLinear})
         # Tensors made in inference mode, inside encode, could not be trained.
         with torch.inference_mode(False), warnings.catch_warnings():
@@ -406,6 +427,47 @@ class AdapterRouter(Transformer):
             parameter.requires_grad_(False)
         if tensors is not None:
             self.fill_adapter(task.name, tensors, source)
+
+    def _check_layers(
+        self, config: LoraConfig, tensors: Mapping[str, Tensor], source: str | Path
+    ) -> None:
+        """The layers that the config names are those that have tensors, of their shapes."""
+        layers = self.linear_shapes()
+        names = tuple(f".{name}" for name in config.target_modules or ())
+        chosen = {layer for layer in layers if f".{layer}".endswith(names)}
+        wanted = {
+            f"base_model.model.{layer}.lora_{half}.weight": shape
+            for layer in chosen
+            for half, shape in (
+                ("A", (config.r, layers[layer][1])),
+                ("B", (layers[layer][0], config.r)),
+            )
+        }
+        self._check_shapes(wanted, tensors, source)
+
+    def linear_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of the weight, of every linear layer of the backbone."""
+        found = {}
+        for path, module in self.model.named_modules():
+            layer = module.get_base_layer() if isinstance(module, RoutedLinear) else module
+            own = {"base_layer", "lora_A", "lora_B"} & set(path.split("."))
+            if isinstance(layer, nn.Linear) and not own:
+                found[path] = tuple(layer.weight.shape)
+        return found
+
+    def _check_shapes(
+        self, wanted: Shapes, tensors: Mapping[str, Tensor], source: str | Path
+    ) -> None:
+        if missing := sorted(set(wanted) ^ set(tensors)):
+            raise ValueError(
+                f"{source} does not fit this backbone: {len(missing)} tensors are on one side "
+                f"only, such as {missing[0]}"
+            )
+        for key, shape in wanted.items():
+            if shape != tuple(tensors[key].shape):
+                raise ValueError(
+                    f"{source}: {key} is {tuple(tensors[key].shape)}, this backbone needs {shape}"
+                )
 
     def _check_name(self, task: Task) -> None:
         check_task_name(task.name)
@@ -427,17 +489,7 @@ class AdapterRouter(Transformer):
     def fill_adapter(self, name: str, tensors: Mapping[str, Tensor], source: str | Path) -> None:
         """Replace an adapter's weights."""
         own = self.adapter_tensors(name)
-        if missing := sorted(set(own) ^ set(tensors)):
-            raise ValueError(
-                f"{source} does not fit this backbone: {len(missing)} tensors are on one side "
-                f"only, such as {missing[0]}"
-            )
-        for key, tensor in own.items():
-            if tensor.shape != tensors[key].shape:
-                raise ValueError(
-                    f"{source}: {key} is {tuple(tensors[key].shape)}, this backbone needs "
-                    f"{tuple(tensor.shape)}"
-                )
+        self._check_shapes({k: tuple(t.shape) for k, t in own.items()}, tensors, source)
         with torch.inference_mode(False), torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(tensors[key])
@@ -479,6 +531,23 @@ class AdapterRouter(Transformer):
         """
         if self._base_sha256 and not any(p.requires_grad for p in self.base_parameters()):
             return self._base_sha256
+        return self._sha256_of_weights()
+
+    def checked_base_sha256(self) -> str:
+        """:meth:`base_sha256`, held against the weights if they are as their folder has them.
+
+        Raises:
+            ValueError: The folder that the model came from names another base than it has.
+        """
+        told = self.base_sha256()
+        if self._as_stored and told != (own := self._sha256_of_weights()):
+            raise ValueError(
+                f"this model's {SETTINGS_FILE} names the base {told[:12]}, but its weights are "
+                f"{own[:12]}: they were replaced, so no adapter of that base fits them"
+            )
+        return told
+
+    def _sha256_of_weights(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.base_state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -557,67 +626,60 @@ class AdapterRouter(Transformer):
                 f"backend {backend!r} cannot route adapters; merge one task into a stock model "
                 f"(st_jv5.merge_task) and export that"
             )
+        folder = _local(model_name_or_path, kwargs)
+        warn_of_others(folder, check_folder(folder))
+        settings = check_settings(folder / SETTINGS_FILE)
         model_kwargs = dict(model_kwargs or {})
-        hub = {
-            key: kwargs[key]
-            for key in ("subfolder", "token", "cache_folder", "revision", "local_files_only")
-            if key in kwargs
-        }
-
-        def find(filename: str, required: bool = True) -> str:
-            head, _, tail = filename.rpartition("/")
-            folder = "/".join(part for part in (hub.get("subfolder", ""), head) if part)
-            path = cls.load_file_path(model_name_or_path, tail, **{**hub, "subfolder": folder})
-            if path is None and required:
-                raise FileNotFoundError(f"{model_name_or_path} has no {filename}")
-            return path or ""
-
-        if not is_within(str(hub.get("subfolder") or "")):
-            raise ValueError(f"modules.json has a module outside the folder: {hub['subfolder']!r}")
-        if Path(model_name_or_path).is_dir():
-            check_folder(model_name_or_path, checkpoint=True)
-        else:
-            for name in CONFIGS:
-                if path := find(name, required=False):
-                    check_config(path)
-            check_modules(find("modules.json"))
-        settings_path = find(SETTINGS_FILE)
-        settings = check_settings(settings_path)
-        rope.check_both_keys(find("config.json"))
         default_task = model_kwargs.pop("default_task", settings["default_task"])
         model_kwargs["use_safetensors"] = True  # a pickle is never the fallback
-        router = super().load(model_name_or_path, *args, model_kwargs=model_kwargs, **kwargs)
-        router.base_prompts = settings.get("prompts", dict(PROMPTS))
-        router.append_eos = settings["append_eos"]
-        if router.append_eos:
-            make_tokenizer_append_eos(router.tokenizer)
-        router.matryoshka_dims = tuple(settings["matryoshka_dims"])
-        router.theta_train = settings["theta_train"]
-        for name, stored in settings["tasks"].items():
-            task = Task(name, prompts=stored["prompts"], aliases=tuple(stored["aliases"]))
-            config_path = find(f"adapters/{name}/adapter_config.json")
-            weights_path = find(f"adapters/{name}/adapter_model.safetensors")
-            tensors, metadata = read_tensors(weights_path)
-            if (base := base_of(metadata, weights_path)) not in (None, settings["base_sha256"]):
-                raise ValueError(
-                    f"{weights_path} was trained on another base: {str(base)[:12]}, this folder's "
-                    f"is {settings['base_sha256'][:12]}"
-                )
-            lora = read_config(config_path)
-            check_rank(config_path, lora, tensors)
-            router.add_adapter(task, lora, tensors, source=weights_path)
-        if router.tasks:
-            router._base_sha256 = settings["base_sha256"]
-        if weights_path := find(WEIGHTS_FILE, required=False):
-            projection = Projection.from_files(weights_path, find(INFO_FILE))
-            # It learns where a distillation loss says so; elsewhere no checkpoint needs it.
-            router.projection = projection.requires_grad_(False)
-        router.licenses = Licenses.read(settings.get("licenses", {}), settings_path)
+        try:
+            router = super().load(str(folder), *args, model_kwargs=model_kwargs, **kwargs)
+        except Exception:
+            check_tokenizer(folder)  # whose errors name no file
+            raise
+        rows = router.config.vocab_size if hasattr(router.config, "vocab_size") else None
+        if rows is not None and len(router.tokenizer) > rows:
+            raise ValueError(
+                f"{folder}/tokenizer_config.json adds tokens up to {len(router.tokenizer)}, but "
+                f"the backbone has {rows}"
+            )
+        router._take_settings(folder, settings)
         show_licenses(router.licenses, model_name_or_path)
         router.default_task = default_task
         if default_task is not None:
             router.resolve(default_task)
         return router
+
+    def _take_settings(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Adapters, projection and all that ``st_jv5.json`` says, of a folder that is judged."""
+        self.base_prompts = settings.get("prompts", dict(PROMPTS))
+        self.append_eos = settings["append_eos"]
+        if self.append_eos:
+            make_tokenizer_append_eos(self.tokenizer)
+        self.matryoshka_dims = tuple(settings["matryoshka_dims"])
+        self.theta_train = settings["theta_train"]
+        for name, stored in settings["tasks"].items():
+            task = Task(name, prompts=stored["prompts"], aliases=tuple(stored["aliases"]))
+            within = folder / "adapters" / name
+            path = within / ADAPTER_WEIGHTS
+            config, tensors, metadata = read_adapter(within / ADAPTER_CONFIG, path)
+            if (base := base_of(metadata, path)) not in (None, settings["base_sha256"]):
+                raise ValueError(
+                    f"{path} was trained on another base: {str(base)[:12]}, this folder's "
+                    f"is {settings['base_sha256'][:12]}"
+                )
+            try:
+                self.add_adapter(task, config, tensors, source=path)
+            except ValueError as error:
+                raise ValueError(f"{folder / SETTINGS_FILE}: {error}") from error
+        if self.tasks:
+            self._base_sha256 = settings["base_sha256"]
+            own = {str(tensor.dtype) for tensor in self.base_state_dict().values()}
+            self._as_stored = own == dtypes_of(folder)
+        if (folder / WEIGHTS_FILE).exists():
+            # It learns where a distillation loss says so; elsewhere no checkpoint needs it.
+            self.projection = Projection.load(folder).requires_grad_(False)
+        self.licenses = Licenses.read(settings.get("licenses", {}), folder / SETTINGS_FILE)
 
     def train(self, mode: bool = True) -> AdapterRouter:
         """Set training mode, which needs no merged copies: their memory is given back."""
@@ -644,6 +706,21 @@ class AdapterRouter(Transformer):
             f"AdapterRouter({type(self.model).__name__}, tasks={list(self.tasks)}, "
             f"default_task={self.default_task!r})"
         )
+
+
+def _local(name: str, settings: Mapping[str, Any]) -> Path:
+    """A model's folder: the one of that name, or the files of its repository on the Hub."""
+    if Path(name).is_dir():
+        return Path(name)
+    found = snapshot_download(
+        name,
+        revision=settings.get("revision"),
+        allow_patterns=list(READ_FROM_HUB),
+        token=settings.get("token"),
+        cache_dir=settings.get("cache_folder"),
+        local_files_only=bool(settings.get("local_files_only")),
+    )
+    return Path(found)
 
 
 def _is_lora(name: str) -> bool:
