@@ -22,7 +22,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows flushes no file that is open for reading
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -25,8 +24,9 @@ from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json
 from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.merging import MergedAdapters
-from st_jv5.modules.owner import Owner
+from st_jv5.modules.owner import Owner, belong
 from st_jv5.modules.padding import mask_for
+from st_jv5.modules.registry import Registry
 from st_jv5.modules.routed_linear import Route, RoutedLinear, active, routed
 from st_jv5.projection import INFO_FILE, WEIGHTS_FILE, Projection
 from st_jv5.tasks import (
@@ -38,6 +38,7 @@ from st_jv5.tasks import (
     TaskName,
     unknown_name,
 )
+from st_jv5.texts import check_texts
 from st_jv5.trust import (
     CONFIGS,
     FORMAT,
@@ -91,7 +92,7 @@ class AdapterRouter(Transformer):
         transformer_kwargs: The host's ``Transformer`` arguments.
 
     Attributes:
-        tasks: Name -> :class:`~st_jv5.tasks.Task` of each adapter.
+        registry: The :class:`~st_jv5.modules.registry.Registry` of the adapters.
         training_task: The task of the trainer's batches, set by :func:`st_jv5.train_task`.
         merging: Which adapters are folded into copies of the weights, and when: see
             :class:`~st_jv5.modules.merging.MergedAdapters`.
@@ -128,7 +129,7 @@ class AdapterRouter(Transformer):
         self.append_eos = append_eos
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.default_task = default_task
-        self.tasks: dict[str, Task] = {}
+        self.registry = Registry()
         self.training_task: str | None = None
         self.projection: Projection | None = None
         self.licenses = Licenses()
@@ -138,12 +139,16 @@ class AdapterRouter(Transformer):
         self.merging = MergedAdapters()
         self._base_sha256: str | None = None
         self._model = Owner()
-        self._tokenizer_lock = threading.RLock()
         if append_eos:
             make_tokenizer_append_eos(self.tokenizer)
 
     def on_model_ready(self, model: Any) -> None:
-        self._model = Owner(model)
+        belong(self, model)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Name -> :class:`~st_jv5.tasks.Task` of each adapter."""
+        return self.registry.tasks
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -168,9 +173,10 @@ class AdapterRouter(Transformer):
     ) -> dict[str, Any]:
         """Tokenise texts, each with the prompt of its task in front.
 
-        The host resolves ``prompt`` before it calls this and falls back to the default (document)
-        prompt, so ``task="query"`` turns that prompt into the query prompt; to encode documents
-        name ``task="document"`` or ``"retrieval"``. Where there is no prompt at all (a trainer's
+        sentence-transformers resolves ``prompt`` before it calls this and falls back to the
+        default prompt (``document``, where the model's user names no other), so ``task="query"``
+        turns that prompt into the query prompt, and ``task="document"`` into the document prompt.
+        Where there is no prompt at all (a trainer's
         ``router_mapping``), ``"query"`` and ``"document"`` bring theirs. A prompt is known by its
         text: of a model whose document prompt is empty, ``prompt=""`` is the document prompt.
 
@@ -180,9 +186,7 @@ class AdapterRouter(Transformer):
             task: Task, alias or blend; an unknown one raises here, before any forward.
             dim: Belongs to :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate`; ignored.
         """
-        for index, text in enumerate(inputs):
-            if not isinstance(text, str):
-                raise ValueError(f"texts must be str, but text {index} of the batch is {text!r}")
+        check_texts(inputs, " of the batch")
         if task is not None:
             prompt = self.prompt_for(task, prompt)
         inputs = list(inputs)
@@ -191,11 +195,22 @@ class AdapterRouter(Transformer):
         together = len(inputs) if self.can_flatten_inputs else TOKENISED_TOGETHER
         for begin in range(0, max(1, len(inputs)), max(1, together)):
             block = inputs[begin : begin + together]
-            with self._tokenizer_lock:  # a fast tokenizer keeps its truncation in shared state
+            with self.registry.tokenizing:
                 blocks.append(super().preprocess(block, prompt=prompt, **kwargs))
         features = blocks[0] if len(blocks) == 1 else self._joined(blocks)
+        self._check_length(features)
         features.pop("prompt_length", None)  # only pooling without the prompt would read it
         return features
+
+    def _check_length(self, features: Mapping[str, Any]) -> None:
+        """An error for more tokens than the backbone has learned positions, before any forward."""
+        most = getattr(self.config, "max_position_embeddings", None)
+        tokens = features["input_ids"].shape[-1]
+        if most is not None and tokens > most and self.counts_from_the_left():
+            raise ValueError(
+                f"a text has {tokens} tokens and this backbone {most} positions, but "
+                f"max_seq_length is {self.max_seq_length}; set it to {most} or less"
+            )
 
     def _joined(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
         left = self.tokenizer.padding_side == "left"
@@ -240,12 +255,11 @@ class AdapterRouter(Transformer):
             name = self.resolve(task)
             owner = self.tasks[name] if name else self.base_task
         prompts = self.prompts
+        default = getattr(self._model(), "default_prompt_name", None) or DEFAULT_PROMPT_NAME
         named = [key for key, text in prompts.items() if text == prompt]
-        asked = DEFAULT_PROMPT_NAME if DEFAULT_PROMPT_NAME in named else next(iter(named), None)
-        if prompt is None and side:
+        asked = default if default in named else next(iter(named), None)
+        if side and (prompt is None or asked == default):
             asked = side
-        elif side == "query" and asked == DEFAULT_PROMPT_NAME:
-            asked = "query"
         if asked is None:
             return prompt
         if prompts[asked] != self.base_prompts.get(asked):
@@ -261,15 +275,20 @@ class AdapterRouter(Transformer):
 
         ``features["runs"]``, a list of task and number of rows, gives each row its own.
         """
-        runs = features.get("runs")
-        if runs is None:
-            adapter = self.resolve(task or features.get("task"))
-            route = self._route(adapter, features["input_ids"].numel())
-        else:
-            route = Route(runs=tuple((self.resolve(name), count) for name, count in runs))
+        runs = features.get("runs") or [(task or features.get("task"), 0)]
+        with self.registry.using(lambda: [self.resolve(name) for name, _ in runs], _names) as found:
+            if "runs" in features:
+                counts = [count for _, count in runs]
+                route = Route(runs=tuple(zip(found, counts, strict=True)))
+            else:
+                route = self._route(found[0], features["input_ids"].numel())
+            return self._forward(features, route, **kwargs)
+
+    def _forward(self, features: dict[str, Any], route: Route, **kwargs: Any) -> dict[str, Any]:
         mask = features.get("attention_mask")
         if mask is not None:
-            kwargs |= mask_for(self.model, mask)
+            with self.registry.changing:  # it looks at every module
+                kwargs |= mask_for(self.model, mask)
         if mask is not None and "position_ids" not in features and self.counts_from_the_left():
             # Left padding would otherwise shift every text's absolute positions.
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -282,8 +301,8 @@ class AdapterRouter(Transformer):
     def _route(self, adapter: str | Blend | None, tokens: int) -> Route:
         if adapter is None or self.training or not torch.is_inference_mode_enabled():
             return Route(adapter)  # encode sets inference mode
-        layers = (layer for _, layer in self.lora_layers())
-        return Route(adapter, self.merging.weights(adapter, tokens, lambda: layers))
+        layers = lambda: [layer for _, layer in self.lora_layers()]  # noqa: E731
+        return Route(adapter, self.merging.weights(adapter, tokens, layers))
 
     @overload
     def resolve(self, task: str) -> str | None: ...
@@ -293,6 +312,11 @@ class AdapterRouter(Transformer):
 
     def resolve(self, task: TaskName | None) -> str | Blend | None:
         """The adapter of a task name or alias, or a blend; None is the base."""
+        if not isinstance(task, str | Mapping | None):
+            raise ValueError(
+                f"a task is a name, or a blend's weights by task, not {task!r:.80}; texts with a "
+                f"task each are for st_jv5.encode_mixed"
+            )
         answered = {name for known in self.tasks.values() for name in (known.name, *known.aliases)}
         if isinstance(task, str) and task in PROMPTS and task not in answered:
             task = None  # encode_query and encode_document of a model without a retrieval adapter
@@ -393,19 +417,56 @@ class AdapterRouter(Transformer):
             ValueError: The name is taken or unusable, or the tensors do not fit; ``source`` names
                 the culprit.
         """
-        self._check_name(task)
-        self._check_prompts(task)
+        with self.registry.changing:
+            self._check_name(task)
+            self._check_prompts(task)
+            try:
+                self._inject(task.name, config)
+                if tensors is not None:
+                    self.fill_adapter(task.name, tensors, source)
+            except BaseException:
+                self._eject(task.name)
+                raise
+            self.registry.add(task)
+        self.merging.clear()
+
+    def remove_adapter(self, name: str) -> None:
+        """Remove an adapter; forwards that have it, in other threads, are waited for.
+
+        Raises:
+            ValueError: There is none of this name, or it is (part of) the default task.
+        """
+        if name not in self.tasks:
+            raise ValueError(unknown_name("task", name, self.tasks, "this model"))
+        default = self.default_task
+        if default is not None and name in _names([self.resolve(default)]):
+            raise ValueError(
+                f"{name!r} is what the default task, {default!r}, needs; set model[0].default_task "
+                f"to another or to None first"
+            )
+        with self.registry.changing:
+            self.registry.remove(name)
+            self._eject(name)
+        if self.training_task == name:
+            self.training_task = None
+        self.theta_train.pop(name, None)
+        self.merging.clear()
+
+    def _inject(self, name: str, config: LoraConfig) -> None:
         config._register_custom_module({nn.Linear: RoutedLinear})
         # Tensors made in inference mode, inside encode, could not be trained.
         with torch.inference_mode(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            inject_adapter_in_model(config, self.model, adapter_name=task.name)
-        self.tasks[task.name] = task
-        self.merging.clear()
+            inject_adapter_in_model(config, self.model, adapter_name=name)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
-        if tensors is not None:
-            self.fill_adapter(task.name, tensors, source)
+
+    def _eject(self, name: str) -> None:
+        for _, layer in self.lora_layers():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the adapter that PEFT makes active instead
+                layer.delete_adapter(name)
+        getattr(self.model, "peft_config", {}).pop(name, None)
 
     def _check_name(self, task: Task) -> None:
         check_task_name(task.name)
@@ -444,7 +505,9 @@ class AdapterRouter(Transformer):
 
     def lora_layers(self) -> Iterator[tuple[str, RoutedLinear]]:
         """Path in the backbone -> layer, for every linear layer that carries adapters."""
-        for path, module in self.model.named_modules():
+        with self.registry.changing:
+            modules = list(self.model.named_modules())
+        for path, module in modules:
             if isinstance(module, RoutedLinear):
                 yield path, module
 
@@ -623,27 +686,27 @@ class AdapterRouter(Transformer):
         """Set training mode, which needs no merged copies: their memory is given back."""
         if mode:
             self.merging.clear()
-        super().train(mode)
+        with self.registry.changing:
+            super().train(mode)
         return self
 
     def _apply(self, *args: Any, **kwargs: Any) -> AdapterRouter:
         self.merging.clear()  # other tensors may come to lie in the same places
-        super()._apply(*args, **kwargs)
+        with self.registry.changing:
+            super()._apply(*args, **kwargs)
         return self
-
-    # A lock cannot be pickled or copied.
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_tokenizer_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._tokenizer_lock = threading.RLock()
 
     def __repr__(self) -> str:
         return (
             f"AdapterRouter({type(self.model).__name__}, tasks={list(self.tasks)}, "
             f"default_task={self.default_task!r})"
         )
+
+
+def _names(adapters: Iterable[str | Blend | None]) -> set[str]:
+    """The adapters of some routes."""
+    parts = ([one] if isinstance(one, str) else one or () for one in adapters)
+    return {name for part in parts for name in part}
 
 
 def _is_lora(name: str) -> bool:
