@@ -15,7 +15,8 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
         if hasattr(stream, "reconfigure"):  # a terminal may lack a character of a text
             stream.reconfigure(errors="backslashreplace")
     try:
-        _prepare()
-        args.run(args)
+        with quiet():
+            args.run(args)
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on") from None
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -81,17 +82,26 @@ def mendable() -> tuple[type[Exception], ...]:
     return OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError
 
 
-def _prepare() -> None:
-    """Few kernels; loading a model shows no bars, and no notes that concern programs alone."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block few kernels are kept, and loading a model says nothing but errors."""
     import logging
 
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging as transformers
 
     from st_jv5.cpu import bound_kernel_cache
 
     bound_kernel_cache()
-    disable_progress_bar()
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    notes = logging.getLogger("sentence_transformers")
+    level, bars = notes.level, transformers.is_progress_bar_enabled()
+    notes.setLevel(logging.ERROR)
+    transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        notes.setLevel(level)
+        if bars:
+            transformers.enable_progress_bar()
 
 
 def add_average(commands: Any) -> None:

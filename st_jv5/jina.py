@@ -183,14 +183,17 @@ def _read(source: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
 
 
 def _stage(source: Path, stock: Path, config: dict[str, Any], weights: list[Path]) -> None:
-    """A folder of the stock class: links to the weights, configs that name no code."""
+    """A folder of the stock class: links to the weights (or copies), configs that name no code."""
     for name in ("auto_map", "task_names", "architectures"):
         config.pop(name, None)
     if config["model_type"] == MODEL_TYPE:
         config["model_type"] = _stock_type(weights)
     write_json(stock / "config.json", config)
     for path in [*weights, *source.glob("*.safetensors.index.json"), source / "tokenizer.json"]:
-        (stock / path.name).symlink_to(path.resolve())
+        try:
+            (stock / path.name).symlink_to(path.resolve())
+        except OSError:  # Windows wants a privilege for links
+            shutil.copy(path, stock)
     tokenizer_config = read_json(source / "tokenizer_config.json")
     tokenizer_config.pop("auto_map", None)
     write_json(stock / "tokenizer_config.json", tokenizer_config)

@@ -243,6 +243,7 @@ class AdapterRouter(Transformer):
             task: Task, alias or blend.
             prompt: The model's prompt, whose text tells its name, any other text, or None.
         """
+        _check_type(task)
         side = next((n for n in ([task] if isinstance(task, str) else task) if n in PROMPTS), None)
         if isinstance(task, Mapping):
             blend = self.blend(task)
@@ -312,11 +313,7 @@ class AdapterRouter(Transformer):
 
     def resolve(self, task: TaskName | None) -> str | Blend | None:
         """The adapter of a task name or alias, or a blend; None is the base."""
-        if not isinstance(task, str | Mapping | None):
-            raise ValueError(
-                f"a task is a name, or a blend's weights by task, not {task!r:.80}; texts with a "
-                f"task each are for st_jv5.encode_mixed"
-            )
+        _check_type(task)
         answered = {name for known in self.tasks.values() for name in (known.name, *known.aliases)}
         if isinstance(task, str) and task in PROMPTS and task not in answered:
             task = None  # encode_query and encode_document of a model without a retrieval adapter
@@ -700,6 +697,14 @@ class AdapterRouter(Transformer):
         return (
             f"AdapterRouter({type(self.model).__name__}, tasks={list(self.tasks)}, "
             f"default_task={self.default_task!r})"
+        )
+
+
+def _check_type(task: object) -> None:
+    if not isinstance(task, str | Mapping | None):
+        raise ValueError(
+            f"a task is a name, or a blend's weights by task, not {task!r:.80}; texts with a task "
+            f"each are for st_jv5.encode_mixed"
         )
 
 

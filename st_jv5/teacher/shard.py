@@ -155,7 +155,8 @@ class Shard:
             sums = {**sums, kind: f"{total & checksums.WORD:016x}"}
         for kind, data in (("vectors", raw), ("hashes", hashes)):
             with self.paths[kind].open("ab") as file:
-                file.truncate(self.rows * self.row_bytes[kind])  # what a killed writer left
+                if file.tell() != (size := self.rows * self.row_bytes[kind]):
+                    file.truncate(size)  # what a killed writer left
                 file.write(data.tobytes())
                 file.flush()
                 os.fsync(file.fileno())

@@ -179,6 +179,7 @@ WANTED = "; a teacher gives vectors (n, dim), numbers, one for each text"
 def _row(vector: Any, text: str) -> Array:
     try:
         row = np.asarray(vector.tolist() if isinstance(vector, torch.Tensor) else vector)
+        row = np.array(row.tolist()) if row.dtype == object else row
         if row.ndim == 1 and row.dtype.kind in "fiu":
             return row.astype(np.float32)
     except (TypeError, ValueError):
