@@ -201,12 +201,17 @@ def check_texts(texts: Sequence[object], where: str = "") -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(
-                f"texts must be str, but text {index}{where} is {reprlib.repr(text):.80}, of type "
+                f"texts must be str, but text {index}{where} is {_line(text)}, of type "
                 f"{type(text).__name__}; pass list(...) of a series, .to_pylist() of Arrow's"
             )
     whole = cast("Sequence[str]", texts)
     if (broken := first_broken(whole)) is not None:
         raise ValueError(
             f"text {broken}{where} has half a surrogate pair, which is no character: "
-            f"{reprlib.repr(whole[broken])}; text.encode('utf-8', 'replace').decode() mends it"
+            f"{_line(whole[broken])}; text.encode('utf-8', 'replace').decode() mends it"
         )
+
+
+def _line(value: object) -> str:
+    """A value in a few words."""
+    return " ".join(reprlib.repr(value).split())[:80]

@@ -186,6 +186,9 @@ def test_more_tokens_than_positions_are_refused_before_the_forward(backbones):
     assert student.encode(["short"]).shape == (1, 48)
     with pytest.raises(ValueError, match=r"a text has 600 tokens and this backbone 512 positions"):
         student.encode(["long " * 700])
+    student.max_seq_length = 1
+    with pytest.raises(ValueError, match="tokens though max_seq_length is 1: the tokenizer adds 2"):
+        student.encode(["short"])
     rotary = st_jv5.new_student(backbones["eurobert"])
     rotary.max_seq_length = 600
     assert rotary.encode(["long " * 700]).shape == (1, 48)

@@ -125,11 +125,11 @@ class AdapterRouter(Transformer):
             "modality_config": TEXT_ONLY,
             "module_output_name": "token_embeddings",
         }
+        self.registry = Registry()
         super().__init__(model_name_or_path, **transformer_kwargs)
         self.append_eos = append_eos
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.default_task = default_task
-        self.registry = Registry()
         self.training_task: str | None = None
         self.projection: Projection | None = None
         self.licenses = Licenses()
@@ -203,13 +203,20 @@ class AdapterRouter(Transformer):
         return features
 
     def _check_length(self, features: Mapping[str, Any]) -> None:
-        """An error for more tokens than the backbone has learned positions, before any forward."""
+        """An error, before any forward, for texts that could not be cut to what the model takes."""
+        if self.can_flatten_inputs:  # all texts stand in one row
+            return
         most = getattr(self.config, "max_position_embeddings", None)
-        tokens = features["input_ids"].shape[-1]
+        tokens, limit = features["input_ids"].shape[-1], self.max_seq_length
+        if limit is not None and tokens > limit:
+            raise ValueError(
+                f"a text has {tokens} tokens though max_seq_length is {limit}: the tokenizer adds "
+                f"{self.tokenizer.num_special_tokens_to_add()} of its own; set a larger one"
+            )
         if most is not None and tokens > most and self.counts_from_the_left():
             raise ValueError(
                 f"a text has {tokens} tokens and this backbone {most} positions, but "
-                f"max_seq_length is {self.max_seq_length}; set it to {most} or less"
+                f"max_seq_length is {limit}; set it to {most} or less"
             )
 
     def _joined(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -504,9 +511,7 @@ class AdapterRouter(Transformer):
         """Path in the backbone -> layer, for every linear layer that carries adapters."""
         with self.registry.changing:
             modules = list(self.model.named_modules())
-        for path, module in modules:
-            if isinstance(module, RoutedLinear):
-                yield path, module
+        yield from ((path, one) for path, one in modules if isinstance(one, RoutedLinear))
 
     def adapter_tensors(self, name: str) -> dict[str, Tensor]:
         """One adapter's parameters under PEFT's names."""
@@ -678,6 +683,12 @@ class AdapterRouter(Transformer):
         if default_task is not None:
             router.resolve(default_task)
         return router
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """All modules as they are at one moment: ``encode`` asks each for its device."""
+        with self.registry.changing:
+            modules = list(super().named_modules(*args, **kwargs))
+        yield from modules
 
     def train(self, mode: bool = True) -> AdapterRouter:
         """Set training mode, which needs no merged copies: their memory is given back."""

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 TOKENIZER, MERGING, ADAPTERS = range(3)
 """In this order a thread takes the locks of a model, where it takes several."""
 
+_making = threading.Lock()
 _order: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _held: list[Any] = []
 _forgetful: WeakSet[Any] = WeakSet()
@@ -27,16 +28,19 @@ def forkable_lock(order: int) -> Any:
         order: One of :data:`TOKENIZER`, :data:`MERGING`, :data:`ADAPTERS`.
     """
     lock = threading.RLock()
-    _order[lock] = order
+    with _making:
+        _order[lock] = order
     return lock
 
 
 def forget_threads_after_fork(owner: Any) -> None:
     """Have ``owner.forget_threads()`` called in a child, which has one thread of its parent's."""
-    _forgetful.add(owner)
+    with _making:
+        _forgetful.add(owner)
 
 
 def _before() -> None:
+    _making.acquire()
     _held[:] = sorted(_order.keys(), key=lambda lock: _order[lock])
     for lock in _held:
         lock.acquire()
@@ -46,6 +50,7 @@ def _after() -> None:
     for lock in reversed(_held):
         lock.release()
     _held.clear()
+    _making.release()
 
 
 def _in_child() -> None:

@@ -216,6 +216,12 @@ class Settings:
         """The model."""
         model = load_model(self.model, self.revision, self.dtype, device)
         if self.max_tokens is not None:
+            added = getattr(model.tokenizer, "num_special_tokens_to_add", int)()
+            if self.max_tokens <= added:
+                raise ValueError(
+                    f"max_tokens must be more than {added}, which the tokenizer adds to every "
+                    f"text, not {self.max_tokens}"
+                )
             model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
         return model
 

@@ -265,6 +265,7 @@ def test_bad_settings_are_named_before_any_work(saved, documents, tmp_path):
         ({"task": "retrieval", "engine": "spark"}, "engine must be one of local, ray"),
         ({"task": "retrieval", "files": "csv"}, "files must be one of parquet, npy"),
         ({"task": "retrieval", "dtype": "half"}, "dtype must be one of float32"),
+        ({"task": "retrieval", "max_tokens": 1}, "must be more than 1, which the tokenizer adds"),
         ({}, "no default task"),
     ):
         with pytest.raises(ValueError, match=message):
