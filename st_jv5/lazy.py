@@ -79,7 +79,11 @@ class _Watch:
         execute = loader.exec_module
 
         def execute_and_tell(module: ModuleType) -> None:
-            execute(module)
+            try:
+                execute(module)
+            except BaseException:
+                sys.meta_path.insert(0, self)  # it may be imported again
+                raise
             self.then()
 
         loader.exec_module = execute_and_tell

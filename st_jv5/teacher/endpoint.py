@@ -97,7 +97,7 @@ class EndpointTeacher:
                 raise ValueError('an endpoint needs: pip install "st-jv5[endpoint]"') from error
             self._client = OpenAI(
                 base_url=self.url,
-                api_key=os.environ.get(self.key_env) or "none",
+                api_key=self._key() or "none",
                 max_retries=self.retries,
                 timeout=self.timeout_seconds,
                 default_headers={"Accept-Encoding": "identity"},  # nothing unfolds to gigabytes
@@ -159,7 +159,10 @@ class EndpointTeacher:
             answer = self.client.embeddings.with_raw_response.create(
                 model=self.model, input=texts, extra_body=self.extra_body or None
             )
-            return self._vectors(answer.http_response.content, texts)
+            raw = answer.http_response.content
+            if key := self._key():
+                raw = raw.replace(key.encode(), b"***")  # messages show parts of it
+            return self._vectors(raw, texts)
         except APIStatusError as error:
             problem = f"answered {error.status_code} to {about}: {error.message}"
             if location := error.response.headers.get("location"):
@@ -173,14 +176,16 @@ class EndpointTeacher:
                 f"did not answer within {self.timeout_seconds:g} s, {self.retries + 1} times: "
                 f"{cause}; what is stored stays, run again to go on"
             )
-        except RefusedError as error:
+        except (RefusedError, ValueError) as error:
             problem = f"{error} ({about})"
         # Not as the cause: the client's errors hold the answer, and so perhaps the key.
         raise ValueError(f"{self.url} {self._without_key(problem)[:1000]}") from None
 
+    def _key(self) -> str:
+        return os.environ.get(self.key_env, "").strip()
+
     def _without_key(self, told: str) -> str:
-        key = os.environ.get(self.key_env)
-        return told.replace(key, "***") if key else told
+        return told.replace(self._key(), "***") if self._key() else told
 
     def _vectors(self, raw: bytes, texts: list[str]) -> Array:
         """The vectors of an answer; :class:`RefusedError` if it is none to these texts."""

@@ -177,6 +177,15 @@ def test_a_key_that_the_server_sends_back_stands_in_no_message(
     assert "***" in shown or "other.org" in shown
 
 
+def test_a_key_in_the_place_of_a_vector_stands_in_no_message(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", f"{KEY}\n")
+    for told in (rows({"index": 0, "embedding": KEY}), KEY.encode()):
+        server.faults = [answer(told)]
+        with pytest.raises(ValueError, match=r"gave '?\*\*\*|gave no JSON, but b'\*\*\*") as error:
+            fill(space(tmp_path), EndpointTeacher(server.url, "m", key_env="MY_KEY"), ["a"])
+        assert KEY not in "".join(traceback.format_exception(error.value))
+
+
 def test_an_answer_from_another_address_is_not_asked_for(server: Server, teacher, tmp_path):
     with serve(Server(teacher)) as other:
         server.faults = [lambda h, body: send(h, 307, {}, Location=f"{other.url}/embeddings")]
