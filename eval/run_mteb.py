@@ -64,12 +64,13 @@ def choose_tasks(
             try:
                 tasks.append(mteb.get_task(name))
             except KeyError as error:
-                raise SystemExit(f"{error}; local tasks: {', '.join(local_tasks())}") from error
+                told = unknown_name("task", name, local_tasks(), "this checkout")
+                raise SystemExit(f"error: {told}; mteb says: {_words(error)}") from error
     for name in benchmarks:
         try:
             tasks.extend(mteb.get_benchmark(name).tasks)
         except KeyError as error:
-            raise SystemExit(str(error)) from error
+            raise SystemExit(f"error: no benchmark {name!r}; mteb says: {_words(error)}") from error
     tasks = list({task.metadata.name: task for task in tasks}.values())
     for task in tasks:
         try:
@@ -91,6 +92,11 @@ def choose_tasks(
             f"--languages {' '.join(languages) or '(all)'} ; their languages: {', '.join(known)}"
         )
     return kept
+
+
+def _words(error: KeyError) -> str:
+    """What a KeyError says, which quotes its words."""
+    return str(error.args[0]).removeprefix("KeyError: ")
 
 
 def output_of(model: str) -> str:
@@ -189,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             calibration=read_texts(*args.calibrate[:2]) if args.calibrate else (),
             command=f"python eval/run_mteb.py {shlex.join(sys.argv[1:] if argv is None else argv)}",
         )
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # no network is an OSError
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here") from None

@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import st_jv5
+from st_jv5.commands.teacher import size_on_disk
 from st_jv5.teacher import TeacherStore
-from st_jv5.teacher.commands import size_on_disk
 from st_jv5.teacher.shard import hash_texts
 from training.config import load_recipe
 from training.context import Run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -215,6 +216,27 @@ def put_task(model: SentenceTransformer, folder: str | Path | Adapter) -> None:
         router.add_adapter(adapter.task, adapter.config, adapter.tensors, source)
 
 
+def remove_task(model: SentenceTransformer, name: str) -> None:
+    """Remove an adapter from a model.
+
+    Other threads may encode meanwhile: those that are at this task get its exact vectors still, and
+    are waited for; who comes later is told that there is no such task.
+
+    Args:
+        model: A model of ours.
+        name: One of its adapters, by its own name.
+
+    Raises:
+        ValueError: There is none of this name, or it is (part of) the model's default task.
+
+    Example:
+        >>> remove_task(model, "clustering")
+        >>> tasks(model)
+        ['retrieval', 'text-matching', 'classification']
+    """
+    router_of(model).remove_adapter(name)
+
+
 def average_adapters(
     folders: Sequence[str | Path],
     weights: Sequence[float] | None = None,
@@ -245,8 +267,10 @@ def average_adapters(
     if method not in ("product", "factors"):
         raise ValueError(f"method must be 'product' or 'factors', not {method!r}")
     weights = [1.0] * len(folders) if weights is None else list(weights)
-    if len(weights) != len(folders) or min(weights) < 0 or sum(weights) <= 0:
-        raise ValueError(f"{len(folders)} folders need as many weights >= 0, got {weights}")
+    if len(weights) != len(folders):
+        raise ValueError(f"{len(folders)} folders need as many weights, got {weights}")
+    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
+        raise ValueError(f"weights must be finite, >= 0, and one above 0; got {weights}")
     shares = [weight / sum(weights) for weight in weights]
     adapters = [Adapter.load(folder) for folder in folders]
     first = adapters[0]

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import load_dataset
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import router_of
 from st_jv5.encoding import Array, encode
 from st_jv5.tasks import BASE, Blend, TaskName
-from st_jv5.texts import KINDS
+from st_jv5.texts import KINDS, read_tables
 
 LEAST_EXAMPLES = 8
 RESAMPLES = 1000
@@ -283,17 +282,29 @@ def read_examples(path: str | Path, most: int = 64) -> tuple[str, list[tuple[Any
         raise ValueError(f"{path} must end with one of {', '.join(kinds)}")
     if most < 1:
         raise ValueError(f"most must be positive, not {most}")
-    table: Any = load_dataset(KINDS[path.suffix], data_files=str(path), split="train")
-    able = [kind for kind, own in COLUMNS.items() if set(own) <= set(table.column_names)]
+    tables = list(read_tables(path))
+    known = list(dict.fromkeys(name for table in tables for name in table))
+    able = [kind for kind, own in COLUMNS.items() if set(own) <= set(known)]
     if len(able) != 1:
         wanted = " or ".join(", ".join(columns) for columns in COLUMNS.values())
-        raise ValueError(
-            f"{path} must have the columns {wanted}; it has: {', '.join(table.column_names)}"
-        )
+        raise ValueError(f"{path} must have the columns {wanted}; it has: {', '.join(known)}")
     (kind,) = able
-    rows = np.linspace(0, len(table) - 1, min(most, len(table))).round().astype(int)
-    chosen = table.select_columns(list(COLUMNS[kind])).select(rows.tolist())
-    return kind, [tuple(row[column] for column in COLUMNS[kind]) for row in chosen]
+    examples = [
+        row
+        for table in tables
+        for row in zip(*(table[column] for column in COLUMNS[kind]), strict=True)
+    ]
+    if kind == "scored" and path.suffix == ".csv":
+        examples = [(one, other, _number(path, score)) for one, other, score in examples]
+    rows = np.linspace(0, len(examples) - 1, min(most, len(examples))).round().astype(int)
+    return kind, [examples[row] for row in rows]
+
+
+def _number(path: Path, told: str) -> float:
+    try:
+        return float(told)
+    except ValueError:
+        raise ValueError(f"{path} has the score {told!r}, which is no number") from None
 
 
 # -------------------------------------------------------------------------------------- the scores

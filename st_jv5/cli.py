@@ -12,21 +12,16 @@ st-jv5 teacher ls out/teacher
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from st_jv5 import hub
-from st_jv5.adapter_file import CONFIG_FILE
-from st_jv5.adapters import average_adapters, tasks
-from st_jv5.choosing import choose_task, read_examples
-from st_jv5.cpu import bound_kernel_cache
-from st_jv5.doctor import doctor
-from st_jv5.export import KINDS, export
-from st_jv5.jina import load_model
-from st_jv5.self_test import self_test
-from st_jv5.teacher import commands as teacher_commands
-from st_jv5.vectors import commands as vector_commands
+import st_jv5
+from st_jv5.commands import teacher, vectors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,11 +32,80 @@ def main(argv: Sequence[str] | None = None) -> None:
         >>> main(["average", task_folder, task_folder, "--out", averaged_folder])
         retrieval: the mean of 2 adapters, factored to rank 4, which loses 0.0% of its squared norm
     """
-    bound_kernel_cache()
     parser = argparse.ArgumentParser(
         prog="st-jv5", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"st-jv5 {st_jv5.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    add_average(commands)
+    add_choose(commands)
+    add_export(commands)
+    add_publish(commands)
+    add_doctor(commands)
+    vectors.add_commands(commands)
+    teacher.add_commands(commands)
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run a command: a line for what its user can mend, a traceback for a fault of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal may lack a character of a text
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with quiet():
+            args.run(args)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on") from None
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception as error:
+        if args.debug:
+            raise
+        if not isinstance(error, mendable()):
+            traceback.print_exc()
+            told = "this is a fault of st-jv5; please report it with the lines above"
+            raise SystemExit(told) from error
+        raise SystemExit(f"error: {error}") from error
+
+
+def mendable() -> tuple[type[Exception], ...]:
+    """What the user of a command can mend: settings, files, packages, memory."""
+    import torch
+
+    return OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block few kernels are kept, and loading a model says nothing but errors."""
+    import logging
+
+    from transformers.utils import logging as transformers
+
+    from st_jv5.cpu import bound_kernel_cache
+
+    bound_kernel_cache()
+    notes = logging.getLogger("sentence_transformers")
+    level, bars = notes.level, transformers.is_progress_bar_enabled()
+    notes.setLevel(logging.ERROR)
+    transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        notes.setLevel(level)
+        if bars:
+            transformers.enable_progress_bar()
+
+
+def add_average(commands: Any) -> None:
+    """``st-jv5 average``."""
     average = commands.add_parser(
         "average", help="average adapters of one task and base, such as two checkpoints of a run"
     )
@@ -55,23 +119,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     average.add_argument("--out", required=True, help="folder for the average")
     average.set_defaults(run=run_average)
-    add_choose(commands)
-    add_export(commands)
-    add_publish(commands)
-    add_doctor(commands)
-    vector_commands.add_commands(commands)
-    teacher_commands.add_commands(commands)
-    args = parser.parse_args(argv)
-    try:
-        args.run(args)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on") from None
 
 
 def run_average(args: argparse.Namespace) -> None:
     """Average, save and tell what the rank lost."""
+    from st_jv5.adapter_file import CONFIG_FILE
+    from st_jv5.adapters import average_adapters
+
     out = Path(args.out)
     if (out / CONFIG_FILE).exists():
         raise ValueError(f"{out} holds an adapter already; choose another --out")
@@ -109,6 +163,10 @@ def add_choose(commands: Any) -> None:
 
 def run_choose(args: argparse.Namespace) -> None:
     """Read the examples, score the candidates, and tell which to take."""
+    from st_jv5.adapters import tasks
+    from st_jv5.choosing import choose_task, read_examples
+    from st_jv5.jina import load_model
+
     kind, examples = read_examples(args.file, args.most)
     blends = [blend_of(told) for told in args.blend]
     model = load_model(args.model, args.revision)
@@ -125,6 +183,10 @@ def blend_of(told: str) -> dict[str, float]:
         raise ValueError(f"a blend is TASK=WEIGHT,TASK=WEIGHT,..., not {told!r}") from None
 
 
+EXPORTS = ("merged", "onnx", "openvino", "gguf")
+"""``st_jv5.export.KINDS``, which a command that only parses does not import."""
+
+
 def add_export(commands: Any) -> None:
     """``st-jv5 export``."""
     parser = commands.add_parser(
@@ -133,7 +195,7 @@ def add_export(commands: Any) -> None:
     parser.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
     parser.add_argument("folder", help="to be written; absent or empty")
     parser.add_argument("--task", required=True, help="an adapter, or base")
-    parser.add_argument("--to", required=True, choices=KINDS, help="what to write")
+    parser.add_argument("--to", required=True, choices=EXPORTS, help="what to write")
     parser.add_argument("--revision", help="of a Hub model")
     parser.add_argument(
         "--int8", action="store_true", help="onnx, openvino: also int8 weights; tells the loss"
@@ -144,20 +206,26 @@ def add_export(commands: Any) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Load in float32, write, and tell how close it is."""
+    from st_jv5.adapters import router_of
+    from st_jv5.export import export
+    from st_jv5.jina import load_model
+    from st_jv5.tasks import BASE
+
     model = load_model(args.model, args.revision, dtype="float32")
-    found = export(model, args.task, args.to, args.folder, args.int8, args.llama_cpp)
+    task = router_of(model).resolve(args.task) or BASE  # an alias, too, as encode takes it
+    found = export(model, task, args.to, args.folder, args.int8, args.llama_cpp)
     for parity in found:
         print(parity)
     if not found:
         print("not compared: no llama-embedding in the checkout's build/bin or on the PATH")
-    print(f"{args.task} as {args.to}: {args.folder}")
+    print(f"{task} as {args.to}: {args.folder}")
 
 
 def add_publish(commands: Any) -> None:
     """``st-jv5 check`` and ``st-jv5 publish``."""
     check = commands.add_parser("check", help="try a folder as its users will")
     check.add_argument("folder", help="a saved model, with its card")
-    check.set_defaults(run=lambda args: print("\n".join(self_test(args.folder))))
+    check.set_defaults(run=run_check)
     publish = commands.add_parser("publish", help="check a model and send it to the Hub")
     publish.add_argument("folder", help="a saved model, with its card")
     publish.add_argument("repository", help="organisation/name")
@@ -173,11 +241,27 @@ def add_doctor(commands: Any) -> None:
     parser.add_argument("model", nargs="?", help="folder or Hub id: measure the ways to run it")
     parser.add_argument("--task", help="to measure; default: the first")
     parser.add_argument("--compile", action="store_true", help="try torch.compile; takes a minute")
-    parser.set_defaults(run=lambda a: print("\n".join(doctor(a.model, a.task, a.compile))))
+    parser.set_defaults(run=run_doctor)
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """A line for each check."""
+    from st_jv5.self_test import self_test
+
+    print("\n".join(self_test(args.folder)))
+
+
+def run_doctor(args: argparse.Namespace) -> None:
+    """A line for each finding."""
+    from st_jv5.doctor import doctor
+
+    print("\n".join(doctor(args.model, args.task, args.compile)))
 
 
 def run_publish(args: argparse.Namespace) -> None:
     """Test, send, and tell what was sent where."""
+    from st_jv5 import hub
+
     lines = hub.publish(args.folder, args.repository, args.siblings, args.private, args.dry_run)
     print("\n".join(lines))
 

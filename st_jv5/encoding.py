@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from functools import partial
@@ -19,8 +19,10 @@ from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget, row_chunks, take
+from st_jv5.modules.owner import sharing
 from st_jv5.modules.padding import known_padding
 from st_jv5.tasks import BASE, Blend, TaskName, unknown_name
+from st_jv5.texts import check_texts
 
 Array = np.ndarray[Any, Any]
 
@@ -32,6 +34,20 @@ AHEAD = 2
 """Blocks that are tokenised ahead of a GPU."""
 SHARED_TOKENS = 64
 """Tasks with so few tokens in a block share a batch; with more, a forward each is faster."""
+
+
+class NotFiniteError(ValueError):
+    """A vector that is NaN or infinite; ``index`` is its text's."""
+
+    def __init__(self, index: int, text: str) -> None:
+        super().__init__(
+            f"the vector of text {index} is NaN or infinite: {text!r:.200}; the weights are broken "
+            f"or of too few digits for it: try float32"
+        )
+        self.index, self.text = index, text
+
+    def __reduce__(self) -> Any:
+        return NotFiniteError, (self.index, self.text)
 
 
 class Progress(Protocol):
@@ -70,6 +86,10 @@ def encode(
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
 
+    Raises:
+        ValueError: A text that is none, an unknown task, prompt or dim; a vector that is not finite
+            (:class:`NotFiniteError`, with the text's index).
+
     Example:
         >>> encode(student, ["a cat", "a dog"], task="base").shape
         (2, 384)
@@ -83,7 +103,7 @@ def encode(
     found = _encode(
         model, list(index), prompt, [task], rows, rows * 0, dim, batch_tokens, show_progress_bar
     )
-    return found if len(index) == len(texts) else found[[index[text] for text in texts]]
+    return finite(found if len(index) == len(texts) else found[[index[t] for t in texts]], texts)
 
 
 def encode_mixed(
@@ -144,7 +164,7 @@ def encode_mixed(
     found = _encode(
         model, list(index), None, adapters, of_text, of_task, dim, batch_tokens, show_progress_bar
     )
-    return found[places]
+    return finite(found[places], texts)
 
 
 def encode_all_tasks(
@@ -172,14 +192,25 @@ def encode_all_tasks(
 
 
 def checked_texts(texts: Sequence[str]) -> list[str]:
-    """A list of texts; an error names the first that is none."""
+    """A list of texts; an error says what else was given, and names the first that is no text."""
     if isinstance(texts, str):
         raise ValueError(f"texts must be a list; put the one text into one: [{texts[:60]!r}]")
+    if isinstance(texts, bytes | Mapping | Set) or hasattr(texts, "columns"):
+        raise ValueError(
+            f"texts must be a list of str, not {type(texts).__name__}; of a table pass one column"
+        )
     texts = list(texts)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts must be str, but text {index} is {text!r}")
+    check_texts(texts)
     return texts
+
+
+def finite(vectors: Array, texts: Sequence[str]) -> Array:
+    """The vectors ``(n, dim)`` of texts, if all are finite; else :class:`NotFiniteError`."""
+    rows = np.isfinite(vectors).all(axis=1)
+    if not rows.all():
+        index = int(rows.argmin())
+        raise NotFiniteError(index, texts[index])
+    return vectors
 
 
 def prompt_named(model: SentenceTransformer, name: str | None) -> str | None:
@@ -335,12 +366,5 @@ def that_pads(model: SentenceTransformer) -> SentenceTransformer:
     if not getattr(first, "can_flatten_inputs", False):
         return model
     name = next(iter(model._modules))
-    padding = _with(first, can_flatten_inputs=False)
-    return _with(model, _modules={**model._modules, name: padding})
-
-
-def _with(module: Any, **attributes: Any) -> Any:
-    """A module that shares everything with this one but a few attributes."""
-    other = object.__new__(type(module))
-    other.__dict__ = {**module.__dict__, **attributes}
-    return other
+    padding = sharing(first, can_flatten_inputs=False)
+    return sharing(model, _modules={**model._modules, name: padding})

@@ -205,7 +205,7 @@ def _read(source: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
 
 
 def _stage(source: Path, stock: Path, config: dict[str, Any], weights: list[Path]) -> None:
-    """A folder of the stock class: links to the weights, configs that name no code."""
+    """A folder of the stock class: links to the weights (or copies), configs that name no code."""
     for name in ("auto_map", "task_names", "architectures"):
         config.pop(name, None)
     if config["model_type"] == MODEL_TYPE:

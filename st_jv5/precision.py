@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from sentence_transformers.util import quantize_embeddings
 
 from st_jv5.tasks import unknown_name
 
@@ -83,8 +81,12 @@ def codes(vectors: Array, precision: str, ranges: Array | None = None) -> Array:
     if precision == "float32":
         return vectors.astype(np.float32, copy=False)
     if precision == "float16":
+        import torch  # slow to import; several times as fast as numpy here
+
         return torch.from_numpy(vectors).half().numpy()
     if precision == "int8":
+        from sentence_transformers.util import quantize_embeddings
+
         _check_ranges(ranges, vectors.shape[1])
         found: Array = quantize_embeddings(vectors, "int8", ranges=ranges)
         return found

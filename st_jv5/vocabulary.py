@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from st_jv5.files import read_json, write_json
+from st_jv5.texts import check_texts
 
 BLOCK = 1024
 """Texts that are tokenised at once."""
@@ -51,9 +52,7 @@ def cut_vocabulary(folder: str | Path, texts: Iterable[str]) -> tuple[int, int]:
     used: set[int] = set()
     unread = iter(texts)
     while block := list(itertools.islice(unread, BLOCK)):
-        for index, text in enumerate(block):
-            if not isinstance(text, str):
-                raise ValueError(f"texts must be str, but text {index} of a block is {text!r}")
+        check_texts(block, " of a block")
         used.update(itertools.chain(*tokenizer(block, add_special_tokens=True)["input_ids"]))
     if not used:
         raise ValueError("the corpus is empty: name the texts whose tokens are kept")

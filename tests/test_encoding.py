@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 from sentence_transformers import SentenceTransformer
 
@@ -98,6 +103,95 @@ def test_bad_requests_are_named(model):
         st_jv5.encode(model, ["x", None], task="retrieval")
     with pytest.raises(ValueError, match=r"texts must be a list; put the one text into one"):
         st_jv5.encode(model, "x", task="retrieval")
+
+
+def test_a_vector_that_is_not_finite_is_an_error_with_the_texts_index(model, texts):
+    weight = model[0].model.embed_tokens.weight
+    token = model.tokenizer("zq", add_special_tokens=False)["input_ids"][0]
+    weight.data[token] = float("nan")
+    given = ["aa", "bb", "bb", "zq zq", "zq zq"]
+    assert token not in model.tokenizer(given[:3])["input_ids"][0]
+    for encode in (
+        lambda: st_jv5.encode(model, given, task="retrieval"),
+        lambda: st_jv5.encode_mixed(model, given, ["clustering", "query", *["base"] * 3]),
+        lambda: st_jv5.encode_all_tasks(model, given),
+    ):
+        with pytest.raises(
+            encoding.NotFiniteError, match="text 3 is NaN or infinite: 'zq zq'"
+        ) as e:
+            encode()
+        assert pickle.loads(pickle.dumps(e.value)).index == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (pd.Series(["a", "b"]), None),
+        (pl.Series(["a", "b"]), None),
+        (np.array(["a", "b"]), None),
+        ((text for text in "ab"), None),
+        (pa.array(["a", "b"]), r"text 0 is .* of type StringScalar; .*to_pylist"),
+        (pd.DataFrame({"a": ["a"], "b": ["b"]}), "not DataFrame; of a table pass one column"),
+        (pl.DataFrame({"a": ["a"], "b": ["b"]}), "not DataFrame; of a table pass one column"),
+        ({"a": 1, "b": 2}, "not dict"),
+        ({"a", "b"}, "not set"),
+        (b"ab", "not bytes"),
+        (["a", ("b" * 200_000, 1)], r"text 1 is \('bbb"),
+        (["a", "\ud800"], r"text 1 has half a surrogate pair.*'\\ud800'"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_is_no_list_of_texts_is_taken_as_one_or_refused_in_a_line(model, given, said):
+    if said is None:
+        expected = model.encode(["a", "b"], task="base")
+        np.testing.assert_allclose(st_jv5.encode(model, given, task="base"), expected, atol=1e-5)
+        return
+    with pytest.raises(ValueError, match=said) as error:
+        st_jv5.encode(model, given, task="base")
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (pd.Series(["a", "b"]), r"text 0 of the batch is .* of type Series; pass list"),
+        (pl.Series(["a", "b"]), r"text 0 of the batch is .* of type Series; pass list"),
+        (pa.array(["a", "b"]), r"text 0 of the batch is .* of type StringArray; .*to_pylist"),
+        ((text for text in "ab"), r"text 0 of the batch is .* of type generator; pass list"),
+        (["a", ("b" * 200_000, 1)], r"of the batch is \('bbb.* of type tuple"),
+        (["a", "\ud800"], r"of the batch has half a surrogate pair"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_models_own_encode_says_what_to_pass(model, given, said):
+    with pytest.raises(ValueError, match=said) as error:
+        model.encode(given, task="base")
+    assert len(str(error.value)) < 300
+
+
+def test_tasks_and_dims_of_other_types_are_refused_in_words(model):
+    for task in (["retrieval"], 3, ("a", "b"), b"query"):
+        with pytest.raises(ValueError, match="a task is a name, or a blend's weights by task, not"):
+            model.encode(["x"], task=task)
+    for dim in ("16", 16.0, True):
+        for encode in (model.encode, lambda texts, **how: st_jv5.encode(model, texts, **how)):
+            with pytest.raises(ValueError, match=r"dim must be an int in 1..48, not"):
+                encode(["x"], task="base", dim=dim)
+    assert model.encode(["x"], task="base", dim=np.int64(16)).shape == (1, 16)
+
+
+def test_more_tokens_than_positions_are_refused_before_the_forward(backbones):
+    student = st_jv5.new_student(backbones["bert"])
+    student.max_seq_length = 600  # the backbone has 512
+    assert student.encode(["short"]).shape == (1, 48)
+    with pytest.raises(ValueError, match=r"a text has 600 tokens and this backbone 512 positions"):
+        student.encode(["long " * 700])
+    student.max_seq_length = 1
+    with pytest.raises(ValueError, match="tokens though max_seq_length is 1: the tokenizer adds 2"):
+        student.encode(["short"])
+    rotary = st_jv5.new_student(backbones["eurobert"])
+    rotary.max_seq_length = 600
+    assert rotary.encode(["long " * 700]).shape == (1, 48)
 
 
 def test_padding_is_where_the_tokens_have_it(backbones, texts):

@@ -12,8 +12,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
+from st_jv5.choices import Engine
 from st_jv5.cpu import bound_kernel_cache
-from st_jv5.teacher.fill import Engine, fill
+from st_jv5.teacher.fill import fill
 from training.config import load_recipe
 from training.context import RANK, WORLD_SIZE, Run
 from training.data import teacher_roles

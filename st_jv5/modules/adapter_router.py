@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -28,8 +27,9 @@ from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json
 from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.merging import MergedAdapters
-from st_jv5.modules.owner import Owner
+from st_jv5.modules.owner import Owner, belong
 from st_jv5.modules.padding import mask_for
+from st_jv5.modules.registry import Registry
 from st_jv5.modules.routed_linear import Route, RoutedLinear, active, routed
 from st_jv5.projection import WEIGHTS_FILE, Projection
 from st_jv5.tasks import (
@@ -41,6 +41,7 @@ from st_jv5.tasks import (
     TaskName,
     unknown_name,
 )
+from st_jv5.texts import check_texts
 from st_jv5.trust import (
     FORMAT,
     READ_FROM_HUB,
@@ -86,7 +87,7 @@ class AdapterRouter(Transformer):
         transformer_kwargs: The host's ``Transformer`` arguments.
 
     Attributes:
-        tasks: Name -> :class:`~st_jv5.tasks.Task` of each adapter.
+        registry: The :class:`~st_jv5.modules.registry.Registry` of the adapters.
         training_task: The task of the trainer's batches, set by :func:`st_jv5.train_task`.
         merging: Which adapters are folded into copies of the weights, and when: see
             :class:`~st_jv5.modules.merging.MergedAdapters`.
@@ -121,11 +122,11 @@ class AdapterRouter(Transformer):
             "modality_config": TEXT_ONLY,
             "module_output_name": "token_embeddings",
         }
+        self.registry = Registry()
         super().__init__(model_name_or_path, **transformer_kwargs)
         self.append_eos = append_eos
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.default_task = default_task
-        self.tasks: dict[str, Task] = {}
         self.training_task: str | None = None
         self.projection: Projection | None = None
         self.licenses = Licenses()
@@ -136,7 +137,6 @@ class AdapterRouter(Transformer):
         self._base_sha256: str | None = None
         self._as_stored = False
         self._model = Owner()
-        self._tokenizer_lock = threading.RLock()
         if append_eos:
             make_tokenizer_append_eos(self.tokenizer)
 
@@ -162,7 +162,12 @@ class AdapterRouter(Transformer):
         return model
 
     def on_model_ready(self, model: Any) -> None:
-        self._model = Owner(model)
+        belong(self, model)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Name -> :class:`~st_jv5.tasks.Task` of each adapter."""
+        return self.registry.tasks
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -187,9 +192,10 @@ class AdapterRouter(Transformer):
     ) -> dict[str, Any]:
         """Tokenise texts, each with the prompt of its task in front.
 
-        The host resolves ``prompt`` before it calls this and falls back to the default (document)
-        prompt, so ``task="query"`` turns that prompt into the query prompt; to encode documents
-        name ``task="document"`` or ``"retrieval"``. Where there is no prompt at all (a trainer's
+        sentence-transformers resolves ``prompt`` before it calls this and falls back to the
+        default prompt (``document``, where the model's user names no other), so ``task="query"``
+        turns that prompt into the query prompt, and ``task="document"`` into the document prompt.
+        Where there is no prompt at all (a trainer's
         ``router_mapping``), ``"query"`` and ``"document"`` bring theirs. A prompt is known by its
         text: of a model whose document prompt is empty, ``prompt=""`` is the document prompt.
 
@@ -199,9 +205,7 @@ class AdapterRouter(Transformer):
             task: Task, alias or blend; an unknown one raises here, before any forward.
             dim: Belongs to :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate`; ignored.
         """
-        for index, text in enumerate(inputs):
-            if not isinstance(text, str):
-                raise ValueError(f"texts must be str, but text {index} of the batch is {text!r}")
+        check_texts(inputs, " of the batch")
         if task is not None:
             prompt = self.prompt_for(task, prompt)
         inputs = list(inputs)
@@ -210,11 +214,29 @@ class AdapterRouter(Transformer):
         together = len(inputs) if self.can_flatten_inputs else TOKENISED_TOGETHER
         for begin in range(0, max(1, len(inputs)), max(1, together)):
             block = inputs[begin : begin + together]
-            with self._tokenizer_lock:  # a fast tokenizer keeps its truncation in shared state
+            with self.registry.tokenizing:
                 blocks.append(super().preprocess(block, prompt=prompt, **kwargs))
         features = blocks[0] if len(blocks) == 1 else self._joined(blocks)
+        self._check_length(features)
         features.pop("prompt_length", None)  # only pooling without the prompt would read it
         return features
+
+    def _check_length(self, features: Mapping[str, Any]) -> None:
+        """An error, before any forward, for texts that could not be cut to what the model takes."""
+        if self.can_flatten_inputs:  # all texts stand in one row
+            return
+        most = getattr(self.config, "max_position_embeddings", None)
+        tokens, limit = features["input_ids"].shape[-1], self.max_seq_length
+        if limit is not None and tokens > limit:
+            raise ValueError(
+                f"a text has {tokens} tokens though max_seq_length is {limit}: the tokenizer adds "
+                f"{self.tokenizer.num_special_tokens_to_add()} of its own; set a larger one"
+            )
+        if most is not None and tokens > most and self.counts_from_the_left():
+            raise ValueError(
+                f"a text has {tokens} tokens and this backbone {most} positions, but "
+                f"max_seq_length is {limit}; set it to {most} or less"
+            )
 
     def _joined(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
         left = self.tokenizer.padding_side == "left"
@@ -247,6 +269,7 @@ class AdapterRouter(Transformer):
             task: Task, alias or blend.
             prompt: The model's prompt, whose text tells its name, any other text, or None.
         """
+        _check_type(task)
         side = next((n for n in ([task] if isinstance(task, str) else task) if n in PROMPTS), None)
         if isinstance(task, Mapping):
             blend = self.blend(task)
@@ -259,12 +282,11 @@ class AdapterRouter(Transformer):
             name = self.resolve(task)
             owner = self.tasks[name] if name else self.base_task
         prompts = self.prompts
+        default = getattr(self._model(), "default_prompt_name", None) or DEFAULT_PROMPT_NAME
         named = [key for key, text in prompts.items() if text == prompt]
-        asked = DEFAULT_PROMPT_NAME if DEFAULT_PROMPT_NAME in named else next(iter(named), None)
-        if prompt is None and side:
+        asked = default if default in named else next(iter(named), None)
+        if side and (prompt is None or asked == default):
             asked = side
-        elif side == "query" and asked == DEFAULT_PROMPT_NAME:
-            asked = "query"
         if asked is None:
             return prompt
         if prompts[asked] != self.base_prompts.get(asked):
@@ -280,15 +302,20 @@ class AdapterRouter(Transformer):
 
         ``features["runs"]``, a list of task and number of rows, gives each row its own.
         """
-        runs = features.get("runs")
-        if runs is None:
-            adapter = self.resolve(task or features.get("task"))
-            route = self._route(adapter, features["input_ids"].numel())
-        else:
-            route = Route(runs=tuple((self.resolve(name), count) for name, count in runs))
+        runs = features.get("runs") or [(task or features.get("task"), 0)]
+        with self.registry.using(lambda: [self.resolve(name) for name, _ in runs], _names) as found:
+            if "runs" in features:
+                counts = [count for _, count in runs]
+                route = Route(runs=tuple(zip(found, counts, strict=True)))
+            else:
+                route = self._route(found[0], features["input_ids"].numel())
+            return self._forward(features, route, **kwargs)
+
+    def _forward(self, features: dict[str, Any], route: Route, **kwargs: Any) -> dict[str, Any]:
         mask = features.get("attention_mask")
         if mask is not None:
-            kwargs |= mask_for(self.model, mask)
+            with self.registry.changing:  # it looks at every module
+                kwargs |= mask_for(self.model, mask)
         if mask is not None and "position_ids" not in features and self.counts_from_the_left():
             # Left padding would otherwise shift every text's absolute positions.
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -301,8 +328,8 @@ class AdapterRouter(Transformer):
     def _route(self, adapter: str | Blend | None, tokens: int) -> Route:
         if adapter is None or self.training or not torch.is_inference_mode_enabled():
             return Route(adapter)  # encode sets inference mode
-        layers = (layer for _, layer in self.lora_layers())
-        return Route(adapter, self.merging.weights(adapter, tokens, lambda: layers))
+        layers = lambda: [layer for _, layer in self.lora_layers()]  # noqa: E731
+        return Route(adapter, self.merging.weights(adapter, tokens, layers))
 
     @overload
     def resolve(self, task: str) -> str | None: ...
@@ -312,6 +339,7 @@ class AdapterRouter(Transformer):
 
     def resolve(self, task: TaskName | None) -> str | Blend | None:
         """The adapter of a task name or alias, or a blend; None is the base."""
+        _check_type(task)
         answered = {name for known in self.tasks.values() for name in (known.name, *known.aliases)}
         if isinstance(task, str) and task in PROMPTS and task not in answered:
             task = None  # encode_query and encode_document of a model without a retrieval adapter
@@ -412,21 +440,58 @@ class AdapterRouter(Transformer):
             ValueError: The name is taken or unusable, or the tensors do not fit; ``source`` names
                 the culprit, and the model is as it was.
         """
-        self._check_name(task)
-        self._check_prompts(task)
-        if tensors is not None:
-            self._check_layers(config, tensors, source)
+        with self.registry.changing:
+            self._check_name(task)
+            self._check_prompts(task)
+            if tensors is not None:
+                self._check_layers(config, tensors, source)
+            try:
+                self._inject(task.name, config)
+                if tensors is not None:
+                    self.fill_adapter(task.name, tensors, source)
+            except BaseException:
+                self._eject(task.name)
+                raise
+            self.registry.add(task)
+        self.merging.clear()
+
+    def remove_adapter(self, name: str) -> None:
+        """Remove an adapter; forwards that have it, in other threads, are waited for.
+
+        Raises:
+            ValueError: There is none of this name, or it is (part of) the default task.
+        """
+        if name not in self.tasks:
+            raise ValueError(unknown_name("task", name, self.tasks, "this model"))
+        default = self.default_task
+        if default is not None and name in _names([self.resolve(default)]):
+            raise ValueError(
+                f"{name!r} is what the default task, {default!r}, needs; set model[0].default_task "
+                f"to another or to None first"
+            )
+        with self.registry.changing:
+            self.registry.remove(name)
+            self._eject(name)
+        if self.training_task == name:
+            self.training_task = None
+        self.theta_train.pop(name, None)
+        self.merging.clear()
+
+    def _inject(self, name: str, config: LoraConfig) -> None:
         config._register_custom_module({nn.Linear: RoutedLinear})
         # Tensors made in inference mode, inside encode, could not be trained.
         with torch.inference_mode(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            inject_adapter_in_model(config, self.model, adapter_name=task.name)
-        self.tasks[task.name] = task
-        self.merging.clear()
+            inject_adapter_in_model(config, self.model, adapter_name=name)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
-        if tensors is not None:
-            self.fill_adapter(task.name, tensors, source)
+
+    def _eject(self, name: str) -> None:
+        for _, layer in self.lora_layers():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the adapter that PEFT makes active instead
+                layer.delete_adapter(name)
+        getattr(self.model, "peft_config", {}).pop(name, None)
 
     def _check_layers(
         self, config: LoraConfig, tensors: Mapping[str, Tensor], source: str | Path
@@ -496,9 +561,9 @@ class AdapterRouter(Transformer):
 
     def lora_layers(self) -> Iterator[tuple[str, RoutedLinear]]:
         """Path in the backbone -> layer, for every linear layer that carries adapters."""
-        for path, module in self.model.named_modules():
-            if isinstance(module, RoutedLinear):
-                yield path, module
+        with self.registry.changing:
+            modules = list(self.model.named_modules())
+        yield from ((path, one) for path, one in modules if isinstance(one, RoutedLinear))
 
     def adapter_tensors(self, name: str) -> dict[str, Tensor]:
         """One adapter's parameters under PEFT's names."""
@@ -681,25 +746,25 @@ class AdapterRouter(Transformer):
             self.projection = Projection.load(folder).requires_grad_(False)
         self.licenses = Licenses.read(settings.get("licenses", {}), folder / SETTINGS_FILE)
 
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """All modules as they are at one moment: ``encode`` asks each for its device."""
+        with self.registry.changing:
+            modules = list(super().named_modules(*args, **kwargs))
+        yield from modules
+
     def train(self, mode: bool = True) -> AdapterRouter:
         """Set training mode, which needs no merged copies: their memory is given back."""
         if mode:
             self.merging.clear()
-        super().train(mode)
+        with self.registry.changing:
+            super().train(mode)
         return self
 
     def _apply(self, *args: Any, **kwargs: Any) -> AdapterRouter:
         self.merging.clear()  # other tensors may come to lie in the same places
-        super()._apply(*args, **kwargs)
+        with self.registry.changing:
+            super()._apply(*args, **kwargs)
         return self
-
-    # A lock cannot be pickled or copied.
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_tokenizer_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._tokenizer_lock = threading.RLock()
 
     def __repr__(self) -> str:
         return (
@@ -721,6 +786,20 @@ def _local(name: str, settings: Mapping[str, Any]) -> Path:
         local_files_only=bool(settings.get("local_files_only")),
     )
     return Path(found)
+
+
+def _check_type(task: object) -> None:
+    if not isinstance(task, str | Mapping | None):
+        raise ValueError(
+            f"a task is a name, or a blend's weights by task, not {task!r:.80}; texts with a task "
+            f"each are for st_jv5.encode_mixed"
+        )
+
+
+def _names(adapters: Iterable[str | Blend | None]) -> set[str]:
+    """The adapters of some routes."""
+    parts = ([one] if isinstance(one, str) else one or () for one in adapters)
+    return {name for part in parts for name in part}
 
 
 def _is_lora(name: str) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from sentence_transformers.base.modules import Module
 from torch import Tensor
 
-from st_jv5.modules.owner import Owner
+from st_jv5.modules.owner import Owner, belong
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +20,9 @@ class MatryoshkaTruncate(Module):
     """Cut sentence embeddings to their first ``dim`` dimensions, then L2-normalise.
 
     The rows have unit length for ``model.encode(texts, dim=d)``, for
-    ``SentenceTransformer(path, truncate_dim=d)`` and inside ``model.truncate_embeddings(d)``. Given
-    two of them the smaller dim wins. ``model.encode(texts, truncate_dim=d)`` is cut by the host
-    after the last module, where no module sees it: its rows are unit only with
-    ``normalize_embeddings=True``.
+    ``SentenceTransformer(path, truncate_dim=d)``, inside ``model.truncate_embeddings(d)``, in the
+    processes of a pool, too, and for ``model.encode(texts, truncate_dim=d)``, which
+    sentence-transformers cuts after the last module. Given two of them the smaller dim wins.
 
     ``truncate_dim`` concerns ``encode`` alone (which runs in inference mode), as in the host: a
     training or evaluation loss sees the full width and chooses its own dims.
@@ -44,7 +45,9 @@ class MatryoshkaTruncate(Module):
         self._warned: set[int] = set()
 
     def on_model_ready(self, model: Any) -> None:
-        self._model = Owner(model)
+        belong(self, model)
+        if hasattr(type(model), "_inference"):  # there is no hook behind encode's own cut
+            model._inference = partial(_with_unit_rows, Owner(model))
 
     def forward(
         self, features: dict[str, Tensor | Any], dim: int | None = None, **kwargs: Any
@@ -55,9 +58,10 @@ class MatryoshkaTruncate(Module):
         """
         embedding: Tensor = features["sentence_embedding"]
         embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+        width = embedding.shape[-1]
         asked = [value for value in (dim, self._truncate_dim()) if value is not None]
         if asked:
-            embedding = embedding[:, : self._checked(min(asked), embedding.shape[-1])]
+            embedding = embedding[:, : min(self._checked(value, width) for value in asked)]
         features["sentence_embedding"] = torch.nn.functional.normalize(embedding, dim=-1)
         return features
 
@@ -66,6 +70,8 @@ class MatryoshkaTruncate(Module):
         return getattr(model, "truncate_dim", None)
 
     def _checked(self, dim: int, width: int) -> int:
+        if isinstance(dim, bool) or not isinstance(dim, Integral):
+            raise ValueError(f"dim must be an int in 1..{width}, not {dim!r}")
         if not 1 <= dim <= width:
             raise ValueError(f"dim must lie in 1..{width} (the model's width), not {dim}")
         model = self._model()
@@ -78,3 +84,25 @@ class MatryoshkaTruncate(Module):
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write an empty config: the trained dims live in ``st_jv5.json``."""
         self.save_config(output_path)
+
+
+def _with_unit_rows(
+    owner: Owner,
+    inputs: list[Any],
+    *,
+    truncate_dim: int | None = None,
+    normalize_embeddings: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """sentence-transformers' loop of ``encode``, which cuts after the last module: then unit rows.
+
+    A process of a pool is told of the cut in this way alone.
+    """
+    model = owner()
+    return type(model)._inference(
+        model,
+        inputs,
+        truncate_dim=truncate_dim,
+        normalize_embeddings=normalize_embeddings or truncate_dim is not None,
+        **kwargs,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from st_jv5.modules.locks import MERGING, forkable_lock
 from st_jv5.modules.routed_linear import RoutedLinear
 from st_jv5.tasks import Blend
 
@@ -46,7 +46,8 @@ class MergedAdapters:
     A merged adapter costs a forward nothing, but memory: a copy of every weight it touches. The
     backbone's own tensors are neither changed nor moved, so nothing drifts and other threads may
     run other adapters. A copy is used only while the tensors that it was made of are the same:
-    after training, loading or moving the model it is made anew. (What torch does not count, a write
+    after training, loading or moving the model it is made anew. A layer with a hook of torch's is
+    left unmerged. (What torch does not count, a write
     through ``.data``, is seen if it changed a row or a column of a matrix, on a GPU within
     :data:`LOOK_SECONDS`; after one to single elements, call :meth:`clear`.)
 
@@ -72,7 +73,7 @@ class MergedAdapters:
         # The most recently used last.
         self._kept: dict[str | Blend, tuple[Weights, _Source]] = {}
         self._pinned: dict[str | Blend, int] = {}
-        self._lock = threading.RLock()
+        self._lock = forkable_lock(MERGING)
 
     # A lock cannot be pickled or copied, and copies of weights are quickly made anew.
     def __reduce__(self) -> Any:
@@ -167,7 +168,19 @@ def free_memory(device: torch.device) -> int:
 
 
 def _can_fold(layer: RoutedLinear, adapter: str | Blend) -> bool:
-    return bool(layer.parts(adapter)) and type(layer.get_base_layer()) is nn.Linear
+    return (
+        bool(layer.parts(adapter))
+        and type(layer.get_base_layer()) is nn.Linear
+        and not _has_hooks(layer, adapter)
+    )
+
+
+def _has_hooks(layer: RoutedLinear, adapter: str | Blend) -> bool:
+    """Whether a layer that a copy would stand for has a hook, which the copy would pass by."""
+    inner: list[nn.Module] = [layer.get_base_layer()]
+    for name, _ in layer.parts(adapter):
+        inner += [half[name] for half in (layer.lora_A, layer.lora_B, layer.lora_dropout)]
+    return any(module._forward_hooks or module._forward_pre_hooks for module in inner)
 
 
 class _Source:
@@ -201,6 +214,8 @@ class _Source:
     def is_same(self) -> bool:
         """Whether no weight was moved or written to; through ``.data`` torch does not count."""
         if self.written != self._written():
+            return False
+        if any(_has_hooks(layer, self.adapter) for layer in self.layers):
             return False
         if self.waits and time.monotonic() - self.looked < LOOK_SECONDS:
             return True

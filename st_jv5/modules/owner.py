@@ -24,3 +24,25 @@ class Owner:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"])  # type: ignore[misc]
+
+
+def belong(module: Any, model: Any) -> None:
+    """Make a module the model's own: ``module._model`` leads to it.
+
+    A module that another model has already stays that one's; this model gets a copy that shares
+    all weights with it.
+    """
+    owner = module._model()
+    if owner is None or owner is model:
+        module._model = Owner(model)
+        return
+    for name, own in model._modules.items():
+        if own is module:
+            model._modules[name] = sharing(module, _model=Owner(model))
+
+
+def sharing(module: Any, **attributes: Any) -> Any:
+    """A module that shares everything with this one but a few attributes."""
+    other = object.__new__(type(module))
+    other.__dict__ = {**module.__dict__, **attributes}
+    return other

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,11 @@ from st_jv5.teacher.shard import Array
 from st_jv5.teacher.sources import stacked
 from st_jv5.teacher.store import Space
 
+MAX_TEXT_BYTES = 1 << 20
+"""Of an answer, for each text: several times 8,192 numbers in words."""
+STREAM = "SyncByteStream"
+"""What the openai client's HTTP library, of whichever name, calls what it reads an answer from."""
+
 
 class EndpointTeacher:
     """A server that speaks OpenAI's ``/v1/embeddings``: vLLM, TEI, llama.cpp, infinity, OpenAI.
@@ -25,6 +33,10 @@ class EndpointTeacher:
     the space's ``max_tokens`` (``extra_body={"truncate_prompt_tokens": 512}`` for vLLM), and
     compare with ``st-jv5 teacher verify``.
 
+    A server is not believed: an answer is read up to :data:`MAX_TEXT_BYTES` a text and no longer
+    than the timeout, is not followed to another address, and must have one vector for each text.
+    The key is in no message, also where the server sends it back.
+
     Args:
         url: Up to ``/v1``, such as ``http://localhost:8000/v1``.
         model: The model's name at the server.
@@ -33,7 +45,7 @@ class EndpointTeacher:
         batch_size: Texts per request.
         concurrency: Requests under way at once.
         retries: Further tries of a request.
-        timeout_seconds: For one request.
+        timeout_seconds: For one request: to connect, to begin the answer, and to send all of it.
         extra_body: More fields for each request.
 
     Example:
@@ -80,14 +92,18 @@ class EndpointTeacher:
         """The ``openai`` client."""
         if self._client is None:
             try:
-                from openai import OpenAI
+                from openai import DefaultHttpxClient, OpenAI
             except ImportError as error:
                 raise ValueError('an endpoint needs: pip install "st-jv5[endpoint]"') from error
             self._client = OpenAI(
                 base_url=self.url,
-                api_key=os.environ.get(self.key_env) or "none",
+                api_key=self._key() or "none",
                 max_retries=self.retries,
                 timeout=self.timeout_seconds,
+                default_headers={"Accept-Encoding": "identity"},  # nothing unfolds to gigabytes
+                http_client=DefaultHttpxClient(
+                    follow_redirects=False, event_hooks={"response": [self._bound]}
+                ),
             )
         return self._client
 
@@ -123,31 +139,99 @@ class EndpointTeacher:
             vectors[batch] = part
         return vectors
 
+    def _bound(self, response: Any) -> None:
+        """Let no more of an answer be read than there can be, and no longer."""
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise RefusedError("sends a compressed answer, which was not asked for")
+        (base,) = (kind for kind in type(response.stream).__mro__ if kind.__name__ == STREAM)
+        most = MAX_TEXT_BYTES * (self.batch_size + 1)
+        kind = type("Bounded", (base,), {"__iter__": _bounded, "close": response.stream.close})
+        bounded = kind()
+        bounded.parts = response.stream
+        bounded.most, bounded.seconds = most, self.timeout_seconds
+        response.stream = bounded
+
     def _request(self, texts: list[str]) -> Array:
         from openai import APIConnectionError, APIStatusError
 
+        about = f"{len(texts)} texts, the longest {texts[0][:200]!r}"
         try:
-            answer = self.client.embeddings.create(
+            answer = self.client.embeddings.with_raw_response.create(
                 model=self.model, input=texts, extra_body=self.extra_body or None
             )
+            raw = answer.http_response.content
+            if key := self._key():
+                raw = raw.replace(key.encode(), b"***")  # messages show parts of it
+            return self._vectors(raw, texts)
         except APIStatusError as error:
-            raise ValueError(
-                f"{self.url} answered {error.status_code} to {len(texts)} texts, the longest "
-                f"{texts[0][:200]!r}: {error.message[:500]}"
-            ) from error
+            problem = f"answered {error.status_code} to {about}: {error.message}"
+            if location := error.response.headers.get("location"):
+                problem = (
+                    f"sends {about} on to {_without_secrets(location)}; if that is the server you "
+                    f"mean, name it"
+                )
         except APIConnectionError as error:  # timeouts too
-            raise ValueError(
-                f"{self.url} did not answer within {self.timeout_seconds:g} s, "
-                f"{self.retries + 1} times: {error}; what is stored stays, run again to go on"
-            ) from error
-        rows = sorted(answer.data, key=lambda row: row.index)
-        if [row.index for row in rows] != list(range(len(texts))):
-            raise ValueError(f"{self.url} gave {len(rows)} vectors for {len(texts)} texts")
-        return stacked([row.embedding for row in rows], texts)
+            cause = error.__cause__ if isinstance(error.__cause__, RefusedError) else error
+            problem = (
+                f"did not answer within {self.timeout_seconds:g} s, {self.retries + 1} times: "
+                f"{cause}; what is stored stays, run again to go on"
+            )
+        except (RefusedError, ValueError) as error:
+            problem = f"{error} ({about})"
+        # Not as the cause: the client's errors hold the answer, and so perhaps the key.
+        raise ValueError(f"{self.url} {self._without_key(problem)[:1000]}") from None
+
+    def _key(self) -> str:
+        return os.environ.get(self.key_env, "").strip()
+
+    def _without_key(self, told: str) -> str:
+        return told.replace(self._key(), "***") if self._key() else told
+
+    def _vectors(self, raw: bytes, texts: list[str]) -> Array:
+        """The vectors of an answer; :class:`RefusedError` if it is none to these texts."""
+        try:
+            answer = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise RefusedError(f"gave no JSON, but {raw[:60]!r}") from None
+        data = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+            raise RefusedError("gave an answer without a list of vectors under 'data'")
+        if len(data) != len(texts):
+            raise RefusedError(f"gave {len(data)} vectors for {len(texts)} texts")
+        rows = {row["index"]: row for row in data if type(row.get("index")) is int}
+        if set(rows) != set(range(len(texts))):
+            raise RefusedError(f"gave vectors whose indices are not 0..{len(texts) - 1}")
+        return stacked([_floats(rows[i].get("embedding")) for i in range(len(texts))], texts)
 
     def describe(self) -> dict[str, Any]:
         """The server, without anything that could be secret."""
         return {"by": _without_secrets(self.url), "model": self.model}
+
+
+class RefusedError(Exception):
+    """What a server does that none should."""
+
+
+def _bounded(self: Any) -> Iterator[bytes]:
+    """The parts of an answer, up to a size and a time."""
+    begin, size = time.monotonic(), 0
+    for part in self.parts:
+        size += len(part)
+        if size > self.most:
+            raise RefusedError(f"gave more than {self.most} bytes, and no end of them")
+        if time.monotonic() - begin > self.seconds:
+            raise RefusedError(f"took more than {self.seconds:g} s for an answer that it had begun")
+        yield part
+
+
+def _floats(told: Any) -> Any:
+    """A vector as it was sent: numbers, or float32 in base64, for which the client asks."""
+    if not isinstance(told, str):
+        return told
+    try:
+        return np.frombuffer(base64.b64decode(told, validate=True), dtype="<f4")
+    except ValueError:
+        return told
 
 
 def _without_secrets(url: str) -> str:

@@ -6,20 +6,20 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from st_jv5.choices import Engine
 from st_jv5.teacher.shard import Array, halves, hash_texts, shard_of
 from st_jv5.teacher.sources import Teacher, as_teacher
 from st_jv5.teacher.store import TeacherStore
 
 logger = logging.getLogger(__name__)
-
-Engine = Literal["local", "ray"]
 
 CHUNK_TEXTS = 1024
 """Texts per write: what a kill loses at most."""
@@ -106,7 +106,8 @@ def fill(
         done += more
         bar.update(more)
 
-    with tqdm(total=count, desc=f"teacher{where}", unit="text", smoothing=0.1) as bar:
+    shown = {"desc": f"teacher{where}", "unit": "text", "smoothing": 0.1, "disable": None}
+    with tqdm(total=count, **shown) as bar:  # on a terminal alone
         try:
             if engine == "ray":
                 from st_jv5.teacher.ray_engine import fill_shards
@@ -219,5 +220,10 @@ def fills(store: TeacherStore) -> list[dict[str, Any]]:
     path = store.path / "fills.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):  # a line that a killed process left half-written
+            told = json.loads(line)
+            if isinstance(told, dict):
+                found.append(told)
+    return found

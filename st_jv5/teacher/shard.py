@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,31 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from st_jv5 import checksums
 from st_jv5.files import read_json, write_json
+from st_jv5.texts import check_texts
 
 HASH_BYTES = 16
+SAMPLED_HASHES = 64
+"""Hashes of a shard that are looked at when it is opened."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Array = np.ndarray[Any, Any]
 
 
 class Shard:
-    """One shard's files, as far as they counted when last looked at."""
+    """One shard's files, as far as they counted when last looked at.
 
-    def __init__(self, folder: Path, number: int, dim: int, dtype: str) -> None:
-        self.number = number
+    Args:
+        folder: Of the space.
+        number: Which shard.
+        dim: Of the vectors.
+        dtype: Of the vectors.
+        shards: Of the space; another number would send texts to other shards.
+    """
+
+    def __init__(self, folder: Path, number: int, dim: int, dtype: str, shards: int) -> None:
+        self.number, self.shards = number, shards
         self.dtype = DTYPES[dtype]
         self.dim = dim
         self.paths = {
@@ -34,26 +47,63 @@ class Shard:
         self.row_bytes = {"vectors": dim * self.dtype.itemsize, "hashes": HASH_BYTES}
         self.lock = FileLock(self.paths["lock"])
         self._made: dict[str, tuple[int, Any]] = {}
+        self.sums: dict[str, str] | None = None
         self.rows = -1
         self.refresh()
 
     def refresh(self) -> Shard:
         """See what has been added since."""
         path = self.paths["json"]
-        rows = read_json(path).get("rows") if path.exists() else 0
-        if not isinstance(rows, int) or rows < 0:
+        if not path.exists() and not path.parent.is_dir():
+            raise ValueError(f"{path.parent} is gone: moved or removed since it was opened")
+        told = read_json(path) if path.exists() else {"rows": 0}
+        rows = told.get("rows")
+        if type(rows) is not int or rows < 0:
             raise ValueError(f"{path}: rows must be a number >= 0, not {rows!r}")
         if rows != self.rows:
-            for kind, row_bytes in self.row_bytes.items():
-                size = self.paths[kind].stat().st_size if self.paths[kind].exists() else 0
-                if size < rows * row_bytes:
-                    raise ValueError(
-                        f"{self.paths[kind]} has {size} bytes, but its {rows} rows need "
-                        f"{rows * row_bytes}: it was cut; restore it, or remove "
-                        f"{path.stem}.* there and fill the store again"
-                    )
-            self.rows = rows
+            self._check_sizes(rows)
+            sums = told.get("sums")
+            if sums is not None and (
+                not isinstance(sums, dict) or set(sums) != set(self.row_bytes)
+            ):
+                raise ValueError(f"{path}: sums must be of {' and '.join(self.row_bytes)}")
+            self._check_count(rows, told.get("shards"))
+            self.sums, self.rows = sums, rows
         return self
+
+    def _check_sizes(self, rows: int) -> None:
+        for kind, row_bytes in self.row_bytes.items():
+            size = self.paths[kind].stat().st_size if self.paths[kind].exists() else 0
+            if size < rows * row_bytes:
+                raise ValueError(
+                    f"{self.paths[kind]} has {size} bytes, but its {rows} rows need "
+                    f"{rows * row_bytes}: it was cut; restore it, or remove {self.number:03d}.* "
+                    f"there and fill the store again"
+                )
+
+    def _check_count(self, rows: int, shards: object) -> None:
+        """The shard was written as one of as many: it says so, or its first hashes tell."""
+        first = self._map("hashes", rows)[:SAMPLED_HASHES]
+        strays = shard_of(first, self.shards) != self.number
+        if strays.any() or shards not in (None, self.shards):
+            raise ValueError(
+                f"{self.paths['json']} is of a space of {shards or 'another number of'} shards, "
+                f"not {self.shards}; put the right number back into space.json"
+            )
+
+    def faults(self) -> list[str]:
+        """What is not as it was written, a line each. Reads all, as fast as the disk."""
+        found = []
+        for kind, rows in (("vectors", self.vectors), ("hashes", self.hashes)):
+            if self.sums is not None and self.sums[kind] != _sum(rows, 0):
+                found.append(
+                    f"{self.paths[kind]} is damaged: its checksum is another; restore it, or "
+                    f"remove {self.number:03d}.* there and fill the store again"
+                )
+        strays = int((shard_of(self.hashes, self.shards) != self.number).sum())
+        if strays and not found:
+            found.append(f"{self.paths['hashes']} has {strays} hashes of other shards' texts")
+        return found
 
     def _kept(self, kind: str, make: Callable[[int], Any]) -> Any:
         """What was made of the rows, made anew when there are others; threads may make it twice."""
@@ -63,23 +113,26 @@ class Shard:
             kept = self._made[kind] = (rows, make(rows))
         return kept[1]
 
+    def _map(self, kind: str, rows: int) -> Array:
+        wide = self.dtype.itemsize == 4
+        raw, width = {
+            "vectors": (np.float32 if wide else np.uint16, self.dim),
+            "hashes": (np.uint8, HASH_BYTES),
+        }[kind]
+        if not rows:  # nothing can be mapped
+            return np.empty((0, width), raw)
+        return np.memmap(self.paths[kind], raw, "r", shape=(rows, width))
+
     @property
     def vectors(self) -> Array:
         """``(rows, dim)``, memory mapped; 16-bit floats as uint16."""
-        raw = np.uint16 if self.dtype.itemsize == 2 else np.float32
-        path, dim = self.paths["vectors"], self.dim
-        found: Array = self._kept(
-            "vectors", lambda rows: np.memmap(path, raw, "r", shape=(rows, dim))
-        )
+        found: Array = self._kept("vectors", partial(self._map, "vectors"))
         return found
 
     @property
     def hashes(self) -> Array:
         """uint8 ``(rows, 16)``, memory mapped."""
-        path = self.paths["hashes"]
-        found: Array = self._kept(
-            "hashes", lambda rows: np.memmap(path, np.uint8, "r", shape=(rows, HASH_BYTES))
-        )
+        found: Array = self._kept("hashes", partial(self._map, "hashes"))
         return found
 
     def find(self, hashes: Array) -> Array:
@@ -95,13 +148,27 @@ class Shard:
     def append(self, hashes: Array, vectors: Tensor) -> None:
         """Write rows that are not there yet; call it as the shard's one writer."""
         raw = vectors.contiguous().view(torch.uint8).numpy()
+        # Of a store of before, without checksums, what is there is taken as it is.
+        sums = self.sums or {"vectors": _sum(self.vectors, 0), "hashes": _sum(self.hashes, 0)}
+        for kind, more in (("vectors", raw), ("hashes", hashes)):
+            total = int(sums[kind], 16) + int(_sum(more, self.rows), 16)
+            sums = {**sums, kind: f"{total & checksums.WORD:016x}"}
         for kind, data in (("vectors", raw), ("hashes", hashes)):
             with self.paths[kind].open("ab") as file:
-                file.truncate(self.rows * self.row_bytes[kind])  # what a killed writer left
+                if file.tell() != (size := self.rows * self.row_bytes[kind]):
+                    file.truncate(size)  # what a killed writer left
                 file.write(data.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-        write_json(self.paths["json"], {"rows": self.rows + len(hashes)})
+        rows = self.rows + len(hashes)
+        write_json(self.paths["json"], {"rows": rows, "shards": self.shards, "sums": sums})
+
+
+def _sum(rows: Array, first: int) -> str:
+    """Checksum of ``(n, ...)`` rows, the first of which is row ``first`` of the shard."""
+    raw = np.ascontiguousarray(rows)
+    flat = raw.view(np.uint8).reshape(len(raw), -1) if len(raw) else np.empty((0, 1), np.uint8)
+    return f"{checksums.of_rows(flat, first):016x}"
 
 
 def _sorted(hashes: Array) -> tuple[Array, Array, Array]:
@@ -118,11 +185,9 @@ def hash_texts(texts: Sequence[str]) -> Array:
         digests = b"".join(
             [hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest() for text in texts]
         )
-    except (AttributeError, UnicodeEncodeError) as error:
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"texts must be str, but text {index} is {text!r}") from error
-        raise ValueError(f"a text is not valid Unicode: {error}") from error
+    except (AttributeError, UnicodeEncodeError):
+        check_texts(texts)
+        raise
     return np.frombuffer(digests, dtype=np.uint8).reshape(-1, HASH_BYTES)
 
 

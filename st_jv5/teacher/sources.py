@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib.resources import files
@@ -149,15 +150,45 @@ class LocalTeacher:
         return {"by": "SentenceTransformer", "forwards": forwards, "device": device}
 
 
-def stacked(vectors: Sequence[Sequence[float]], texts: Sequence[str]) -> Array:
-    """Vectors as one float32 array; an error names the first text that has not the usual width."""
-    usual = mode(len(vector) for vector in vectors)
-    for vector, text in zip(vectors, texts, strict=False):
-        if len(vector) != usual:
+def stacked(found: Any, texts: Sequence[str]) -> Array:
+    """What a teacher gave for texts, as float32 ``(n, dim)``.
+
+    Raises:
+        ValueError: It is not a vector of numbers for each text, all as wide; names the first text
+            whose vector is none, or has not the usual width.
+    """
+    if isinstance(found, torch.Tensor):
+        found = found.detach().cpu().float().numpy()
+    if not isinstance(found, np.ndarray | Sequence) or isinstance(found, str | bytes):
+        raise ValueError(f"the teacher gave {type(found).__name__} for {_named(texts)}{WANTED}")
+    if len(found) != len(texts):
+        raise ValueError(f"the teacher gave {len(found)} vectors for {_named(texts)}")
+    rows = [_row(vector, text) for vector, text in zip(found, texts, strict=True)]
+    usual = mode(map(len, rows)) if rows else 0
+    for row, text in zip(rows, texts, strict=True):
+        if len(row) != usual:
             raise ValueError(
-                f"the teacher gave {len(vector)} dims for {text[:200]!r}, but {usual} for others"
+                f"the teacher gave {len(row)} dims for {text[:200]!r}, but {usual} for others"
             )
-    return np.array(vectors, dtype=np.float32)
+    return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+
+
+WANTED = "; a teacher gives vectors (n, dim), numbers, one for each text"
+
+
+def _row(vector: Any, text: str) -> Array:
+    try:
+        row = np.asarray(vector.tolist() if isinstance(vector, torch.Tensor) else vector)
+        row = np.array(row.tolist()) if row.dtype == object else row
+        if row.ndim == 1 and row.dtype.kind in "fiu":
+            return row.astype(np.float32)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"the teacher gave {reprlib.repr(vector)} for {text[:200]!r}{WANTED}")
+
+
+def _named(texts: Sequence[str]) -> str:
+    return f"{len(texts)} texts, the first {texts[0][:200] if texts else None!r}"
 
 
 class FunctionTeacher:
@@ -180,10 +211,7 @@ class FunctionTeacher:
         return self._vectors([space.prompt + text for text in texts])
 
     def _vectors(self, texts: list[str]) -> Array:
-        found = self.function(texts)
-        if isinstance(found, torch.Tensor):
-            return found.detach().cpu().float().numpy()
-        return found if isinstance(found, np.ndarray) else stacked(found, texts)
+        return stacked(self.function(texts), texts)
 
     def describe(self) -> dict[str, Any]:
         """The function's name."""

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 SHARDS = 16
 """Shards of a new space: how many processes can fill it at once."""
+MOST_SHARDS = 1000
 LOCK_SECONDS = 60.0
 """How long :meth:`TeacherStore.add` waits for another writer of a shard."""
 
@@ -74,10 +75,11 @@ class TeacherStore:
 
     A space is a folder: ``space.json`` says what it holds; each of its shards is three files,
     ``007.vectors``, the raw ``(n, dim)`` matrix, ``007.hashes``, the 16-byte hash of each row's
-    text, and ``007.json``, how many rows there are. A text's hash alone decides its shard. Rows
-    are only appended, and ``007.json`` is replaced last, by a rename: a write is there as a whole
-    or not at all, and what a killed writer left behind it does not count and is overwritten. Any
-    number of processes may read while one per shard writes; a second writer of a shard is refused.
+    text, and ``007.json``, how many rows there are and both files' checksums. A text's hash alone
+    decides its shard. Rows are only appended, and ``007.json`` is replaced last, by a rename: a
+    write is there as a whole or not at all, and what a killed writer left behind it does not count
+    and is overwritten. Any number of processes may read while one per shard writes; a second writer
+    of a shard is refused.
 
     A row's number is ``index in its shard * shards + shard``: it stays what it is when rows are
     added. It means nothing in another store.
@@ -112,7 +114,10 @@ class TeacherStore:
         if create:
             folder.mkdir(parents=True, exist_ok=True)
         elif not folder.is_dir():
-            raise FileNotFoundError(f"no teacher store at {folder}; pass create=True to start one")
+            raise FileNotFoundError(
+                f"no teacher store at {folder}: there is no such folder; st_jv5.fill and a "
+                f"recipe's teacher stage make one (TeacherStore.open(..., create=True))"
+            )
         return cls(folder)
 
     def spaces(self) -> list[Space]:
@@ -128,11 +133,7 @@ class TeacherStore:
                     FORMAT,
                 )
                 continue
-            space = record.get("space")
-            names = {field.name for field in fields(Space)}
-            if not isinstance(space, dict) or set(space) != names:
-                raise ValueError(f"{path} must describe its space by {', '.join(sorted(names))}")
-            found.append(Space(**space))
+            found.append(_space(path, record.get("space")))
         return found
 
     def space(
@@ -156,8 +157,8 @@ class TeacherStore:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be positive, not {max_tokens}")
-        if shards is not None and not 1 <= shards <= 1000:
-            raise ValueError(f"shards must lie in 1..1000, not {shards}")
+        if shards is not None and not 1 <= shards <= MOST_SHARDS:
+            raise ValueError(f"shards must lie in 1..{MOST_SHARDS}, not {shards}")
         asked = Space(teacher, revision, prompt, max_tokens, dim or 0, dtype, pooling)
         known = [
             space
@@ -266,6 +267,8 @@ class TeacherStore:
         shard = self._all()[number]
         try:
             with shard.lock.acquire(timeout=wait_seconds):
+                for left in self.path.glob(f".{number:03d}.*.tmp"):  # by a writer that was killed
+                    left.unlink()
                 yield shard.refresh()
         except Timeout as error:
             raise ValueError(
@@ -379,16 +382,54 @@ class TeacherStore:
                 numbers = np.arange(shard.rows, dtype=np.int64) * len(shards) + shard.number
                 yield np.asarray(shard.hashes), numbers
 
+    def faults(self) -> list[str]:
+        """All that is not as it was written, a line each; none, if the space is whole.
+
+        Every byte is read, as fast as the disk gives it. Shards of a store of before have no
+        checksums; what they hold is counted by :meth:`unsummed`.
+        """
+        return [fault for shard in self._all() for fault in shard.refresh().faults()]
+
+    def unsummed(self) -> int:
+        """How many vectors lie in shards without checksums."""
+        return sum(shard.rows for shard in self._all() if shard.refresh().sums is None)
+
     def _all(self) -> list[Shard]:
         if self._shards is None:
             path = self.path / "space.json"
             count = read_json(path).get("shards")
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{path}: shards must be a positive number, not {count!r}")
+            if type(count) is not int or not 1 <= count <= MOST_SHARDS:
+                raise ValueError(f"{path}: shards must lie in 1..{MOST_SHARDS}, not {count!r}")
+            beyond = self.path / f"{count:03d}.json"
+            if beyond.exists():
+                raise ValueError(
+                    f"{path} tells of {count} shards, but {beyond.name} is there, too; put the "
+                    f"right number back"
+                )
             self._shards = [
-                Shard(self.path, number, self.dim, self._key.dtype) for number in range(count)
+                Shard(self.path, number, self.dim, self._key.dtype, count)
+                for number in range(count)
             ]
         return self._shards
+
+
+def _space(path: Path, told: object) -> Space:
+    """A space as its ``space.json`` describes it."""
+    types = {field.name: int if field.type == "int" else str for field in fields(Space)}
+    if not isinstance(told, dict) or set(told) != set(types):
+        raise ValueError(f"{path} must describe its space by {', '.join(sorted(types))}")
+    for name, value in told.items():
+        if type(value) is not types[name]:
+            raise ValueError(f"{path}: {name} must be {types[name].__name__}, not {value!r:.80}")
+    if told["dtype"] not in DTYPES or told["dim"] < 1:
+        raise ValueError(f"{path}: no vectors can be {told['dim']} {told['dtype']} wide")
+    space = Space(**told)
+    if space.id != path.parent.name:
+        raise ValueError(
+            f"{path} describes {space.id}, but its folder is {path.parent.name}: one of them was "
+            f"changed; put it back"
+        )
+    return space
 
 
 def as_rows(rows: Array | Tensor | Sequence[int]) -> Array:

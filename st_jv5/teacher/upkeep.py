@@ -152,7 +152,7 @@ def _copy(store: TeacherStore, space: Space, target: TeacherStore, shards: int |
     view = TeacherStore(store.folder, space)
     known = {other.id for other in target.spaces()}
     new = target.space(**asdict(space), shards=None if space.id in known else shards or view.shards)
-    with tqdm(total=len(view), desc=space.id, unit="vector") as bar:
+    with tqdm(total=len(view), desc=space.id, unit="vector", disable=None) as bar:
         for hashes, rows in view.hashes():
             numbers = shard_of(hashes, new.shards)
             for number in np.unique(numbers):

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import load_dataset
 
-from st_jv5.texts import KINDS
+from st_jv5.texts import KINDS, READ_ROWS, Table, chosen_column, first_broken, read_tables
 
-READ_ROWS = 4096
+INT64 = range(-(2**63), 2**63)
 SAMPLE_TEXTS = 1024
 """A corpus' sample has at least so many texts, where it has as many, and fewer than twice that."""
 
@@ -91,28 +90,32 @@ class Corpus:
         """What messages call it."""
         return self.files[0] if len(self.files) == 1 else f"{self.files[0]} and others"
 
-    def _open(self) -> Any:
+    def _tables(self, columns: Sequence[str] | None) -> Iterator[tuple[str, int, Table]]:
+        """File, number of its first row in the file, and rows."""
         if self.hub:
-            return load_dataset(
+            stream = load_dataset(
                 self.files[0],
                 self.config,
                 split=self.split,
                 revision=self.revision,
                 streaming=True,
             )
-        kind = KINDS[Path(self.files[0]).suffix]
-        return load_dataset(kind, data_files=self.files, split="train", streaming=True)
+            for number, table in enumerate(stream.with_format("arrow").iter(READ_ROWS)):
+                chosen = table if columns is None else table.select(list(columns))
+                yield self.files[0], number * READ_ROWS, chosen.to_pydict()
+            return
+        for path in self.files:
+            row = 0
+            for table in read_tables(path, columns):
+                yield path, row, table
+                row += max(map(len, table.values()), default=0)
 
     def _columns(self, column: str | None, id_column: str | None) -> tuple[str, str | None]:
-        first = next(iter(self._open()), None)
-        if first is None:
+        _, _, first = next(self._tables(None), ("", 0, {}))
+        if not first:
             raise ValueError(f"{self.name} has no row")
         known = list(first)
-        if column is None and len(known) == 1:
-            column = known[0]
-        if column is None or column not in known:
-            problem = f"no column {column!r}" if column else f"{len(known)} columns; name one"
-            raise ValueError(f"{self.name} has {problem}; it has: {', '.join(known)}")
+        column = chosen_column(self.name, known, column)
         if id_column is None and "id" in known and column != "id":
             id_column = "id"
         if id_column is not None and id_column not in known:
@@ -123,33 +126,55 @@ class Corpus:
         """The corpus in blocks of so many rows; the last may have fewer.
 
         Raises:
-            ValueError: A row without a text or an id; names it.
+            ValueError: A row whose text or id is missing or cannot be one; names file and row.
         """
         first = 0
-        for table in self._open().with_format("arrow").iter(batch_size=rows):
-            texts = self._column(table, self.column, first, (str,))
-            ids: list[Any] = list(range(first, first + len(texts)))
-            if self.id_column is not None:
-                ids = self._column(table, self.id_column, first, (str, int))
+        ids: list[Any] = []
+        texts: list[str] = []
+        for more_ids, more_texts in self._checked():
+            texts += more_texts
+            ids += more_ids or range(first + len(ids), first + len(texts))
+            while len(texts) >= rows:
+                yield Rows(first, ids[:rows], texts[:rows])
+                first, ids, texts = first + rows, ids[rows:], texts[rows:]
+        if texts:
             yield Rows(first, ids, texts)
-            first += len(texts)
 
-    def _column(
-        self, table: pa.Table, column: str, first: int, types: tuple[type, ...]
-    ) -> list[Any]:
-        values: list[Any] = table[column].to_pylist()
-        if {type(value) for value in values} <= {types[0]} or all(
-            isinstance(value, types) for value in values
-        ):
-            return values
-        for row, value in enumerate(values, start=first):
-            if not isinstance(value, types):
-                kinds = " or ".join(kind.__name__ for kind in types)
-                raise ValueError(
-                    f"row {row} of {self.name}: {column!r} must be {kinds}, not {value!r}; fill it "
-                    f"or leave the row out"
-                )
-        raise AssertionError
+    def _checked(self) -> Iterator[tuple[list[Any], list[str]]]:
+        """Ids (none without a column of them) and texts of some rows."""
+        kind: type | None = None
+        columns = [self.column] + ([self.id_column] if self.id_column is not None else [])
+        for path, first, table in self._tables(columns):
+            texts, ids = table[self.column], []
+            for row, text in enumerate(texts, start=first):
+                if not isinstance(text, str):
+                    raise self._refused(path, row, self.column, "a text", text)
+            if (index := first_broken(texts)) is not None:
+                raise self._refused(path, first + index, self.column, "whole Unicode", texts[index])
+            if self.id_column is not None:
+                ids = table[self.id_column]
+                kind = kind or type(ids[0])
+                self._check_ids(path, first, ids, kind)
+            yield ids, texts
+
+    def _check_ids(self, path: str, first: int, ids: list[Any], kind: type) -> None:
+        assert self.id_column is not None
+        for row, one in enumerate(ids, start=first):
+            if not _can_be_id(one):
+                wanted = "a text, not blank and without NUL, or an integer of 64 bits"
+            elif type(one) is not kind:
+                wanted = f"{'a text' if kind is str else 'a number'} as in the rows before it"
+            else:
+                continue
+            raise self._refused(path, row, self.id_column, wanted, one)
+        if kind is str and (index := first_broken(ids)) is not None:
+            raise self._refused(path, first + index, self.id_column, "whole Unicode", ids[index])
+
+    def _refused(self, path: str, row: int, column: str, wanted: str, value: object) -> ValueError:
+        return ValueError(
+            f"row {row} of {path}: {column!r} must be {wanted}, not {value!r:.200}; fill it, or "
+            f"leave the row out"
+        )
 
     def summary(self) -> Summary:
         """Read the corpus once: how many rows, whether each has a text, a hash, and a sample."""
@@ -159,7 +184,7 @@ class Corpus:
         for block in self.blocks(READ_ROWS):
             for one, text in zip(block.ids, block.texts, strict=True):
                 digest.update(f"{one!r}\0{len(text)}\0".encode())
-                digest.update(text.encode(errors="surrogatepass"))
+                digest.update(text.encode())
             first = -(-block.first // step) * step - block.first
             sample += block.texts[first::step]
             while len(sample) >= 2 * SAMPLE_TEXTS:
@@ -169,14 +194,34 @@ class Corpus:
 
     def texts_at(self, rows: Sequence[int]) -> dict[int, str]:
         """The texts of some rows, by row; those before the last of them are read."""
+        return {row: text for row, (_, text) in self._at(rows).items()}
+
+    def _at(self, rows: Sequence[int]) -> dict[int, tuple[Any, str]]:
         wanted = set(rows)
-        found: dict[int, str] = {}
+        found: dict[int, tuple[Any, str]] = {}
         for block in self.blocks(READ_ROWS):
-            span = range(block.first, block.first + len(block.texts))
-            found |= {row: block.texts[row - block.first] for row in wanted if row in span}
+            for row in wanted & set(range(block.first, block.first + len(block.texts))):
+                found[row] = block.ids[row - block.first], block.texts[row - block.first]
             if len(found) == len(wanted):
                 break
         return found
+
+    def texts_of(self, rows: dict[int, Any], sha256: str) -> dict[int, str]:
+        """The texts of some rows, by row, of the corpus that has this hash.
+
+        Args:
+            rows: Row -> id.
+            sha256: What :meth:`summary` gave. It is compared for files, and of a data set on the
+                Hub, which would have to be fetched whole, the ids of these rows alone.
+
+        Raises:
+            ValueError: The corpus is another than it was.
+        """
+        found = self._at(list(rows))
+        same = all(row in found and found[row][0] == one for row, one in rows.items())
+        if not same or (not self.hub and self.summary().sha256 != sha256):
+            raise ValueError(f"{self.name} has changed since it was encoded")
+        return {row: text for row, (_, text) in found.items()}
 
     def describe(self) -> dict[str, Any]:
         """What opens it again: ``Corpus(**corpus.describe())``."""
@@ -185,6 +230,12 @@ class Corpus:
         if self.hub:
             told |= {"split": self.split, "config": self.config, "revision": self.revision}
         return told
+
+
+def _can_be_id(one: object) -> bool:
+    if type(one) is str:
+        return one != "" and "\0" not in one
+    return type(one) is int and one in INT64
 
 
 def _is_hub_id(name: str) -> bool:

@@ -56,7 +56,8 @@ def search(
         model: The model, or where it is, if not where the folder says.
 
     Raises:
-        ValueError: Another model than the folder's; no shard is written.
+        ValueError: Another model than the folder's, or none; no shard is written, or one is
+            damaged; a query whose vector is not finite.
 
     Example:
         >>> [len(hits) for hits in search(vectors_folder, ["Athens", "music"], k=3)]
@@ -87,6 +88,11 @@ def query_vectors(
     """float32 ``(n, dim)``, by the model and the task that the folder was made with."""
     told = folder.manifest
     loaded = model
+    if loaded is None and _is_gone(told["model"]):
+        raise ValueError(
+            f"{folder.path} was made by the model in {told['model']}, and seen from here there is "
+            f"no such folder; say where it is now with --model (model=)"
+        )
     if not isinstance(loaded, SentenceTransformer):
         loaded = load_model(loaded or told["model"], told["revision"], told["dtype"])
     if (found := fingerprint(loaded)) != told["model_hash"]:
@@ -104,6 +110,12 @@ def query_vectors(
         prompt = loaded.prompts["query"]
     dim = folder.dim if isinstance(router, AdapterRouter) else None
     return encode(loaded, queries, task=task or None, prompt=prompt, dim=dim)
+
+
+def _is_gone(model: str) -> bool:
+    """Whether a model is a folder that is not there; a Hub id has at most one slash, no dots."""
+    is_path = model.count("/") > 1 or "\\" in model or model.startswith((".", "/", "~"))
+    return is_path and not Path(model).exists()
 
 
 def _nearest(

@@ -6,6 +6,7 @@ ran before.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import queue
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,22 +22,20 @@ from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from st_jv5.adapters import merged
-from st_jv5.encoding import Progress, encode, prompt_named
+from st_jv5.choices import DTYPES, SHARD_ROWS, Engine, VectorFiles
+from st_jv5.encoding import NotFiniteError, Progress, encode, prompt_named
 from st_jv5.fingerprint import fingerprint
 from st_jv5.jina import load_model
 from st_jv5.modules.adapter_router import AdapterRouter
 from st_jv5.precision import Array, check_precision, codes, ranges_of
 from st_jv5.tasks import BASE
 from st_jv5.vectors.corpus import Corpus
-from st_jv5.vectors.folder import RANGES, Files, VectorFolder
+from st_jv5.vectors.folder import RANGES, VectorFolder
 
-Engine = Literal["local", "ray"]
+logger = logging.getLogger(__name__)
 
-SHARD_ROWS = 4096
-"""Rows of a shard: what a kill loses at most, per process."""
 LOCK_SECONDS = 10.0
 """How long a folder is waited for: a process that was killed may still be dying."""
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 def encode_corpus(
@@ -49,7 +48,7 @@ def encode_corpus(
     precision: str = "float32",
     batch_tokens: int | None = None,
     shard_rows: int = SHARD_ROWS,
-    files: Files = "parquet",
+    files: VectorFiles = "parquet",
     engine: Engine = "local",
     processes: int | None = None,
     revision: str | None = None,
@@ -60,7 +59,8 @@ def encode_corpus(
 
     The corpus is read once before anything is computed: a row without a text is an error then, not
     in a million rows' time. Ctrl-C or a kill loses the shards under way; the same call goes on to
-    the bytes of one that was never stopped.
+    the bytes of one that was never stopped. Of a folder that is there, every shard is held against
+    its checksum; one that is damaged is named in a warning, and made anew.
 
     Args:
         model: Folder or Hub id; ours, or any text model (which knows no task and no dim).
@@ -83,7 +83,7 @@ def encode_corpus(
 
     Raises:
         ValueError: Bad settings, a row without a text, a folder begun with other settings, another
-            process at work in the folder.
+            process at work in the folder, a vector that is not finite (names the row).
 
     Example:
         >>> corpus = Corpus("training/data/wordnet.parquet", "gloss")
@@ -91,7 +91,7 @@ def encode_corpus(
         Traceback (most recent call last):
         ValueError: unknown task 'retreival'; this model has: retrieval, ...
     """
-    for name, value, known in (("engine", engine, Engine), ("files", files, Files)):
+    for name, value, known in (("engine", engine, Engine), ("files", files, VectorFiles)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
     for name, number in (
@@ -142,11 +142,17 @@ def encode_corpus(
     with lock:
         for left in path.glob(".*.tmp"):  # by a process that was killed
             left.unlink()
-        if precision == "int8" and not (path / RANGES).exists():
+        for number, fault in found.damaged().items():
+            logger.warning("%s", fault)
+            found.remove(number)
+        if precision == "int8" and not has_ranges(found):
             found.write_ranges(ranges_of(settings.encode(loaded, seen.sample)))
         todo = found.missing()
+        if not todo:
+            return found
         done = seen.rows - sum(map(found.rows_of, todo))
-        with tqdm(total=seen.rows, initial=done, unit="text", desc=path.name, smoothing=0.1) as bar:
+        shown = {"unit": "text", "desc": path.name, "smoothing": 0.1, "disable": None}
+        with tqdm(total=seen.rows, initial=done, **shown) as bar:  # on a terminal alone
             work = Work(settings, corpus, path)
             if engine == "ray":
                 from st_jv5.vectors.ray_engine import write_shards
@@ -160,6 +166,18 @@ def encode_corpus(
                 work.model = loaded
                 work.run(todo, bar)
     return found
+
+
+def has_ranges(folder: VectorFolder) -> bool:
+    """Whether int8's ranges are there, and as they were written."""
+    if not (folder.path / RANGES).exists():
+        return False
+    try:
+        _ = folder.ranges
+    except ValueError as error:
+        logger.warning("%s", error)
+        return False
+    return True
 
 
 def _route(
@@ -198,6 +216,12 @@ class Settings:
         """The model."""
         model = load_model(self.model, self.revision, self.dtype, device)
         if self.max_tokens is not None:
+            added = getattr(model.tokenizer, "num_special_tokens_to_add", int)()
+            if self.max_tokens <= added:
+                raise ValueError(
+                    f"max_tokens must be more than {added}, which the tokenizer adds to every "
+                    f"text, not {self.max_tokens}"
+                )
             model.max_seq_length = min(self.max_tokens, model.max_seq_length or self.max_tokens)
         return model
 
@@ -241,7 +265,13 @@ class Work:
             for number, block in enumerate(self.corpus.blocks(folder.shard_rows)):
                 if number not in wanted:
                     continue
-                vectors = self.settings.encode(model, block.texts, bar)
+                try:
+                    vectors = self.settings.encode(model, block.texts, bar)
+                except NotFiniteError as error:
+                    raise ValueError(
+                        f"row {block.first + error.index} (id {block.ids[error.index]!r}) of "
+                        f"{self.corpus.name}: {error}"
+                    ) from error
                 folder.write(number, block.ids, codes(vectors, folder.precision, folder.ranges))
                 bar.update(len(block.texts) - len(set(block.texts)))  # equal ones are done once
                 wanted.remove(number)

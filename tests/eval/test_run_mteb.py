@@ -331,8 +331,19 @@ def test_tasks_are_chosen_by_name(capsys):
     assert len(choose_tasks([], [], local="test")) == len(LOCAL_TASKS) == 33
     with pytest.raises(SystemExit, match="nothing to run"):
         choose_tasks([], [], local="")
-    with pytest.raises(SystemExit, match="local tasks: WikipediaRetrieval"):
+    with pytest.raises(SystemExit, match=r"unknown task 'NoSuchTask'; .*: WikipediaRetrieval"):
         choose_tasks(["NoSuchTask"], [], local="")
+    with pytest.raises(SystemExit, match=r"^error: unknown .*did you mean 'WordNetSTS'\?; mteb"):
+        choose_tasks(["WordNetSTSS"], [], local="")
+    with pytest.raises(SystemExit, match=r"^error: no benchmark 'MTEB\(en\)'; mteb says: [^\"]"):
+        choose_tasks([], ["MTEB(en)"], local="")
+
+
+def test_a_task_of_the_hub_without_a_network_is_one_line(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    command = ["--model", saved, "--tasks", "STSBenchmark", "--output", str(tmp_path / "eval")]
+    with pytest.raises(SystemExit, match=r"^error: .*mteb/stsbenchmark-sts"):
+        main(command)
 
 
 def test_tasks_are_filtered_by_type_and_language():

@@ -68,6 +68,25 @@ def test_a_changed_weight_is_never_served_from_an_old_copy(model, texts, change)
     assert not np.allclose(after, before, atol=1e-5)
 
 
+@pytest.mark.parametrize("place", ["base_layer", "lora_A", "lora_B", "lora_dropout"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_is_heard_whether_it_comes_before_or_after_a_copy(model, texts, place, kind):
+    router = model[0]
+    for before in (False, True):
+        if not before:
+            model.encode(texts, task="retrieval")
+        _, layer = next(iter(router.lora_layers()))
+        inner = getattr(layer, place)
+        inner = inner if place == "base_layer" else inner["retrieval"]
+        heard = []
+        hook = getattr(inner, kind)(lambda *_, heard=heard: heard.append(1))
+        found = model.encode(texts, task="retrieval")
+        assert heard
+        hook.remove()
+        np.testing.assert_allclose(found, model.encode(texts, task="retrieval"), atol=1e-5)
+        router.merging.clear()
+
+
 def test_a_gpus_values_are_looked_at_once_in_a_while(model, texts, monkeypatch):
     model.encode(texts, task="retrieval")
     _, source = model[0].merging._kept["retrieval"]

@@ -225,6 +225,31 @@ def test_dims_that_cannot_be_are_refused_and_untrained_ones_warn_once(model, tex
     assert len(warned) == 1
 
 
+def test_encodes_own_cut_gives_unit_rows_too(saved, texts):
+    model = SentenceTransformer(saved)
+    expected = model.encode(texts, task="clustering", dim=16)
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        found = other.encode(texts, task="clustering", truncate_dim=16)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_two_models_of_the_same_modules_each_have_their_own_dim_and_prompts(saved, texts):
+    one = SentenceTransformer(saved)
+    expected = one.encode(texts, task="query")
+    other = SentenceTransformer(modules=list(one), truncate_dim=16, prompts={"query": "Q: "})
+    assert np.array_equal(one.encode(texts, task="query"), expected)
+    cut = other.encode(texts, task="query")
+    assert cut.shape[1] == 16
+    asked = one.encode([f"Q: {text}" for text in texts], task="retrieval", prompt="", dim=16)
+    np.testing.assert_allclose(cut, asked, atol=1e-6)
+    st_jv5.remove_task(other, "clustering")
+    assert "clustering" not in st_jv5.tasks(one)  # the weights are one and the same
+    del other
+    assert np.array_equal(one.encode(texts, task="query"), expected)
+    one.truncate_dim = 8
+    assert one.encode(texts, task="query").shape[1] == 8
+
+
 def test_truncate_dim_does_not_reach_a_loss(saved, texts):
     model = SentenceTransformer(saved, truncate_dim=8).eval()
     features = model.preprocess(texts[:2])
@@ -346,9 +371,14 @@ def test_trap_21_a_pool_of_processes_encodes_alike(saved, texts):
     pool = model.start_multi_process_pool(["cpu", "cpu"])
     try:
         found = model.encode(texts, pool=pool, chunk_size=16, task="clustering")
+        with model.truncate_embeddings(4):  # after the pool's models were made
+            cut = model.encode(texts, pool=pool, chunk_size=16, task="clustering")
+            alone = model.encode(texts, task="clustering")
     finally:
         model.stop_multi_process_pool(pool)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(cut, alone, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(cut, axis=1), 1, atol=1e-6)
 
 
 def test_trap_23_theta_stands_in_both_places_and_may_not_disagree(backbones, tmp_path):

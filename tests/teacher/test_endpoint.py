@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import logging
 import pickle
+import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +153,152 @@ def test_the_key_is_sent_and_written_nowhere(
     for text in (*(raw.decode("latin-1") for raw in written), *seen):
         assert key not in text
     assert key.encode() not in pickle.dumps(endpoint)
+
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429, 500, 302])
+def test_a_key_that_the_server_sends_back_stands_in_no_message(
+    server: Server, tmp_path, monkeypatch, quick, status
+):
+    monkeypatch.setenv("MY_KEY", KEY)
+
+    def echo(handler, body) -> bool:
+        told = {"error": {"message": f"wrong: {handler.headers['Authorization']}"}}
+        return send(handler, status, told, Location=f"http://other.org/v1?key={KEY}")
+
+    server.faults = [echo]
+    endpoint = EndpointTeacher(server.url, "m", key_env="MY_KEY", retries=0)
+    with pytest.raises(ValueError, match=r"answered|sends 1 texts") as error:
+        fill(space(tmp_path), endpoint, ["a"])
+    shown = "".join(traceback.format_exception(error.value))
+    assert KEY not in shown
+    assert "***" in shown or "other.org" in shown
+
+
+def test_a_key_in_the_place_of_a_vector_stands_in_no_message(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", f"{KEY}\n")
+    for told in (rows({"index": 0, "embedding": KEY}), KEY.encode()):
+        server.faults = [answer(told)]
+        with pytest.raises(ValueError, match=r"gave '?\*\*\*|gave no JSON, but b'\*\*\*") as error:
+            fill(space(tmp_path), EndpointTeacher(server.url, "m", key_env="MY_KEY"), ["a"])
+        assert KEY not in "".join(traceback.format_exception(error.value))
+
+
+def test_an_answer_from_another_address_is_not_asked_for(server: Server, teacher, tmp_path):
+    with serve(Server(teacher)) as other:
+        server.faults = [lambda h, body: send(h, 307, {}, Location=f"{other.url}/embeddings")]
+        with pytest.raises(ValueError, match=rf"sends 1 texts.* on to {other.url}/embeddings"):
+            fill(space(tmp_path), EndpointTeacher(server.url, "m", retries=0), ["a"])
+        assert not other.requests
+
+
+def answer(raw: bytes, kind: str = "application/json", **headers: str):
+    def send_raw(handler, body) -> bool:
+        handler.send_response(200)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(raw)))
+        handler.end_headers()
+        handler.wfile.write(raw)
+        return True
+
+    return send_raw
+
+
+def rows(*told: object) -> bytes:
+    return json.dumps({"object": "list", "data": list(told)}).encode()
+
+
+ROW = {"index": 0, "embedding": [0.5] * 384}
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"<html>Sign in</html>", "gave no JSON, but b'<html>Sign in"),
+        (b"", "gave no JSON, but b''"),
+        (b"[]", "without a list of vectors under 'data'"),
+        (b'{"data": null}', "without a list of vectors under 'data'"),
+        (b'{"data": [null]}', "without a list of vectors under 'data'"),
+        (b'{"error": "no"}', "without a list of vectors under 'data'"),
+        (b"[" * 100_000, "gave no JSON"),
+        (b"\xff\xfe", "gave no JSON"),
+        (rows(), "gave 0 vectors for 1 texts"),
+        (rows(ROW, ROW), "gave 2 vectors for 1 texts"),
+        (rows({"embedding": [0.5] * 384}), "indices are not 0..0"),
+        (rows({"index": "0", "embedding": [0.5] * 384}), "indices are not 0..0"),
+        (rows({"index": True, "embedding": [0.5] * 384}), "indices are not 0..0"),
+        (rows({"index": 7, "embedding": [0.5] * 384}), "indices are not 0..0"),
+        (rows({"index": 0}), "gave None for 'dim'"),
+        (rows({"index": 0, "embedding": None}), "gave None for 'dim'"),
+        (rows({"index": 0, "embedding": "no base64!"}), "gave 'no base64!' for 'dim'"),
+        (rows({"index": 0, "embedding": "AAA="}), "gave 'AAA=' for 'dim'"),
+        (rows({"index": 0, "embedding": ["a"] * 384}), "gave .'a', 'a'.* for 'dim'"),
+        (rows({"index": 0, "embedding": [[0.5]] * 384}), "for 'dim'; a teacher gives vectors"),
+        (rows({"index": 0, "embedding": {"x": 1}}), "for 'dim'; a teacher gives vectors"),
+        (rows({"index": 0, "embedding": []}), "gives 0 dims|for 'dim'; a teacher gives vectors"),
+        (rows({"index": 0, "embedding": 0.5}), "gave 0.5 for 'dim'"),
+    ],
+    ids=lambda one: str(one)[:30],
+)
+def test_an_answer_of_another_shape_is_refused_in_words(server: Server, tmp_path, raw, message):
+    server.faults = [answer(raw, "text/html" if raw.startswith(b"<") else "application/json")]
+    with pytest.raises(ValueError, match=message):
+        fill(space(tmp_path), EndpointTeacher(server.url, "m", retries=0), ["a"])
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_without_end_is_cut_off(server: Server, tmp_path, monkeypatch, status):
+    monkeypatch.setattr("st_jv5.teacher.endpoint.MAX_TEXT_BYTES", 10_000)
+    sent = 0
+
+    def endless(handler, body) -> bool:
+        nonlocal sent
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(10**12))
+        handler.end_headers()
+        try:
+            while sent < 10**9:
+                handler.wfile.write(b" " * 100_000)
+                sent += 100_000
+        except OSError:
+            handler.close_connection = True
+        return True
+
+    server.faults = [endless]
+    with pytest.raises(ValueError, match="gave more than 330000 bytes, and no end of them"):
+        fill(space(tmp_path), EndpointTeacher(server.url, "m", retries=0), ["a"])
+    assert sent < 10**8
+
+
+def test_an_answer_that_trickles_is_given_up(server: Server, tmp_path):
+    def trickle(handler, body) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(10**6))
+        handler.end_headers()
+        try:
+            for _ in range(100):
+                handler.wfile.write(b" ")
+                time.sleep(0.05)
+        except OSError:
+            handler.close_connection = True
+        return True
+
+    server.faults = [trickle]
+    endpoint = EndpointTeacher(server.url, "m", retries=0, timeout_seconds=0.4)
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"took more than 0.4 s for an answer that it had begun"):
+        fill(space(tmp_path), endpoint, ["a"])
+    assert time.monotonic() - begin < 3
+
+
+def test_an_answer_that_would_unfold_is_refused(server: Server, tmp_path):
+    server.faults = [answer(gzip.compress(b" " * 10**6), Content_Encoding="gzip")]
+    with pytest.raises(ValueError, match="sends a compressed answer, which was not asked for"):
+        fill(space(tmp_path), EndpointTeacher(server.url, "m", retries=0), ["a"])
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,25 @@ def test_a_stopped_run_keeps_whole_chunks_and_the_next_does_the_rest(tmp_path):
             lambda texts: [[1.0] * (2 if "7" in text else 3) for text in texts],
             r"gave 2 dims for 'text \d*7\d*', but 3 for others",
         ),
-        (lambda texts: np.ones((1, 3)), r"texts need vectors of shape \(\d+, 3\), not \(1, 3\)"),
+        (lambda texts: np.ones((1, 3)), r"gave 1 vectors for 25 texts, the first 'text \d+'"),
+        (lambda texts: None, r"gave NoneType for \d+ texts, the first '(dim|text \d+)'"),
+        (lambda texts: "abc", r"gave str for \d+ texts"),
+        (lambda texts: {"a": 1}, r"gave dict for \d+ texts"),
+        (
+            lambda texts: np.ones(len(texts)),
+            r"gave np.float64\(1.0\) for 'dim'; a teacher gives vectors",
+        ),
+        (lambda texts: [1.0] * len(texts), "gave 1.0 for 'dim'; a teacher gives vectors"),
+        (lambda texts: [None] * len(texts), "gave None for 'dim'"),
+        (
+            lambda texts: [[1.0, 1.0, "x" if "7" in text else 1.0] for text in texts],
+            r"gave \[1.0, 1.0, 'x'\] for 'text \d*7\d*'",
+        ),
+        (
+            lambda texts: np.array([[None] * 3 if "7" in t else [1.0] * 3 for t in texts]),
+            r"gave array\(\[None.* for 'text \d*7\d*'",
+        ),
+        (lambda texts: np.ones((len(texts), 3, 1)), "for 'dim'; a teacher gives vectors"),
         ("all-MiniLM", "must be a SentenceTransformer, a LocalTeacher, an EndpointTeacher"),
     ],
 )
@@ -135,7 +153,7 @@ def test_a_function_may_give_tensors(tmp_path):
 def test_texts_that_are_none_are_named(tmp_path):
     with pytest.raises(ValueError, match="text 2 is None"):
         fill(small(tmp_path), lengths, ["a", "b", None])
-    with pytest.raises(ValueError, match="not valid Unicode"):
+    with pytest.raises(ValueError, match="text 0 has half a surrogate pair"):
         fill(small(tmp_path), lengths, ["\ud800"])
 
 
@@ -265,3 +283,28 @@ def test_a_killed_filling_ends_with_the_bytes_of_an_unbroken_one(backbones, tmp_
     assert len(resumed) == len(texts)
     unbroken_files, resumed_files = files(unbroken), files(resumed)
     assert unbroken_files == resumed_files, told
+
+
+def test_a_line_that_a_killed_process_left_half_written_is_passed_by(tmp_path):
+    store = small(tmp_path)
+    fill(store, lengths, NAMES[:5])
+    with (store.path / "fills.jsonl").open("ab") as file:
+        file.write(b'{"when": "2026\n[1]\n\xff\n7}\n')
+    fill(store, lengths, NAMES)
+    assert [line["texts"] for line in fills(store)] == [5, len(NAMES) - 5]
+
+
+def test_what_a_killed_writer_left_beside_a_shard_is_cleared_away(tmp_path):
+    store = small(tmp_path, shards=1)
+    fill(store, lengths, NAMES[:5])
+    (store.path / ".000.json.4711.tmp").write_text("half")
+    fill(store, lengths, NAMES)
+    assert not list(store.path.glob(".*.tmp"))
+
+
+def test_a_store_that_was_moved_while_it_was_open_says_so(tmp_path):
+    store = small(tmp_path / "here")
+    fill(store, lengths, NAMES)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(ValueError, match="is gone: moved or removed since it was opened"):
+        store.rows(NAMES)

@@ -135,7 +135,8 @@ def test_the_command_line_shows_checks_joins_and_drops(filled, texts, tmp_path, 
     assert (told["vectors"], told["prompt"], told["shards"]) == (len(texts), "say: ", 16)
     assert told["fills"][0]["texts"] == len(texts)
     main(["teacher", "verify", folder, "--texts", str(lines), "--sample", "7"])
-    told = capsys.readouterr().out
+    first, told = capsys.readouterr().out.splitlines()
+    assert first == f"{filled.key.id}: 64 vectors, as they were written"
     assert re.match(r"7 texts again: cosine at least (1\.0|0\.9999)", told), told
     wrong = ["--model", MINILM, "--texts", str(lines), "--bound", "1.0"]
     with pytest.raises(SystemExit, match=r"of 64 cosines are below 1; the least is that of '"):
@@ -158,7 +159,8 @@ def test_the_command_line_shows_checks_joins_and_drops(filled, texts, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ls", "absent"], "error: no teacher store at absent"),
+        (["ls", "absent"], "error: no teacher store at absent: there is no such folder"),
+        (["verify", "tests"], "tests has no spaces: it is empty, or no teacher store"),
         (["info", "STORE", "--space", "x"], "has 0 spaces named 'x'; it has: model-"),
         (["verify", "STORE", "--texts", "absent.txt"], "error: no file absent.txt"),
         (["verify", "STORE", "--texts", "README.md"], "must end with one of .txt, .parquet"),

@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 
 import st_jv5
 from st_jv5 import cli
+from st_jv5 import texts as texts_module
 from st_jv5.precision import codes, from_codes
 from st_jv5.vectors import Corpus, VectorFolder, encode_corpus, search
 from st_jv5.vectors import corpus as corpus_module
@@ -69,6 +70,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
 
 def test_a_sample_is_from_all_over_and_always_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_module, "SAMPLE_TEXTS", 10)
+    monkeypatch.setattr(texts_module, "READ_ROWS", 7)
     monkeypatch.setattr(corpus_module, "READ_ROWS", 7)
     (tmp_path / "a.txt").write_text("".join(f"{i}\n" for i in range(1000)))
     found = [int(text) for text in Corpus(tmp_path / "a.txt").summary().sample]
@@ -79,9 +81,9 @@ def test_a_sample_is_from_all_over_and_always_the_same(tmp_path, monkeypatch):
 def test_bad_corpora_are_named(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": [1, 2], "text": ["x", None], "n": [1, 2]}), path)
-    with pytest.raises(ValueError, match=r"row 1 of .*a.parquet: 'text' must be str, not None"):
+    with pytest.raises(ValueError, match=r"row 1 of .*a.parquet: 'text' must be a text, not None"):
         Corpus(path, "text").summary()
-    with pytest.raises(ValueError, match=r"row 0 of .*: 'n' must be str, not 1"):
+    with pytest.raises(ValueError, match=r"row 0 of .*: 'n' must be a text, not 1"):
         Corpus(path, "n").summary()
     with pytest.raises(ValueError, match=r"no column 'txt'; it has: id, text, n"):
         Corpus(path, "txt")
@@ -263,6 +265,7 @@ def test_bad_settings_are_named_before_any_work(saved, documents, tmp_path):
         ({"task": "retrieval", "engine": "spark"}, "engine must be one of local, ray"),
         ({"task": "retrieval", "files": "csv"}, "files must be one of parquet, npy"),
         ({"task": "retrieval", "dtype": "half"}, "dtype must be one of float32"),
+        ({"task": "retrieval", "max_tokens": 1}, "must be more than 1, which the tokenizer adds"),
         ({}, "no default task"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -325,7 +328,7 @@ def test_bad_searches_are_named(saved, documents, backbones, tmp_path):
         search(tmp_path, ["x"])
     path = out / "00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"00001.parquet cannot be read.*encode again"):
+    with pytest.raises(ValueError, match=r"00001.parquet cannot be read.*encode makes it anew"):
         search(out, ["x"])
     for path in out.glob("*.parquet"):
         path.unlink()

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from st_jv5.teacher.endpoint import EndpointTeacher
-from st_jv5.teacher.fill import fills
-from st_jv5.teacher.sources import LocalTeacher
-from st_jv5.teacher.store import TeacherStore
-from st_jv5.teacher.upkeep import merge, prune, space_by_id, verify
-from st_jv5.texts import read_texts
+if TYPE_CHECKING:
+    from st_jv5.teacher import TeacherStore
 
 
 def add_commands(commands: Any) -> None:
@@ -27,14 +23,18 @@ def add_commands(commands: Any) -> None:
 
     ls = action("ls", run_ls, "the spaces of a store, a line each")
     info = action("info", run_info, "all there is to know of a space, as JSON")
-    check = action("verify", run_verify, "compute a random sample again; far cosines fail")
+    check = action(
+        "verify",
+        run_verify,
+        "hold every vector against its checksum; with --texts, also compute a random sample again",
+    )
     join = action("merge", run_merge, "write a new store that joins stores")
     drop = action("prune", run_prune, "write a new store without some spaces")
     for parser in (ls, info, check, drop):
         parser.add_argument("store", help="its folder")
     for parser in (info, check):
         parser.add_argument("--space", help="its id, or the beginning of it; not for a single one")
-    check.add_argument("--texts", required=True, help=".txt, .parquet, .jsonl or .csv")
+    check.add_argument("--texts", help=".txt, .parquet, .jsonl or .csv: to compute some again")
     check.add_argument("--column", help="of --texts, where it has several")
     check.add_argument("--sample", type=int, default=100, help="texts to compute; default 100")
     check.add_argument("--seed", type=int, default=0, help="of the draw")
@@ -51,10 +51,12 @@ def add_commands(commands: Any) -> None:
 
 def run_ls(args: argparse.Namespace) -> None:
     """One line per space."""
+    from st_jv5.teacher import TeacherStore
+
     store = TeacherStore.open(args.store)
     spaces = store.spaces()
     if not spaces:
-        print(f"{args.store} has no spaces")
+        print(f"{args.store} has no spaces: it is empty, or no teacher store")
         return
     lines = [("space", "vectors", "MB", "dim", "dtype", "tokens", "teacher", "revision", "prompt")]
     for space in spaces:
@@ -80,6 +82,10 @@ def run_ls(args: argparse.Namespace) -> None:
 
 def run_info(args: argparse.Namespace) -> None:
     """One space as JSON."""
+    from st_jv5.teacher import TeacherStore
+    from st_jv5.teacher.fill import fills
+    from st_jv5.teacher.upkeep import space_by_id
+
     view = space_by_id(TeacherStore.open(args.store), args.space)
     assert view.key is not None
     count, size = len(view), size_on_disk(view)
@@ -97,11 +103,36 @@ def run_info(args: argparse.Namespace) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> None:
-    """Least and mean cosine; an error below the bound."""
-    view = space_by_id(TeacherStore.open(args.store), args.space)
-    assert view.key is not None
+    """Hold all against its checksums; then, of texts, least and mean cosine."""
+    from st_jv5.teacher import TeacherStore
+    from st_jv5.teacher.upkeep import space_by_id
+
     if not -1 <= args.bound <= 1:
         raise ValueError(f"--bound is a cosine, not {args.bound}")
+    store = TeacherStore.open(args.store)
+    if args.space or args.texts:
+        chosen = [space_by_id(store, args.space)]
+    else:
+        chosen = [TeacherStore(store.folder, space) for space in store.spaces()]
+        if not chosen:
+            raise ValueError(f"{args.store} has no spaces: it is empty, or no teacher store")
+    for view in chosen:
+        if faults := view.faults():
+            raise ValueError("\n".join(faults))
+        assert view.key is not None
+        without = view.unsummed()
+        told = f", {without} of them in shards without checksums" if without else ""
+        print(f"{view.key.id}: {len(view)} vectors, as they were written{told}")
+    if args.texts:
+        _compute_again(chosen[0], args)
+
+
+def _compute_again(view: TeacherStore, args: argparse.Namespace) -> None:
+    """Least and mean cosine; an error below the bound."""
+    from st_jv5.teacher import EndpointTeacher, LocalTeacher, verify
+    from st_jv5.texts import read_texts
+
+    assert view.key is not None
     name = args.model or view.key.teacher
     if args.endpoint:
         source: Any = EndpointTeacher(args.endpoint, name, key_env=args.key_env)
@@ -124,12 +155,17 @@ def run_verify(args: argparse.Namespace) -> None:
 
 def run_merge(args: argparse.Namespace) -> None:
     """Join stores."""
+    from st_jv5.teacher import TeacherStore, merge
+
     stores = [TeacherStore.open(folder) for folder in args.stores]
     _tell(merge(stores, args.out, args.shards))
 
 
 def run_prune(args: argparse.Namespace) -> None:
     """Leave spaces out."""
+    from st_jv5.teacher import TeacherStore, prune
+    from st_jv5.teacher.upkeep import space_by_id
+
     store = TeacherStore.open(args.store)
     chosen = []
     for name in args.space:
@@ -140,6 +176,8 @@ def run_prune(args: argparse.Namespace) -> None:
 
 
 def _tell(store: TeacherStore) -> None:
+    from st_jv5.teacher import TeacherStore
+
     views = [TeacherStore(store.folder, space) for space in store.spaces()]
     print(f"{store.folder}: {len(views)} spaces, {sum(map(len, views))} vectors")
 

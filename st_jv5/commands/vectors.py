@@ -1,15 +1,15 @@
-"""``st-jv5 encode`` and ``st-jv5 search``."""
+"""``st-jv5 encode``, ``st-jv5 search`` and ``st-jv5 verify``."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from st_jv5.choices import DTYPES, SHARD_ROWS, Engine, VectorFiles
 from st_jv5.precision import BITS, bytes_per_vector
-from st_jv5.vectors.corpus import Corpus
-from st_jv5.vectors.folder import Files, VectorFolder
-from st_jv5.vectors.search import search
-from st_jv5.vectors.write import DTYPES, SHARD_ROWS, Engine, encode_corpus
+
+if TYPE_CHECKING:
+    from st_jv5.vectors import VectorFolder
 
 SHOWN = 100
 """Characters of a hit's text."""
@@ -41,7 +41,7 @@ def add_commands(commands: Any) -> None:
         default="float32",
         choices=[name for name in BITS if name != "binary-rescored"],
     )
-    parser.add_argument("--files", default="parquet", choices=get_args(Files))
+    parser.add_argument("--files", default="parquet", choices=get_args(VectorFiles))
     parser.add_argument("--engine", default="local", choices=get_args(Engine))
     parser.add_argument("--processes", type=int, help="default: one per GPU, else one")
     parser.add_argument("--batch-tokens", type=int, help="padded tokens; default: by the device")
@@ -50,6 +50,10 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--revision", help="of a Hub model")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as stored")
     parser.set_defaults(run=run_encode)
+    about = "read a folder of vectors, and hold it against its checksums"
+    parser = commands.add_parser("verify", help=about, description=about)
+    parser.add_argument("folder", help="what st-jv5 encode wrote")
+    parser.set_defaults(run=run_verify)
     about = "the nearest vectors of a folder"
     parser = commands.add_parser("search", help=about, description=about)
     parser.add_argument("folder", help="what st-jv5 encode wrote")
@@ -61,6 +65,8 @@ def add_commands(commands: Any) -> None:
 
 def run_encode(args: argparse.Namespace) -> None:
     """Encode, and tell what is there."""
+    from st_jv5.vectors import Corpus, encode_corpus
+
     source = args.source[0] if len(args.source) == 1 else args.source
     corpus = Corpus(source, args.column, args.id_column, args.split, args.config)
     folder = encode_corpus(
@@ -80,22 +86,37 @@ def run_encode(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         max_tokens=args.max_tokens,
     )
+    print(summary(folder))
+
+
+def summary(folder: VectorFolder) -> str:
+    """A line."""
     size = bytes_per_vector(folder.dim, folder.precision)
-    print(
+    return (
         f"{folder.path}: {folder.rows} vectors of {folder.dim} dims as {folder.precision} "
         f"({size} bytes each), {folder.shards} shards"
     )
 
 
+def run_verify(args: argparse.Namespace) -> None:
+    """Read all, and tell what is there, or what is wrong."""
+    from st_jv5.vectors import verify
+
+    print(summary(verify(args.folder)))
+
+
 def run_search(args: argparse.Namespace) -> None:
     """Rank, score, id and the beginning of the text."""
+    from st_jv5.vectors import Corpus, VectorFolder, search
+
     folder = VectorFolder(args.folder)
     found = search(folder, args.query, args.k, args.model)
     texts: dict[int, str] = {}
     try:
         corpus = Corpus(**folder.manifest["corpus"])
-        texts = corpus.texts_at([hit.row for hits in found for hit in hits])
-    except ValueError as error:
+        rows = {hit.row: hit.id for hits in found for hit in hits}
+        texts = corpus.texts_of(rows, folder.manifest["corpus_sha256"])
+    except (OSError, ValueError, TypeError) as error:
         print(f"without texts: {error}")
     for query, hits in zip(args.query, found, strict=True):
         print(query)

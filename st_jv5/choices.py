@@ -1,0 +1,17 @@
+"""Settings that are one of a few words, and their defaults: the command line imports no more."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Engine = Literal["local", "ray"]
+"""Who computes: processes of this machine, or the workers of a Ray cluster."""
+
+VectorFiles = Literal["parquet", "npy"]
+"""What a shard of vectors on disk is."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""Of weights that are loaded."""
+
+SHARD_ROWS = 4096
+"""Rows of a shard of vectors on disk: what a kill loses at most, per process."""

@@ -1,0 +1,181 @@
+"""How a command begins and ends, and what importing st_jv5 costs and gives."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import subprocess
+import sys
+import types
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import st_jv5
+from st_jv5 import cli
+from st_jv5.export import KINDS
+from tests.conftest import ROOT
+
+QUICK = """
+import sys, time
+begin = time.process_time()
+try:
+    from st_jv5.cli import main
+    main({arguments!r})
+except SystemExit as error:
+    print("ended with", error.code)
+assert "torch" not in sys.modules and "sentence_transformers" not in sys.modules
+print("seconds", time.process_time() - begin)
+"""
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "encode a corpus to disk"),
+        (["encode", "--help"], 0, "--shard-rows"),
+        (["--version"], 0, f"st-jv5 {st_jv5.__version__}"),
+        (["encdoe"], 2, "invalid choice: 'encdoe'"),
+        (["encode", "model", "--inn", "x"], 2, "usage: st-jv5 encode"),
+        ([], 2, "COMMAND"),
+    ],
+    ids=str,
+)
+def test_what_only_parses_takes_less_than_half_a_second(arguments, status, said):
+    done = python(QUICK.format(arguments=arguments))
+    assert said in done.stdout + done.stderr
+    *_, ended, seconds = done.stdout.splitlines()
+    assert ended == f"ended with {status}"
+    assert float(seconds.split()[1]) < 0.5
+
+
+LOAD = """
+import sys, time
+begin = time.process_time()
+import st_jv5
+assert time.process_time() - begin < 0.1
+assert "torch" not in sys.modules
+import st_jv5.modules.adapter_router  # imports sentence-transformers midway
+import st_jv5.tasks
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1])
+print(st_jv5.tasks(model)[0], model.encode(["x"], task="retrieval").shape)
+"""
+
+
+def test_the_import_is_quick_and_makes_folders_load_whatever_is_imported_next(saved):
+    done = python(LOAD, saved)
+    assert done.stdout.strip() == "retrieval (1, 48)", done.stderr
+
+
+def test_all_lists_of_public_names_agree_and_every_name_is_there():
+    tree = ast.parse(Path(st_jv5.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name for node in block.body for alias in node.names}  # by type checkers
+    homes = {name: home for home, names in st_jv5._NAMES.items() for name in names}
+    assert seen == set(homes) == set(st_jv5.__all__) <= set(dir(st_jv5))
+    for name, home in homes.items():
+        assert getattr(st_jv5, name) is getattr(import_module(f"st_jv5.{home}"), name)
+    with pytest.raises(AttributeError, match="module 'st_jv5' has no attribute 'encod'"):
+        _ = st_jv5.encod
+
+
+def test_a_submodule_does_not_hide_a_public_name():
+    module = sys.modules["st_jv5.tasks"]
+    st_jv5.tasks = module  # as importing it does
+    assert isinstance(st_jv5.tasks, types.FunctionType)
+    assert st_jv5.doctor is sys.modules["st_jv5.doctor"]  # no public name
+
+
+def test_the_commands_exports_are_the_librarys():
+    assert cli.EXPORTS == KINDS
+
+
+# ------------------------------------------------------------------------------------ how it ends
+
+
+def ends(error: BaseException, debug: bool = False) -> argparse.Namespace:
+    def run(args: argparse.Namespace) -> None:
+        raise error
+
+    return argparse.Namespace(run=run, debug=debug)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("shard_rows must be positive"),
+        FileNotFoundError("no teacher store"),
+        ImportError("pip install it"),
+        MemoryError("too large"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_user_can_mend_is_one_line(error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(ends(error))
+    assert ended.value.code == f"error: {error}"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(type(error)):
+        cli.run(ends(error, debug=True))
+
+
+def test_a_fault_of_ours_shows_where_it_is(capsys):
+    with pytest.raises(SystemExit, match="a fault of st-jv5; please report it"):
+        cli.run(ends(TypeError("unhashable")))
+    assert "TypeError: unhashable" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+        cli.run(ends(KeyboardInterrupt()))
+
+
+def test_a_terminal_of_few_characters_shows_the_others_escaped(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    cli.run(argparse.Namespace(run=lambda args: print("caf\xe9 \u65e5 \ud800"), debug=False))
+    sys.stdout.flush()
+    assert raw.getvalue().split() == [b"caf\xe9", b"\\u65e5", b"\\ud800"]
+
+
+def test_loading_a_model_for_a_command_says_nothing(saved, tmp_path, capfd):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    how = ["--task", "clustering", "--in", str(tmp_path / "a.txt"), "--out", str(tmp_path / "v")]
+    cli.main(["encode", saved, *how])
+    out, err = capfd.readouterr()
+    assert out.count("\n") == 1
+    assert err == ""
+
+
+def test_an_alias_is_exported_as_its_task_and_other_names_are_refused(saved, tmp_path, capsys):
+    cli.main(["export", saved, str(tmp_path / "query"), "--task", "query", "--to", "merged"])
+    assert capsys.readouterr().out.endswith(f"retrieval as merged: {tmp_path / 'query'}\n")
+    with pytest.raises(SystemExit, match="error: unknown task 'quary'"):
+        cli.main(["export", saved, str(tmp_path / "no"), "--task", "quary", "--to", "merged"])
+
+
+@pytest.mark.parametrize("weights", ["0", "nan", "-1", "inf"])
+def test_weights_that_average_nothing_are_refused(model, tmp_path, weights):
+    st_jv5.take_task(model, "retrieval", tmp_path / "one")
+    given = [f"--weights={weights}", "--out", str(tmp_path / "mean")]
+    with pytest.raises(SystemExit, match="weights must be finite, >= 0, and one above 0"):
+        cli.main(["average", str(tmp_path / "one"), *given])
+
+
+def test_evaluation_without_mteb_names_the_extra(monkeypatch):
+    for name in [n for n in sys.modules if n.startswith(("st_jv5.evaluation", "mteb"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_WithoutMteb(), *sys.meta_path])
+    with pytest.raises(ImportError, match=r'pip install "st-jv5\[eval\]"'):
+        import_module("st_jv5.evaluation")
+
+
+class _WithoutMteb:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.split(".")[0] == "mteb":
+            raise ModuleNotFoundError("No module named 'mteb'", name="mteb")
