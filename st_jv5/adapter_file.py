@@ -14,17 +14,10 @@ from peft import LoraConfig
 from safetensors import safe_open
 from torch import Tensor
 
+from st_jv5.configs import TASK_NAME, check_adapter_config, check_plain
 from st_jv5.files import check_regular, read_json, write_json, write_tensors
+from st_jv5.headers import LORA_TENSOR, Shapes, check_lora_shapes, shapes_of
 from st_jv5.tasks import Task
-from st_jv5.trust import (
-    LORA_TENSOR,
-    TASK_NAME,
-    Shapes,
-    check_adapter_config,
-    check_lora_shapes,
-    check_plain,
-    shapes_of,
-)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

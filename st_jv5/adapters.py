@@ -17,13 +17,13 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from torch import Tensor, nn
 
 from st_jv5.adapter_file import Adapter
+from st_jv5.configs import MAX_RANK
 from st_jv5.functional import wide
 from st_jv5.modules.adapter_router import TEXT_ONLY, AdapterRouter
 from st_jv5.modules.merging import fold
 from st_jv5.modules.pooling import pooling_mode
 from st_jv5.student import transformer_blocks
 from st_jv5.tasks import BASE, TASKS, Task, TaskName, unknown_name
-from st_jv5.trust import MAX_RANK
 
 
 def router_of(model: SentenceTransformer) -> AdapterRouter:

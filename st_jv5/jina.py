@@ -19,24 +19,16 @@ from st_jv5.adapter_file import (
     WEIGHTS_FILE,
     read_adapter,
 )
+from st_jv5.configs import TASK_NAME, check_numbers, check_prompts, check_tokenizer_config
 from st_jv5.files import check_regular, read_json, write_json
+from st_jv5.headers import shapes_of
 from st_jv5.licenses import JINA_LICENSE, Licenses, show_licenses
 from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
 from st_jv5.modules.adapter_router import SETTINGS_FILE
 from st_jv5.modules.pooling import is_last_token
 from st_jv5.student import MATRYOSHKA_DIMS
 from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS, TASKS, Task, unknown_name
-from st_jv5.trust import (
-    TASK_NAME,
-    check_folder,
-    check_link,
-    check_numbers,
-    check_prompts,
-    check_stock,
-    check_stock_settings,
-    check_tokenizer_config,
-    shapes_of,
-)
+from st_jv5.trust import check_folder, check_link, check_stock, check_stock_settings
 
 MODEL_TYPE = "jina_embeddings_v5"
 STOCK_TYPES = ("qwen3", "eurobert")

@@ -11,10 +11,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from st_jv5.configs import check_modules, check_prompts
 from st_jv5.files import read_json, read_json_list
 from st_jv5.modules.pooling import MODES, modes_of
 from st_jv5.tasks import PROMPTS
-from st_jv5.trust import check_modules, check_prompts
 
 POOLINGS = ("Pooling", "TokenPooling", "LastTokenPooling")
 WITHOUT_WEIGHTS = ("Normalize", "MatryoshkaTruncate", "Dropout")

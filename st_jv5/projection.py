@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from st_jv5.adapter_file import read_tensors
 from st_jv5.files import write_json, write_tensors
-from st_jv5.trust import check_projection, shapes_of
+from st_jv5.headers import check_projection, shapes_of
 
 if TYPE_CHECKING:
     from st_jv5.teacher.views import Vectors

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
+from st_jv5.configs import is_within
 from st_jv5.files import read_json, write_json
 from st_jv5.jina import load_model
-from st_jv5.trust import check_folder, check_stock, contents_of, is_within
+from st_jv5.trust import check_folder, check_stock, contents_of
 from tests.conftest import ROOT
 from tests.hostile import ADAPTER, CASES, LORA, RETRIEVAL, SECONDS, Seen, put
 

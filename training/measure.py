@@ -17,11 +17,11 @@ from eval.local_tasks import local_tasks
 from eval.near_far import FAR, by_family, labels_are_new, near_and_far
 from eval.record import Row, main_rows, read_record
 from eval.scoring import Settings, evaluate
+from st_jv5.configs import check_task_name
 from st_jv5.evaluation import MTEBEncoder
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.tasks import BASE, TASKS, Blend
 from st_jv5.teacher.sources import resolve_model
-from st_jv5.trust import check_task_name
 from training.context import Run, require
 from training.strict import RecipeError
 

@@ -22,9 +22,11 @@ from st_jv5 import rope
 from st_jv5.adapter_file import CONFIG_FILE as ADAPTER_CONFIG
 from st_jv5.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from st_jv5.adapter_file import Adapter, base_of, check_finite, read_adapter
+from st_jv5.configs import FORMAT, check_kernels, check_settings, check_task_name, check_tokenizer
 from st_jv5.eos import append_eos as make_tokenizer_append_eos
 from st_jv5.eos import save_tokenizer
 from st_jv5.files import read_json, write_json
+from st_jv5.headers import Shapes, dtypes_of
 from st_jv5.licenses import Licenses, show_licenses
 from st_jv5.modules.merging import MergedAdapters
 from st_jv5.modules.owner import Owner, belong
@@ -42,19 +44,7 @@ from st_jv5.tasks import (
     unknown_name,
 )
 from st_jv5.texts import check_texts
-from st_jv5.trust import (
-    FORMAT,
-    READ_FROM_HUB,
-    Shapes,
-    check_folder,
-    check_kernels,
-    check_settings,
-    check_stock,
-    check_task_name,
-    check_tokenizer,
-    dtypes_of,
-    warn_of_others,
-)
+from st_jv5.trust import READ_FROM_HUB, check_folder, check_stock, warn_of_others
 
 SETTINGS_FILE = "st_jv5.json"
 REQUIREMENT = ">=0.1,<1"
