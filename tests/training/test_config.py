@@ -200,7 +200,7 @@ def test_full_size_recipes_mix_languages_and_lengths(name):
     hard = [recipe.data_sets[data_set] for data_set in retrieval]
     assert all(spec.negatives == 1 or "negative_1" in spec.columns for spec in hard)
     languages = {spec.subset.split("-")[0] for spec in hard} - {"triplet", "pair"}
-    assert languages == {*"ar bn de en es fa fi id ja ru te th zh".split()}
+    assert " ".join(sorted(languages)) == "ar bn de en es fa fi id ja ru te th zh"
     if recipe.long:
         short = [d for d in recipe.long.data if recipe.data_sets[d].tokens["positive"] < 300]
         assert 0.25 < sum(map(recipe.long.share, short)) < 0.5
