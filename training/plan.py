@@ -340,6 +340,8 @@ class Planner:
             roles = [r for r in data_set.columns if r != "label" and not is_negative(r)]
             for role in roles if distils else ():
                 rows = f"{data_set.path} {data_set.subset} {data_set.where} "
+                if data_set.kind == "long" and role == "positive":  # other texts than its file's
+                    rows += f"joined to {data_set.characters} "
                 prompt = phase.teacher_prompts.get("text" if name in phase.replay else role)
                 column = rows + data_set.columns[role], prompt
                 lengths = facts.tokens.get(role, np.array([most]))
