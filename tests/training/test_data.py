@@ -18,7 +18,8 @@ from training.config import DataSet
 from training.corpora import example_pairs, path_similarity, rows, similarity_pairs
 from training.data import contrastive_rows, replay_set, teacher_roles, training_set
 from training.mine import mine
-from training.rows import Rows, paragraphs, read_rows
+from training.prepare import paragraphs, read_rows
+from training.rows import Rows
 from training.strict import RecipeError
 from training.trial import RandomVectors
 
@@ -349,7 +350,7 @@ def test_sets_of_the_hub_are_asked_for_by_subset_split_and_revision(monkeypatch,
         asked.update(path=path, name=name, **settings)
         return Dataset.from_list([{"q": "a", "d": "b"}])
 
-    monkeypatch.setattr("training.rows.load_dataset", hub)
+    monkeypatch.setattr("training.prepare.load_dataset", hub)
     columns = {"query": "q", "positive": "d"}
     spec = DataSet("org/set", columns, subset="pair", split="train[:100]", revision="abc")
     assert list(read(spec)) == [{"query": "a", "positive": "b"}]
@@ -363,7 +364,7 @@ def of_the_hub(monkeypatch, read):
     """``of_the_hub(dataset, **columns)``: the rows of a set that the Hub would give."""
 
     def rows_of(dataset: Dataset, kind: str, **columns) -> Rows:
-        monkeypatch.setattr("training.rows.load_dataset", lambda *args, **settings: dataset)
+        monkeypatch.setattr("training.prepare.load_dataset", lambda *args, **settings: dataset)
         return read(DataSet("org/set", columns, kind=kind))
 
     return rows_of
