@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from datasets.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -117,7 +118,11 @@ class _Preparation:
         self, name: str, spec: DataSet, seed: int, barred: Collection[int], cache: Path
     ) -> None:
         self.name, self.spec, self.seed, self.barred = name, spec, seed, barred
-        source = _load(spec, cache)
+        try:
+            source = _load(spec, cache)
+        except (OSError, ValueError, StopIteration, DatasetsError) as error:
+            why = error.__cause__ or error
+            raise self.error(f"{spec.path} cannot be read: {why or 'it is empty'}") from error
         for column in (*spec.where, *spec.columns.values()):
             if column not in source.column_names:
                 raise self.error(

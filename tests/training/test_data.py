@@ -80,6 +80,15 @@ def test_jsonl_is_read_too(tmp_path, read):
     assert len(read(spec)) == 3
 
 
+@pytest.mark.parametrize("content", [b"", b'{"q": "a", "d": "b"}\n{"q": "a', b'{"q": "\xe9"}\n'])
+def test_a_file_that_cannot_be_read_is_named(content, tmp_path, read):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    spec = DataSet(path=str(path), columns={"query": "q", "positive": "d"})
+    with pytest.raises(RecipeError, match=r"data_sets.x: .*rows.jsonl cannot be read: .+"):
+        read(spec)
+
+
 def store_of(texts: list[str], tmp_path, vectors: torch.Tensor) -> TeacherStore:
     dim = vectors.shape[1]
     store = TeacherStore.open(tmp_path, create=True).space("t", dim=dim, dtype="float32")
