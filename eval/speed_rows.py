@@ -29,7 +29,8 @@ from st_jv5.teacher import TeacherStore
 from st_jv5.teacher.shard import first_of_each
 from training.config import DataSet
 from training.data import training_set
-from training.rows import Rows, Texts, read_rows
+from training.prepare import read_rows
+from training.rows import Rows, Texts
 
 WORDS = np.array(
     [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rel", "stom")]

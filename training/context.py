@@ -40,7 +40,8 @@ from st_jv5.teacher.views import Rows as ByRow
 from st_jv5.teacher.views import Vectors
 from training.config import LABELLED, PAIRED, DataSet, Phase, Recipe, Teacher, fingerprint
 from training.decontaminate import read_hashes
-from training.rows import Rows, read_rows
+from training.prepare import read_rows
+from training.rows import Rows
 from training.strict import RecipeError
 
 RANK, WORLD_SIZE, LOCAL_RANK = (

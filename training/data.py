@@ -20,7 +20,8 @@ from st_jv5.teacher.shard import Array, first_of_each
 from st_jv5.teacher.views import Vectors
 from training.config import LABELLED, DataSet, is_negative
 from training.mine import mine
-from training.rows import BLOCK_ROWS, Rows
+from training.prepare import BLOCK_ROWS
+from training.rows import Rows
 from training.strict import RecipeError
 
 

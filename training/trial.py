@@ -167,9 +167,10 @@ def _with_others(rows: Rows, first: Dataset, negatives: int) -> Dataset:
 def _check_rows(run: Run, phase_name: str, phase: Phase, name: str, first: Dataset) -> None:
     """A data set too small for a batch is told; one that allows none is refused."""
     spec, rows = run.recipe.data_sets[name], run.rows[name]
-    whole = first if spec.kind in LABELLED or name in phase.replay else rows.dataset
-    if name in phase.replay:
+    if name in phase.replay:  # each text by itself: as many rows at least
         whole = rows.dataset.select_columns(rows.roles[:1])
+    else:
+        whole = first if spec.kind in LABELLED else rows.dataset.select_columns(rows.roles)
     here = batch_rows(phase, {name: whole})[name]
     wanted = rows_here(phase, phase.batch_sizes.get(name, phase.batch_size))
     if here < min(2, wanted):

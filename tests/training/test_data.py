@@ -18,7 +18,8 @@ from training.config import DataSet
 from training.corpora import example_pairs, path_similarity, rows, similarity_pairs
 from training.data import contrastive_rows, replay_set, teacher_roles, training_set
 from training.mine import mine
-from training.rows import Rows, paragraphs, read_rows
+from training.prepare import paragraphs, read_rows
+from training.rows import Rows
 from training.strict import RecipeError
 from training.trial import RandomVectors
 
@@ -77,6 +78,15 @@ def test_jsonl_is_read_too(tmp_path, read):
     path.write_text("\n".join(json.dumps({"q": f"q{i}", "d": f"d{i}"}) for i in range(3)))
     spec = DataSet(path=str(path), columns={"query": "q", "positive": "d"})
     assert len(read(spec)) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b'{"q": "a", "d": "b"}\n{"q": "a', b'{"q": "\xe9"}\n'])
+def test_a_file_that_cannot_be_read_is_named(content, tmp_path, read):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    spec = DataSet(path=str(path), columns={"query": "q", "positive": "d"})
+    with pytest.raises(RecipeError, match=r"data_sets.x: .*rows.jsonl cannot be read: .+"):
+        read(spec)
 
 
 def store_of(texts: list[str], tmp_path, vectors: torch.Tensor) -> TeacherStore:
@@ -349,7 +359,7 @@ def test_sets_of_the_hub_are_asked_for_by_subset_split_and_revision(monkeypatch,
         asked.update(path=path, name=name, **settings)
         return Dataset.from_list([{"q": "a", "d": "b"}])
 
-    monkeypatch.setattr("training.rows.load_dataset", hub)
+    monkeypatch.setattr("training.prepare.load_dataset", hub)
     columns = {"query": "q", "positive": "d"}
     spec = DataSet("org/set", columns, subset="pair", split="train[:100]", revision="abc")
     assert list(read(spec)) == [{"query": "a", "positive": "b"}]
@@ -363,7 +373,7 @@ def of_the_hub(monkeypatch, read):
     """``of_the_hub(dataset, **columns)``: the rows of a set that the Hub would give."""
 
     def rows_of(dataset: Dataset, kind: str, **columns) -> Rows:
-        monkeypatch.setattr("training.rows.load_dataset", lambda *args, **settings: dataset)
+        monkeypatch.setattr("training.prepare.load_dataset", lambda *args, **settings: dataset)
         return read(DataSet("org/set", columns, kind=kind))
 
     return rows_of

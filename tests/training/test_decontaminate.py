@@ -9,7 +9,7 @@ import pytest
 from tests.training.test_data import WORDNET
 from training.corpora import rows
 from training.decontaminate import main, read_hashes, text_hash, write_hashes
-from training.rows import read_rows
+from training.prepare import read_rows
 from training.strict import RecipeError
 
 

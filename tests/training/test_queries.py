@@ -10,8 +10,8 @@ import pytest
 from st_jv5.teacher import EndpointTeacher
 from tests.teacher.embedding_server import Server, send, serve
 from training.config import DataSet
+from training.prepare import read_rows
 from training.queries import main, write_pairs
-from training.rows import read_rows
 
 TEXTS = [f"Document {i} tells of the number {i}, at length." for i in range(12)]
 

@@ -18,10 +18,10 @@ from datasets import Dataset
 
 from st_jv5.teacher import shard
 from st_jv5.teacher.shard import first_of_each, hash_texts
-from training import data
-from training import rows as module
+from training import data, prepare
 from training.config import DataSet
-from training.rows import Rows, Texts, _gathered, read_rows
+from training.prepare import _gathered, read_rows
+from training.rows import Rows, Texts
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_what_was_dropped_and_why_is_told(spec, tmp_path, caplog):
 
 def test_blocks_of_any_size_give_the_same_rows(spec, tmp_path, monkeypatch):
     whole = list(read_rows("x", spec, 0, tmp_path / "whole"))
-    monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(prepare, "BLOCK_ROWS", 7)
     assert list(read_rows("x", spec, 0, tmp_path / "parts")) == whole
 
 
@@ -52,13 +52,13 @@ def test_rows_are_read_once_until_the_file_the_settings_or_the_seed_change(
     spec, tmp_path, monkeypatch
 ):
     prepared = []
-    write = module._Preparation.write
+    write = prepare._Preparation.write
 
     def counted(self, folder):
         prepared.append(self.name)
         write(self, folder)
 
-    monkeypatch.setattr(module._Preparation, "write", counted)
+    monkeypatch.setattr(prepare._Preparation, "write", counted)
     folder = tmp_path / "data"
     for _ in range(2):
         assert len(read_rows("x", spec, 0, folder)) == 180
@@ -73,14 +73,14 @@ def test_rows_are_read_once_until_the_file_the_settings_or_the_seed_change(
 
 def test_processes_that_ask_at_once_prepare_once(spec, tmp_path, monkeypatch):
     prepared = []
-    write = module._Preparation.write
+    write = prepare._Preparation.write
 
     def slow(self, folder):
         prepared.append(folder)
         time.sleep(0.3)
         write(self, folder)
 
-    monkeypatch.setattr(module._Preparation, "write", slow)
+    monkeypatch.setattr(prepare._Preparation, "write", slow)
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(read_rows, "x", spec, 0, tmp_path / "data") for _ in range(4)]
         assert {len(one.result()) for one in asked} == {180}
@@ -97,7 +97,7 @@ def test_a_kill_while_rows_are_prepared_leaves_nothing_half_made(spec, tmp_path,
 
     child = os.fork()
     if child == 0:
-        module.hash_texts = stops  # rows are half written then
+        prepare.hash_texts = stops  # rows are half written then
         read_rows("x", spec, 0, folder)
         os._exit(1)
     deadline = time.monotonic() + 30
@@ -108,7 +108,7 @@ def test_a_kill_while_rows_are_prepared_leaves_nothing_half_made(spec, tmp_path,
     assert begun.exists()
     assert not list(folder.glob("x-*"))
     assert list(folder.glob(".x-*.partial"))
-    found = read_rows("x", spec, 0, folder)
+    found = read_rows("x", spec, 1, folder)  # what another seed's kill has left goes, too
     assert sorted(found.column("query")) == sorted(f"question {i}" for i in range(180))
     assert sorted(path.name for path in folder.iterdir()) == sorted([found.folder.name, "x.lock"])
 
@@ -153,7 +153,7 @@ def test_the_first_of_equal_hashes_is_the_first_text():
     assert [distinct[i] for i in which] == texts
 
 
-@pytest.mark.parametrize("of", [module, data, shard])
+@pytest.mark.parametrize("of", [prepare, data, shard])
 def test_the_examples_of_the_docstrings_are_right(of):
     failed, tried = doctest.testmod(of)
     assert tried
@@ -170,7 +170,7 @@ def test_reading_rows_takes_no_memory_of_a_process_own(tmp_path, monkeypatch):
     texts = [f"{i} " + "word " * 400 for i in range(30_000)]
     assert sum(map(len, texts)) > 55 << 20
     dataset = Dataset.from_dict({"t": texts})
-    monkeypatch.setattr(module, "load_dataset", lambda *args, **settings: dataset)
+    monkeypatch.setattr(prepare, "load_dataset", lambda *args, **settings: dataset)
     folder = read_rows("x", DataSet("org/set", {"text": "t"}, "texts"), 0, tmp_path).folder
     rows = Rows(folder)
     rows.texts([0])

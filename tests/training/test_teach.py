@@ -163,7 +163,8 @@ def test_ranks_of_torchrun_share_the_work(recipe, tmp_path, monkeypatch, caplog)
         monkeypatch.setattr(teach, "RANK", rank)
         caplog.clear()
         teach.main([recipe, *small])
-        counts.append([int(r.message.split(", ")[1].split()[0]) for r in caplog.records])
+        told = [r.message for r in caplog.records if r.message.endswith(" new")]
+        counts.append([int(message.split(", ")[1].split()[0]) for message in told])
     assert len(counts[0]) == 2
     run = Run(load_recipe(recipe, SMALL))
     for prompt, one, other in zip(teach.wanted(run), *counts, strict=True):

@@ -183,6 +183,19 @@ def test_sets_smaller_than_a_step_take_part_in_fewer_processes_than_devices(tiny
     assert (tmp_path / "out" / "stage1" / "done.json").exists()
 
 
+def test_equal_scores_are_no_equal_texts(stand_ins, tmp_path, caplog):
+    run = Run(load_recipe(stand_ins("small")))
+    data_set = first_of(run, *SCORED)
+    columns = run.recipe.data_sets[data_set].columns
+    rows = {column: [f"{column} {i}" for i in range(ROWS)] for column in columns.values()}
+    path = tmp_path / "alike.parquet"
+    Dataset.from_dict(rows | {columns["score"]: [0.5] * ROWS}).to_parquet(path)
+    preflight(
+        Run(load_recipe(stand_ins("small"), [f"data_sets.{data_set}.path={path}"])), STAGES[:3]
+    )
+    assert "no text in common" not in caplog.text
+
+
 def test_random_vectors_are_a_texts_own_and_spread_evenly():
     store = RandomVectors(64)
     rows = store.rows(["a", "b", "a", *map(str, range(500))])
