@@ -82,11 +82,12 @@ def publish(
                 repositories[name] = _files(Path(merged) / task, name)
         api = HfApi(endpoint=endpoint, token=token)
         for name, files in repositories.items():
+            if dry_run:
+                lines += _tell(api, name, files)
+                continue
             try:
-                if not dry_run:
-                    api.create_repo(name, private=private, exist_ok=True)
-                change = _compare(api, name, files)
-                lines += change.told() if dry_run else [_send(api, change)]
+                api.create_repo(name, private=private, exist_ok=True)
+                lines.append(_send(api, _compare(api, name, files)))
             except Exception as error:  # the client's kinds are many, and change
                 raise ConnectionError(
                     f"{name}: {error}; the same call goes on from what has arrived"
@@ -125,6 +126,15 @@ class Change:
         lines += [f"  delete {'':>13}  {name}" for name in self.deleted]
         lines += [f"  keep   {'':>13}  {name}, which is on the Hub alone" for name in self.kept]
         return lines
+
+
+def _tell(api: HfApi, repo_id: str, files: Files) -> list[str]:
+    """What a commit would do; all files are new where the Hub cannot be asked."""
+    try:
+        return _compare(api, repo_id, files).told()
+    except Exception as error:  # the client's kinds are many, and change
+        told = Change(repo_id, added=files, changed={}, deleted=[], kept=[]).told()
+        return [*told, f"  not compared with the Hub: {error}"]
 
 
 def _compare(api: HfApi, repo_id: str, files: Files) -> Change:

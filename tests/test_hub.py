@@ -143,6 +143,16 @@ def test_a_dry_run_tells_and_sends_nothing(hub, ready):
     assert "team/mini-classification: 10 files, " in told
 
 
+def test_a_dry_run_without_the_hub_shows_every_file_as_new(hub, ready, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # its retries
+    monkeypatch.setattr(hub, "commits", None)
+    lines = send(hub, ready, dry_run=True)
+    assert lines[-1].startswith("  not compared with the Hub: ")
+    assert [line.split()[-1] for line in lines if line.startswith("  add")] == sorted(
+        path.relative_to(ready).as_posix() for path in Path(ready).rglob("*") if path.is_file()
+    )
+
+
 def test_the_commands_print_what_was_tested_and_sent(hub, ready, capsys):
     main(["check", ready])
     tested = capsys.readouterr().out

@@ -146,16 +146,28 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
         "pooling": pooling["said"],
         "tei_pooling": pooling["TEI"],
         "llama_pooling": pooling["llama.cpp"],
-        "text": json.dumps(text),
-        "another": json.dumps(prompts["document"] + "another"),
-        "asked": as_code(json.dumps(text, ensure_ascii=False)),
-        "shell_text": shlex.quote(text),
-        "pad": json.dumps(pad),
+        "text": _in_quotes(text),
+        "another": _in_quotes(prompts["document"] + "another"),
+        "asked": as_code(_in_quotes(text)),
+        "shell_text": _for_a_shell(text),
+        "pad": _in_quotes(pad),
         "pad_id": model.tokenizer.convert_tokens_to_ids(pad),
     }
     usage = Template((CARDS / f"{kind}.md").read_text(encoding="utf-8")).substitute(facts)
     whole = Template((CARDS / "card.md").read_text(encoding="utf-8"))
     return whole.substitute(facts, usage=usage.rstrip("\n"))
+
+
+def _in_quotes(text: str) -> str:
+    """A text as a literal of JSON and of Python, on one line."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _for_a_shell(text: str) -> str:
+    """A text as one argument of a command of bash, on one line."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + _in_quotes(text)[1:-1].replace("'", "\\'") + "'"
 
 
 def _told(prompts: Mapping[str, str]) -> str:

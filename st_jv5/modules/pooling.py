@@ -32,7 +32,10 @@ def modes_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """
     told = config.get("pooling_mode")
     if told is not None:
-        return (told,) if isinstance(told, str) else tuple(told)
+        modes = [told] if isinstance(told, str) else told
+        if not isinstance(modes, list | tuple) or not all(isinstance(m, str) for m in modes):
+            raise ValueError(f"pooling_mode must be a name or a list of names, not {told!r:.80}")
+        return tuple(modes)
     return tuple(mode for key, mode in OLD_MODES.items() if config.get(key)) or ("mean",)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from transformers import AutoModel
@@ -17,6 +20,7 @@ import st_jv5
 from st_jv5.cli import main
 from st_jv5.export import export, parity_texts
 from st_jv5.export.graph import start_onnx, start_openvino
+from st_jv5.export.merged import _for_a_shell, _in_quotes
 from st_jv5.export.parity import compare
 from st_jv5.files import read_any_json, read_json
 from tests.conftest import adapted
@@ -189,6 +193,20 @@ def test_a_card_says_which_prompts_there_are(backbones, tmp_path):
     assert told["prompts"] == {"query": "Ask: ", "document": ""}
 
 
+@pytest.mark.parametrize(
+    "prompt", ["Query: ", '"; touch made #', "$(touch made)`touch made`", "Task: it's\nQuery: \t"]
+)
+def test_a_prompt_stands_in_a_cards_commands_as_text(prompt, tmp_path):
+    shell, literal = _for_a_shell(prompt), _in_quotes(prompt)
+    assert len(f"{shell}{literal}".splitlines()) == 1
+    done = subprocess.run(
+        ["bash", "-c", f"printf %s {shell}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == prompt
+    assert ast.literal_eval(literal) == prompt
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_prints_how_close_it_is(saved, tmp_path, capsys):
     main(["export", saved, str(tmp_path / "m"), "--task", "text-matching", "--to", "merged"])
     printed = capsys.readouterr().out
@@ -201,7 +219,7 @@ def test_the_command_prints_how_close_it_is(saved, tmp_path, capsys):
 def test_a_published_folder_is_exported_with_its_licence(published, tmp_path):
     main(["export", published[1], str(tmp_path / "m"), "--task", "retrieval", "--to", "merged"])
     card = (tmp_path / "m" / "README.md").read_text()
-    assert card.startswith("---\nlicense: cc-by-nc-4.0\n")
+    assert ModelCard(card).data.license == "cc-by-nc-4.0"
     assert "not for commercial use" in card
     # The export is such a sibling as the publisher has; it is read as one.
     model = st_jv5.load_jina_v5(tmp_path / "m")
