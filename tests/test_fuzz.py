@@ -206,7 +206,7 @@ def one(backbones) -> SentenceTransformer:
     return adapted(backbones["eurobert"])
 
 
-@often(quick=60, full=4000)
+@often(quick=40, full=4000)
 def test_every_way_to_encode_puts_the_same_prompt_before_the_same_text(one, examples):
     names = [*TASKS, BASE, "query", "document"]
     stock = dict(one.prompts)

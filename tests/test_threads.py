@@ -81,7 +81,7 @@ def test_threads_encode_exactly_while_tasks_come_go_and_blend(model, texts, eage
         encode_mixed,
         lambda: changes(model, "one"),
         lambda: changes(model, "two"),
-        seconds=3,
+        seconds=2,
     )
     assert done > 20
     assert st_jv5.tasks(model) == list(TASKS)
@@ -112,7 +112,7 @@ def test_a_task_that_is_removed_meanwhile_gives_its_exact_vectors_or_says_that_i
         st_jv5.remove_task(model, "clustering")
         st_jv5.put_task(model, tmp_path / "task")
 
-    side_by_side(encode, encode, come_and_go, seconds=2)
+    side_by_side(encode, encode, come_and_go, seconds=1)
     assert min(seen.values()) > 0
 
 
