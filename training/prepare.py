@@ -121,8 +121,8 @@ class _Preparation:
         try:
             source = _load(spec, cache)
         except (OSError, ValueError, StopIteration, DatasetsError) as error:
-            why = error.__cause__ or error
-            raise self.error(f"{spec.path} cannot be read: {why or 'it is empty'}") from error
+            why = str(error.__cause__ or error) or "it is empty"  # StopIteration says nothing
+            raise self.error(f"{spec.path} cannot be read: {why}") from error
         for column in (*spec.where, *spec.columns.values()):
             if column not in source.column_names:
                 raise self.error(

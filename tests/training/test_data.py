@@ -80,7 +80,7 @@ def test_jsonl_is_read_too(tmp_path, read):
     assert len(read(spec)) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b'{"q": "a", "d": "b"}\n{"q": "a', b'{"q": "\xe9"}\n'])
+@pytest.mark.parametrize("content", [b"", b'{"q": "a", "d": "b"}\n{"q": "a'])
 def test_a_file_that_cannot_be_read_is_named(content, tmp_path, read):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
