@@ -148,6 +148,10 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------------ checkpoint files
 
 
+class CannotResumeError(ValueError):
+    """A checkpoint that a run cannot go on from, or only as another run."""
+
+
 def last_checkpoint(folder: str | Path) -> str | None:
     """The last checkpoint in a folder that was written whole, or None.
 
@@ -179,12 +183,12 @@ def check_state(checkpoint: Path) -> None:
     try:
         step = read_json(file).get("global_step")
     except ValueError as error:
-        raise ValueError(
+        raise CannotResumeError(
             f"{checkpoint} is no whole checkpoint ({error}; it is the last file of one to be "
             f"written); st_jv5.last_checkpoint finds the last whole one"
         ) from error
     if not isinstance(step, int):
-        raise ValueError(
+        raise CannotResumeError(
             f"{checkpoint} is no whole checkpoint ({file} has no global_step); "
             f"st_jv5.last_checkpoint finds the last whole one"
         )
@@ -204,7 +208,7 @@ def check_checkpoint(checkpoint: Path, processes: int | None, needed: Iterable[s
     states = [_random_state(rank, processes) for rank in range(processes or 0)]
     for name in (OPTIMIZER_NAME, SCHEDULER_NAME, *states, *needed):
         if not (checkpoint / name).is_file():
-            raise ValueError(
+            raise CannotResumeError(
                 f"{checkpoint} has no {name}, so a run cannot go on from it (save_only_model=True "
                 f"leaves out the optimizer); resume from another, or load the weights and train "
                 f"anew"
@@ -228,7 +232,7 @@ def _check_file(file: Path) -> None:
         elif file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
     except (zipfile.BadZipFile, SafetensorError, ValueError) as error:
-        raise ValueError(
+        raise CannotResumeError(
             f"{file} is cut or broken ({error}); resume from another checkpoint, or load weights "
             f"that are whole and train anew"
         ) from error

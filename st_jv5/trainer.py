@@ -41,6 +41,7 @@ from st_jv5.losses.composite import CompositeLoss
 from st_jv5.projection import WEIGHTS_FILE as PROJECTION_FILE
 from st_jv5.projection import Projection
 from st_jv5.resuming import (
+    CannotResumeError,
     check_checkpoint,
     check_state,
     data_settings,
@@ -467,7 +468,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             found["ignore_data_skip"] = "ignore_data_skip=True begins the epoch's data anew"
         if found and not anyway:
             told = "\n  ".join(found.values())
-            raise ValueError(
+            raise CannotResumeError(
                 f"from {checkpoint} these would go on as another run:\n  {told}\nSet them back, "
                 f"begin anew in another output_dir, or train(resume_anyway=True)"
             )

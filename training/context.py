@@ -70,7 +70,9 @@ class Run:
 
     recipe: Recipe
     report_to: tuple[str, ...] = ("none",)
-    """The host's trackers: tensorboard, trackio, wandb, ..."""
+    """sentence-transformers' trackers: tensorboard, trackio, wandb, ..."""
+    resume_anyway: bool = False
+    """Whether a phase goes on from a checkpoint of other data, arguments or versions."""
     _sources: dict[int, LocalTeacher | EndpointTeacher] = field(default_factory=dict)
 
     @property

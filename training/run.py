@@ -266,6 +266,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report-to", nargs="+", default=["none"], help="tensorboard, trackio, wandb, ..."
     )
     parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="go on from checkpoints of other data, arguments or versions",
+    )
+    parser.add_argument(
         "--plan",
         action="store_true",
         help="print what it will cost, after a short probe",
@@ -274,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
-        run = Run(load_recipe(args.recipe, args.set, args.fraction), tuple(args.report_to))
+        recipe = load_recipe(args.recipe, args.set, args.fraction)
+        run = Run(recipe, tuple(args.report_to), args.resume_anyway)
         if args.plan:
             from training.plan import plan  # needs the extra `eval`
 

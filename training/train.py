@@ -35,7 +35,7 @@ from st_jv5.losses import (
     text_matching_loss,
 )
 from st_jv5.projection import Projection
-from st_jv5.resuming import last_checkpoint
+from st_jv5.resuming import CannotResumeError, last_checkpoint
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
 from st_jv5.teacher.views import Vectors
@@ -87,7 +87,15 @@ def train(
     args = arguments(run, phase, checkpoints, sets)
     trainer = make_trainer(run, student, task, phase, sets, stores, args, loss, callbacks)
     trainer.add_callback(spent := _Spent())
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    try:
+        trainer.train(
+            resume_from_checkpoint=last_checkpoint(checkpoints), resume_anyway=run.resume_anyway
+        )
+    except CannotResumeError as error:
+        raise RecipeError(
+            f"{error}\nRemove {checkpoints} to train this phase anew, or go on with "
+            f"--resume-anyway"
+        ) from error
     if RANK == 0:
         told = {**spent.so_far(), "history": trainer.state.log_history}
         write_json(checkpoints.parent / "log.json", told)

@@ -104,6 +104,13 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
     # Other settings do not mix with these results.
     with pytest.raises(SystemExit, match="made with other settings; remove it, or choose another"):
         main([recipe, "--set", "stage1.steps=3"])
+    # Nor does a phase that stopped go on with them, unless it is told to.
+    (out / "adapters" / "clustering" / "done.json").unlink()
+    other = [recipe, "--only", "adapters", "--set", "adapters.clustering.learning_rate=0.5"]
+    with pytest.raises(SystemExit, match=r"learning_rate: .* then, 0.5 now(.|\n)*--resume-anyway"):
+        main(other)
+    main([*other, "--resume-anyway"])
+    assert (out / "adapters" / "clustering" / "done.json").exists()
 
 
 def test_a_phase_that_goes_on_counts_what_it_took_before():
@@ -154,6 +161,7 @@ def test_several_gpus_want_torchrun_before_anything_is_trained(recipe, tmp_path,
     assert not (tmp_path / "o" / "teacher").exists()
     run = Run(load_recipe(recipe))
     preflight(run, ["teacher"])  # trains nothing
+    monkeypatch.setattr("training.run.try_phases", lambda *_: None)  # which would join a group
     monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun's: a process for each
     preflight(run, ["adapters"])
 
