@@ -16,7 +16,13 @@ from urllib.request import urlopen
 
 ENVIRONMENTS = Path(__file__).parent.parent / "out" / "venvs"
 TORCH = "torch==2.13.0"
-QUIET = {**os.environ, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+QUIET = {
+    **os.environ,
+    "DO_NOT_TRACK": "1",
+    "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+    "ANONYMIZED_TELEMETRY": "False",  # Chroma's
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+}
 
 
 def venv(name: str, *requirements: str) -> Path:
