@@ -31,7 +31,7 @@ twenty clusterings, for one alone varies by several points.
 Tasks on text that no recipe trains on are in eval/far_tasks.py. ``text_kind`` tells whether a task
 is near or far: near to a model trained on the train split of the file of that name.
 
-The splits are by article and page, and share some text. 77 of the 962 test descriptions of
+The splits are by article and page, and share some text. 75 of the 962 test descriptions of
 Wikipedia and 38 of the 221 test titles of help pages are queries of the train split too, with other
 articles and pages; 20 of the 221 English test pages are near copies of a training page (half or
 more of their four-word sequences in common). So these tasks are somewhat easier than they look for

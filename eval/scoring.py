@@ -147,7 +147,7 @@ def evaluate(
             for adapter, own in groupby(points, key=lambda one: one.adapter if one else None):
                 plan.setdefault((tokens, adapter), []).append((task, list(own)))
     total = sum(len(points) for steps in plan.values() for _, points in steps)
-    with tqdm(total=total, desc=label, unit="score") as bar:
+    with tqdm(total=total, desc=label, unit="score", disable=None) as bar:
         for (tokens, adapter), steps in plan.items():
             with _prepared(encoder, adapter, tokens):
                 for task, points in steps:

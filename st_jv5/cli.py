@@ -15,8 +15,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,10 @@ def run(args: argparse.Namespace) -> None:
         if hasattr(stream, "reconfigure"):  # a terminal may lack a character of a text
             stream.reconfigure(errors="backslashreplace")
     try:
+        from st_jv5.cpu import bound_kernel_cache
+        from st_jv5.quiet import quiet
+
+        bound_kernel_cache()
         with quiet():
             args.run(args)
     except KeyboardInterrupt:
@@ -80,28 +83,6 @@ def mendable() -> tuple[type[Exception], ...]:
     import torch
 
     return OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside the block few kernels are kept, and loading a model says nothing but errors."""
-    import logging
-
-    from transformers.utils import logging as transformers
-
-    from st_jv5.cpu import bound_kernel_cache
-
-    bound_kernel_cache()
-    notes = logging.getLogger("sentence_transformers")
-    level, bars = notes.level, transformers.is_progress_bar_enabled()
-    notes.setLevel(logging.ERROR)
-    transformers.disable_progress_bar()
-    try:
-        yield
-    finally:
-        notes.setLevel(level)
-        if bars:
-            transformers.enable_progress_bar()
 
 
 def add_average(commands: Any) -> None:

@@ -302,8 +302,10 @@ def _encode(
         if running is not None:
             keep(*running)
     if found is None:
-        width = dim or model.get_embedding_dimension()
-        return np.zeros((0, width), dtype=np.float32)
+        none = torch.zeros(0, model.get_embedding_dimension() or 0)
+        if cut:  # a wrong dim is told for no texts, too
+            none = model[-1]({"sentence_embedding": none}, **cut)["sentence_embedding"]
+        return none.numpy()
     return found
 
 

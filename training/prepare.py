@@ -6,11 +6,10 @@ import logging
 import random
 import re
 import shutil
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -22,11 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, load_dataset
 from datasets.exceptions import DatasetsError
-from datasets.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 from filelock import FileLock
 from tqdm.auto import tqdm
 
@@ -356,25 +350,10 @@ def _load(spec: DataSet, cache: Path) -> Dataset:
     if spec.is_file:
         path = ROOT / spec.path
         kind = "parquet" if path.suffix == ".parquet" else "json"
-        with _bars_on_a_terminal():
-            return load_dataset(kind, data_files=str(path), split="train", cache_dir=str(cache))
-    with _bars_on_a_terminal():
-        return load_dataset(
-            spec.path, spec.subset or None, split=spec.split, revision=spec.revision or None
-        )
-
-
-@contextmanager
-def _bars_on_a_terminal() -> Iterator[None]:
-    """Keep the bars of ``datasets`` out of logs."""
-    quiet = not sys.stderr.isatty() and not are_progress_bars_disabled()
-    if quiet:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if quiet:
-            enable_progress_bars()
+        return load_dataset(kind, data_files=str(path), split="train", cache_dir=str(cache))
+    return load_dataset(
+        spec.path, spec.subset or None, split=spec.split, revision=spec.revision or None
+    )
 
 
 def _block_rows(table: pa.Table) -> int:

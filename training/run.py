@@ -27,6 +27,7 @@ from transformers.trainer_utils import set_seed
 import st_jv5
 from st_jv5 import rope
 from st_jv5.cpu import bound_kernel_cache
+from st_jv5.quiet import quiet
 from st_jv5.tasks import BASE
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.trainer import check_gpus
@@ -250,6 +251,34 @@ def run_report(run: Run) -> None:
 # ------------------------------------------------------------------------------------------ main
 
 
+def run_stages(args: argparse.Namespace) -> None:
+    """The stages that are asked for, or the plan."""
+    recipe = load_recipe(args.recipe, args.set, args.fraction)
+    run = Run(recipe, tuple(args.report_to), args.resume_anyway)
+    if args.plan:
+        from training.plan import plan  # needs the extra `eval`
+
+        print(plan(run))
+        return
+    join_processes()
+    if RANK == 0:
+        record_settings(run)
+    stages: dict[str, Callable[[Run], None]] = {
+        "teacher": run_teacher,
+        "stage1": run_stage1,
+        "adapters": run_adapters,
+        "model": run_model,
+        "evaluation": run_evaluation,
+        "report": run_report,
+    }
+    chosen = STAGES if args.only is None else (args.only,)
+    preflight(run, chosen)
+    for name in chosen:
+        started = time.time()
+        stages[name](run)
+        logger.info("%s: %.0f s", name, time.time() - started)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     bound_kernel_cache()
@@ -279,30 +308,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     try:
-        recipe = load_recipe(args.recipe, args.set, args.fraction)
-        run = Run(recipe, tuple(args.report_to), args.resume_anyway)
-        if args.plan:
-            from training.plan import plan  # needs the extra `eval`
-
-            print(plan(run))
-            return
-        join_processes()
-        if RANK == 0:
-            record_settings(run)
-        stages: dict[str, Callable[[Run], None]] = {
-            "teacher": run_teacher,
-            "stage1": run_stage1,
-            "adapters": run_adapters,
-            "model": run_model,
-            "evaluation": run_evaluation,
-            "report": run_report,
-        }
-        chosen = STAGES if args.only is None else (args.only,)
-        preflight(run, chosen)
-        for name in chosen:
-            started = time.time()
-            stages[name](run)
-            logger.info("%s: %.0f s", name, time.time() - started)
+        with quiet():
+            run_stages(args)
     except RecipeError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:

@@ -35,6 +35,7 @@ from st_jv5.losses import (
     text_matching_loss,
 )
 from st_jv5.projection import Projection
+from st_jv5.quiet import shows_bars
 from st_jv5.resuming import CannotResumeError, last_checkpoint
 from st_jv5.sampling import weighted
 from st_jv5.tasks import BASE
@@ -87,14 +88,16 @@ def train(
     args = arguments(run, phase, checkpoints, sets)
     trainer = make_trainer(run, student, task, phase, sets, stores, args, loss, callbacks)
     trainer.add_callback(spent := _Spent())
+    if RANK == 0:
+        name = checkpoints.parent.name
+        logger.info("training %s: %s steps on %s", name, f"{phase.steps:,}", ", ".join(sets))
     try:
         trainer.train(
             resume_from_checkpoint=last_checkpoint(checkpoints), resume_anyway=run.resume_anyway
         )
     except CannotResumeError as error:
         raise RecipeError(
-            f"{error}\nRemove {checkpoints} to train this phase anew, or go on with "
-            f"--resume-anyway"
+            f"{error}\nRemove {checkpoints} to train this phase anew, or go on with --resume-anyway"
         ) from error
     if RANK == 0:
         told = {**spent.so_far(), "history": trainer.state.log_history}
@@ -129,6 +132,7 @@ def arguments(
         bf16=run.bfloat16,
         gradient_checkpointing=phase.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
+        disable_tqdm=not shows_bars(),
         torch_compile=run.recipe.compile,
         tf32=False if run.recipe.compile else None,  # compiling would turn it on, and leave it on
         use_cpu=run.device == "cpu",
@@ -165,6 +169,7 @@ def make_trainer(
     """The trainer of a phase; ``loss`` is instead of the task's own."""
     loss = loss or make_loss(run, student, task, phase, stores)
     replay = make_replay_loss(run, student, phase, stores) if phase.replay else None
+    student.model_card_data.generate_widget_examples = False  # our card has none
     return AdapterTrainer(
         student,
         args,

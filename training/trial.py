@@ -122,7 +122,6 @@ def _try_phase(
     if args.n_gpu > 1:
         args._n_gpu = 1  # a few rows on one; before training `preflight` asks for torchrun
     student.model_card_data.train_datasets = []  # it would tell of the last phase's
-    student.model_card_data.generate_widget_examples = False
     trainer = make_trainer(run, student, task, phase, sets, stores, args)
     student.train()
     assert isinstance(trainer.train_dataset, dict)

@@ -185,13 +185,13 @@ def test_a_loss_that_holds_texts_against_each_other_gathers_them(tiny, tmp_path,
     from training.train import make_loss
 
     store = SimpleNamespace(dim=384, describe=dict)
-    monkeypatch.setattr(Run, "loss_store", lambda run, phase: store)
+    monkeypatch.setattr(Run, "loss_store", lambda run, phase, stores: store)
     changes = ["adapters.retrieval.loss={gather_across_devices: false}"]
     run = Run(load_recipe(tiny(tmp_path), changes))
     found = {}
     for path, phase in run.recipe.phases.items():
         task = path.removeprefix("adapters.").replace("stage1", "base")
-        found[task] = make_loss(run, run.new_student(), task, phase).gather_across_devices
+        found[task] = make_loss(run, run.new_student(), task, phase, {}).gather_across_devices
     assert found == {
         "base": False,  # distillation: a mean over texts
         "retrieval": False,  # as its recipe says
