@@ -105,17 +105,11 @@ def _block_linears(router: AdapterRouter) -> list[str]:
 
     ``dense`` in BERT also names the pooler's layer, so there the path within the block is kept.
     """
-    path, blocks = transformer_blocks(router.model)
-
-    def linears(module: nn.Module) -> list[str]:
-        return [
-            name.removesuffix(".base_layer")
-            for name, layer in module.named_modules()
-            if isinstance(layer, nn.Linear) and not {"lora_A", "lora_B"} & set(name.split("."))
-        ]
-
-    outside = {n.split(".")[-1] for n in linears(router.model) if not n.startswith(f"{path}.")}
-    inside = dict.fromkeys(name for block in blocks for name in linears(block))
+    path, _ = transformer_blocks(router.model)
+    names = [name for name, _ in router.linear_layers()]
+    outside = {n.split(".")[-1] for n in names if not n.startswith(f"{path}.")}
+    within = [n.removeprefix(f"{path}.") for n in names if n.startswith(f"{path}.")]
+    inside = {name.split(".", 1)[1] for name in within}  # without the block's number
     short = {name: name.split(".")[-1] for name in inside}
     return sorted({name if short[name] in outside else short[name] for name in inside})
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 import st_jv5
 from st_jv5 import cli
+from st_jv5.modules.adapter_router import AdapterRouter
 from st_jv5.tasks import TASKS
 from tests.conftest import MINILM, with_adapters
 
@@ -265,6 +270,88 @@ def test_target_modules_may_be_chosen(student):
     st_jv5.add_task(student, "slim", target_modules=["q_proj", "v_proj"])
     layers = {path.split(".")[-1] for path, _ in student[0].lora_layers()}
     assert layers == {"q_proj", "v_proj"}
+
+
+def test_a_further_adapter_is_what_peft_makes(backbones, monkeypatch):
+    def further() -> AdapterRouter:
+        torch.manual_seed(0)
+        student = st_jv5.new_student(backbones["eurobert"])
+        st_jv5.add_task(student, "clustering")
+        names = ["q_proj", "up_proj"]
+        st_jv5.add_task(student, "retrieval", rank=4, alpha=8, target_modules=names)
+        return student[0]
+
+    def rest(router: AdapterRouter) -> tuple[object, ...]:
+        layers = {at: one for at, one in router.lora_layers() if one.parts("retrieval")}
+        dropouts = {at: one.lora_dropout["retrieval"].p for at, one in layers.items()}
+        scales = {at: one.scaling["retrieval"] for at, one in layers.items()}
+        learning = {name for name, tensor in router.named_parameters() if tensor.requires_grad}
+        return dropouts, scales, learning, router.take_adapter("retrieval").config.to_dict()
+
+    ours = further()
+    monkeypatch.setattr(AdapterRouter, "_adapted_layers", lambda *_: [])
+    pefts = further()
+    assert rest(ours) == rest(pefts)
+    assert len(ours.adapter_tensors("retrieval")) == 2 * 2 * 3  # halves, names, blocks
+    torch.testing.assert_close(
+        ours.adapter_tensors("retrieval"), pefts.adapter_tensors("retrieval"), rtol=0, atol=0
+    )
+
+
+def test_a_further_adapter_may_name_layers_that_have_none(student, texts):
+    st_jv5.add_task(student, "clustering", target_modules=["q_proj"])
+    st_jv5.add_task(student, "retrieval", target_modules=["q_proj", "up_proj"])
+    layers = {key.split(".")[-3] for key in student[0].adapter_tensors("retrieval")}
+    assert layers == {"q_proj", "up_proj"}
+
+
+def test_adding_an_adapter_leaves_the_one_that_learns_learning(model, tmp_path):
+    st_jv5.take_task(model, "clustering", tmp_path / "clustering")
+    st_jv5.remove_task(model, "clustering")
+    st_jv5.train_task(model, "retrieval")
+    st_jv5.put_task(model, tmp_path / "clustering")
+    learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    assert learning
+    assert all(".retrieval." in name for name in learning)
+
+
+def calls_of(run: Callable[[], object]) -> int:
+    """The functions that are called while it runs: a time that no other process changes."""
+    count = 0
+
+    def one_more(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(one_more)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_twice_the_adapters_take_about_twice_as_long_to_save_and_load(student, tmp_path):
+    saves, loads = [], []
+    for number in range(40):
+        st_jv5.add_task(student, f"task-{number}", rank=1)
+        if number + 1 in (20, 40):
+            folder = str(tmp_path / str(number))
+            save = partial(student.save_pretrained, folder, create_model_card=False)
+            saves.append(calls_of(save))
+            loads.append(calls_of(partial(SentenceTransformer, folder)))
+    for twenty, forty in (saves, loads):  # where each adapter walks all others it is four times
+        assert forty < 2.6 * twenty, (saves, loads)
+
+
+def test_a_save_hashes_the_base_once(model, tmp_path, monkeypatch):
+    hashed = []
+    hash_of = AdapterRouter._sha256_of_weights
+    monkeypatch.setattr(
+        AdapterRouter, "_sha256_of_weights", lambda self: hashed.append(1) or hash_of(self)
+    )
+    model.save_pretrained(str(tmp_path / "m"), create_model_card=False)
+    assert len(hashed) == 1
 
 
 def test_models_of_others_are_refused(texts):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, overload
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
@@ -468,9 +469,32 @@ class AdapterRouter(Transformer):
         self.merging.clear()
 
     def _inject(self, name: str, config: LoraConfig) -> None:
-        config._register_custom_module({nn.Linear: RoutedLinear})
         # Tensors made in inference mode, inside encode, could not be trained.
-        with torch.inference_mode(False), warnings.catch_warnings():
+        with torch.inference_mode(False):
+            layers = self._adapted_layers(config)
+            for layer in layers:
+                layer.update_layer(name, config.r, config.lora_alpha, config)
+                for half in (layer.lora_A, layer.lora_B):
+                    half[name].requires_grad_(False)
+            if layers:
+                self.model.peft_config[name] = config
+            else:
+                self._inject_by_peft(name, config)
+
+    def _adapted_layers(self, config: LoraConfig) -> list[RoutedLinear]:
+        """The layers that a config names, if each carries adapters already; else none.
+
+        PEFT's own way to a further adapter walks all modules of all adapters, several times.
+        """
+        if config.rank_pattern or config.alpha_pattern:
+            return []
+        named = [one for at, one in self.linear_layers() if check_target_module_exists(config, at)]
+        adapted = [layer for layer in named if isinstance(layer, RoutedLinear)]
+        return adapted if len(adapted) == len(named) else []
+
+    def _inject_by_peft(self, name: str, config: LoraConfig) -> None:
+        config._register_custom_module({nn.Linear: RoutedLinear})
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(config, self.model, adapter_name=name)
         for parameter in self.model.parameters():
@@ -500,15 +524,27 @@ class AdapterRouter(Transformer):
         }
         self._check_shapes(wanted, tensors, source)
 
+    def linear_layers(self) -> list[tuple[str, nn.Linear | RoutedLinear]]:
+        """Path in the backbone -> layer, of every linear layer, with adapters and without.
+
+        The adapters' own modules are not walked, so it takes as long with 200 adapters as with one.
+        """
+        found: list[tuple[str, nn.Linear | RoutedLinear]] = []
+
+        def walk(path: str, module: nn.Module) -> None:
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear | RoutedLinear):
+                    found.append((f"{path}{name}", child))
+                else:
+                    walk(f"{path}{name}.", child)
+
+        with self.registry.changing:
+            walk("", self.model)
+        return found
+
     def linear_shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of the weight, of every linear layer of the backbone."""
-        found = {}
-        for path, module in self.model.named_modules():
-            layer = module.get_base_layer() if isinstance(module, RoutedLinear) else module
-            own = {"base_layer", "lora_A", "lora_B"} & set(path.split("."))
-            if isinstance(layer, nn.Linear) and not own:
-                found[path] = tuple(layer.weight.shape)
-        return found
+        return {path: tuple(one.weight.shape) for path, one in self.linear_layers()}
 
     def _check_shapes(
         self, wanted: Shapes, tensors: Mapping[str, Tensor], source: str | Path
@@ -551,9 +587,9 @@ class AdapterRouter(Transformer):
 
     def lora_layers(self) -> Iterator[tuple[str, RoutedLinear]]:
         """Path in the backbone -> layer, for every linear layer that carries adapters."""
-        with self.registry.changing:
-            modules = list(self.model.named_modules())
-        yield from ((path, one) for path, one in modules if isinstance(one, RoutedLinear))
+        for path, layer in self.linear_layers():
+            if isinstance(layer, RoutedLinear):
+                yield path, layer
 
     def adapter_tensors(self, name: str) -> dict[str, Tensor]:
         """One adapter's parameters under PEFT's names."""
@@ -630,7 +666,7 @@ class AdapterRouter(Transformer):
             if stale.name not in self.tasks:
                 shutil.rmtree(stale)
         for name in self.tasks:
-            self.take_adapter(name).save(folder / "adapters" / name)
+            self.take_adapter(name, base_sha256).save(folder / "adapters" / name)
         if self.projection is not None:
             self.projection.save(folder)
         write_json(
@@ -658,13 +694,16 @@ class AdapterRouter(Transformer):
             config = read_json(config_path)
             write_json(config_path, {**config, "requirements": {"st-jv5": REQUIREMENT}})
 
-    def take_adapter(self, name: str) -> Adapter:
-        """One adapter as a thing of its own; its tensors are the model's, not copies."""
+    def take_adapter(self, name: str, base_sha256: str | None = None) -> Adapter:
+        """One adapter as a thing of its own; its tensors are the model's, not copies.
+
+        Who takes several gives :meth:`base_sha256`, which reads every weight.
+        """
         return Adapter(
             task=self.tasks[name],
             config=self.model.peft_config[name],
             tensors=self.adapter_tensors(name),
-            base_sha256=self.base_sha256(),
+            base_sha256=base_sha256 or self.base_sha256(),
         )
 
     @classmethod

@@ -67,6 +67,9 @@ class RoutedLinear(lora.Linear):
             return result
         return result + self._update(x, route.adapter).to(result.dtype)
 
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: PEFT's active adapter is never read here, and to set it takes every adapter."""
+
     def parts(self, adapter: str | Blend | None) -> list[tuple[str, float]]:
         """The adapters of a route that touch this layer, and what their updates are scaled by."""
         weights: Mapping[str, float] = {adapter: 1} if isinstance(adapter, str) else adapter or {}
