@@ -169,7 +169,7 @@ def make_trainer(
     """The trainer of a phase; ``loss`` is instead of the task's own."""
     loss = loss or make_loss(run, student, task, phase, stores)
     replay = make_replay_loss(run, student, phase, stores) if phase.replay else None
-    student.model_card_data.generate_widget_examples = False  # our card has none
+    student.model_card_data.set_widget_examples = _no_examples
     return AdapterTrainer(
         student,
         args,
@@ -180,6 +180,10 @@ def make_trainer(
         loss={name: replay if name in phase.replay else loss for name in sets} if replay else loss,
         callbacks=list(callbacks),
     )
+
+
+def _no_examples(dataset: Any) -> None:
+    """Our card has none; sentence-transformers would read whole columns for its own."""
 
 
 class _Spent(TrainerCallback, ExportableState):
