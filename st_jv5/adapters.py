@@ -144,19 +144,20 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
     adapters = [] if names == [BASE] else [router.resolve(one) for one in names]
     if None in adapters:
         raise ValueError(f"{names} cannot be trained together: the base is no adapter")
-    for parameter in router.model.parameters():
-        parameter.requires_grad_(False)
-    chosen: list[Tensor]
-    if adapters:
-        chosen = [t for one in adapters for t in router.adapter_tensors(str(one)).values()]
-    else:
-        chosen = list(router.base_parameters())
-        router._base_sha256 = None
-    for parameter in chosen:
-        # In three digits most of AdamW's steps would be lost, or all of its moments.
-        parameter.data = parameter.data.to(wide(parameter.dtype))
-        parameter.requires_grad_(True)
-    router.training_task = BASE if not adapters else adapters[0] if len(names) == 1 else None
+    with router.registry.changing:  # other threads may add adapters or remove them
+        for parameter in router.model.parameters():
+            parameter.requires_grad_(False)
+        chosen: list[Tensor]
+        if adapters:
+            chosen = [t for one in adapters for t in router.adapter_tensors(str(one)).values()]
+        else:
+            chosen = list(router.base_parameters())
+            router._base_sha256 = None
+        for parameter in chosen:
+            # In three digits most of AdamW's steps would be lost, or all of its moments.
+            parameter.data = parameter.data.to(wide(parameter.dtype))
+            parameter.requires_grad_(True)
+        router.training_task = BASE if not adapters else adapters[0] if len(names) == 1 else None
 
 
 def take_task(model: SentenceTransformer, name: str, folder: str | Path) -> None:
