@@ -116,6 +116,28 @@ def test_a_task_that_is_removed_meanwhile_gives_its_exact_vectors_or_says_that_i
     assert min(seen.values()) > 0
 
 
+def test_adapters_are_put_and_the_base_is_read_while_others_come_and_go(
+    model, texts, tmp_path, eager
+):
+    for name in ("one", "two"):
+        st_jv5.add_task(model, name, rank=2, alpha=2)
+        st_jv5.take_task(model, name, tmp_path / name)
+        st_jv5.remove_task(model, name)
+    router = model[0]
+    told, weights = router.base_sha256(), router.base_state_dict().keys()
+
+    def put_and_remove(name: str) -> None:
+        st_jv5.put_task(model, tmp_path / name)
+        st_jv5.remove_task(model, name)
+
+    def read() -> None:
+        assert router.base_sha256() == told
+        assert router.base_state_dict().keys() == weights
+        st_jv5.train_task(model, "retrieval")
+
+    side_by_side(lambda: put_and_remove("one"), lambda: put_and_remove("two"), read, seconds=1)
+
+
 def test_removing_a_task_waits_for_the_forward_that_has_it(model, texts):
     inside, go_on, order = threading.Event(), threading.Event(), []
     expected = model.encode(texts[:2], task="clustering")

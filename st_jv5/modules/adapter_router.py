@@ -601,16 +601,18 @@ class AdapterRouter(Transformer):
         }
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
-        """The backbone's own parameters."""
-        for name, parameter in self.model.named_parameters():
-            if not _is_lora(name):
-                yield parameter
+        """The backbone's own parameters, whatever adapters other threads add meanwhile."""
+        with self.registry.changing:
+            named = list(self.model.named_parameters())
+        return (parameter for name, parameter in named if not _is_lora(name))
 
     def base_state_dict(self) -> dict[str, Tensor]:
         """The backbone's weights under its stock class's names."""
+        with self.registry.changing:
+            state = self.model.state_dict()
         return {
             name.replace(".base_layer.", "."): tensor
-            for name, tensor in self.model.state_dict().items()
+            for name, tensor in state.items()
             if not _is_lora(name)
         }
 
