@@ -16,7 +16,6 @@ import xxhash
 
 from st_jv5.files import write_text
 
-ALGORITHM = "xxh3_128"
 SUFFIX = ".xxh3"
 """``00001.parquet.xxh3`` has the checksum of ``00001.parquet``."""
 

@@ -10,6 +10,9 @@ Engine = Literal["local", "ray"]
 VectorFiles = Literal["parquet", "npy"]
 """What a shard of vectors on disk is."""
 
+EXPORTS = ("merged", "onnx", "openvino", "gguf")
+"""What a task is exported to."""
+
 DTYPES = ("float32", "float16", "bfloat16")
 """Of weights that are loaded."""
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import st_jv5
+from st_jv5.choices import EXPORTS
 from st_jv5.commands import teacher, vectors
 
 
@@ -162,10 +163,6 @@ def blend_of(told: str) -> dict[str, float]:
         return {name.strip(): float(weight) for name, weight in parts}
     except ValueError:
         raise ValueError(f"a blend is TASK=WEIGHT,TASK=WEIGHT,..., not {told!r}") from None
-
-
-EXPORTS = ("merged", "onnx", "openvino", "gguf")
-"""``st_jv5.export.KINDS``, which a command that only parses does not import."""
 
 
 def add_export(commands: Any) -> None:

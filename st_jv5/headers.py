@@ -33,10 +33,15 @@ def shapes_of(path: str | Path) -> Shapes:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-DTYPES = {"F64": "torch.float64", "F32": "torch.float32", "BF16": "torch.bfloat16"}
-
-
-DTYPES |= {"F16": "torch.float16", "I64": "torch.int64", "BOOL": "torch.bool"}
+DTYPES = {
+    "F64": "torch.float64",
+    "F32": "torch.float32",
+    "BF16": "torch.bfloat16",
+    "F16": "torch.float16",
+    "I64": "torch.int64",
+    "BOOL": "torch.bool",
+}
+"""A type in a safetensors header -> PyTorch's name."""
 
 
 def dtypes_of(folder: Path) -> set[str]:

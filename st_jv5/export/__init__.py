@@ -8,6 +8,7 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import router_of
+from st_jv5.choices import EXPORTS as KINDS
 from st_jv5.export import gguf, graph
 from st_jv5.export.merged import write_merged
 from st_jv5.export.parity import (
@@ -20,8 +21,6 @@ from st_jv5.export.parity import (
 )
 from st_jv5.files import whole_folder
 from st_jv5.tasks import BASE, unknown_name
-
-KINDS = ("merged", "onnx", "openvino", "gguf")
 
 __all__ = ["BOUNDS", "KINDS", "Parity", "export", "parity_texts", "write_merged"]
 

@@ -192,11 +192,8 @@ class Corpus:
             count += len(block.texts)
         return Summary(count, digest.hexdigest(), sample)
 
-    def texts_at(self, rows: Sequence[int]) -> dict[int, str]:
-        """The texts of some rows, by row; those before the last of them are read."""
-        return {row: text for row, (_, text) in self._at(rows).items()}
-
     def _at(self, rows: Sequence[int]) -> dict[int, tuple[Any, str]]:
+        """Id and text of some rows, by row; those before the last of them are read."""
         wanted = set(rows)
         found: dict[int, tuple[Any, str]] = {}
         for block in self.blocks(READ_ROWS):

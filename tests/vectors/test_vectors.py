@@ -53,7 +53,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
         assert [block.first for block in blocks] == [0, 3]
         assert [one for block in blocks for one in block.ids] == ids
         assert [text for block in blocks for text in block.texts] == texts
-        assert Corpus(**corpus.describe()).texts_at([3, 1]) == {1: texts[1], 3: ""}
+        again, sha256 = Corpus(**corpus.describe()), corpus.summary().sha256
+        assert again.texts_of({3: ids[3], 1: ids[1]}, sha256) == {1: texts[1], 3: ""}
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["text"], [texts[0]], [texts[1]]])
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
