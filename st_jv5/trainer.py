@@ -56,6 +56,7 @@ from st_jv5.tasks import BASE
 from st_jv5.trainer_settings import (
     check_arguments,
     check_eval_names,
+    check_gpus,
     check_loss_names,
     check_names,
     check_tokens,
@@ -262,12 +263,12 @@ class AdapterTrainer(SentenceTransformerTrainer):
         return collator
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The host's, without temperatures: small is not what they should be."""
+        """As in transformers, without temperatures: small is not what they should be."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if not re.search(TEMPERATURE, name)]
 
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
-        """The host's, with a learning rate of their own for temperatures."""
+        """As in sentence-transformers, with a rate of their own for temperatures."""
         if any(re.search(TEMPERATURE, name) for name, _ in self._trained()):
             args = copy(args)  # the user's own keep what they say
             own = {TEMPERATURE: self.temperature_rate}
@@ -612,30 +613,7 @@ def _two_d(tensor: Tensor) -> Tensor:
 def _row_numbers(data: Dataset, texts: Sequence[Mapping[str, Any]]) -> list[int]:
     """Where rows with these texts stand in their data set."""
     columns = list(texts[0]) if texts else []
-    plain = data.with_format(None)
+    plain = data if data.format["type"] == "custom" else data.with_format(None)
     rows = list(zip(*(plain[column] for column in columns), strict=True)) if columns else []
     place = {row: index for index, row in reversed(list(enumerate(rows)))}
     return [place[key] for text in texts if (key := tuple(text.values())) in place]
-
-
-# ------------------------------------------------------------------------- what cannot be trained
-
-
-def check_gpus(count: int) -> None:
-    """Refuse to train on several GPUs in one process.
-
-    Args:
-        count: GPUs that this process would train on.
-
-    Raises:
-        ValueError: More than one; tells how to start a process on each, or to use one alone.
-
-    Example:
-        >>> check_gpus(1)
-    """
-    if count > 1:
-        raise ValueError(
-            f"one process sees {count} GPUs: transformers would train with DataParallel, with "
-            f"{count} times as many rows in a batch. Start a process on each (torchrun "
-            f"--nproc-per-node {count} ...), or let it see one (CUDA_VISIBLE_DEVICES=0)"
-        )

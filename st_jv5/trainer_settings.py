@@ -29,6 +29,26 @@ def check_arguments(args: SentenceTransformerTrainingArguments) -> None:
         )
 
 
+def check_gpus(count: int) -> None:
+    """Refuse to train on several GPUs in one process.
+
+    Args:
+        count: GPUs that this process would train on.
+
+    Raises:
+        ValueError: More than one; tells how to start a process on each, or to use one alone.
+
+    Example:
+        >>> check_gpus(1)
+    """
+    if count > 1:
+        raise ValueError(
+            f"one process sees {count} GPUs: transformers would train with DataParallel, with "
+            f"{count} times as many rows in a batch. Start a process on each (torchrun "
+            f"--nproc-per-node {count} ...), or let it see one (CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
 def check_names(
     data: Any,
     eval_dataset: Any,

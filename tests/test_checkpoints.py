@@ -444,10 +444,24 @@ class Poison(TrainerCallback):
                 self.parameter[0, 0] = math.nan
 
 
-def test_a_loss_that_is_nan_stops_with_step_data_set_and_rows(model, pairs, store, tmp_path):
+@pytest.mark.parametrize("looked_up", [False, True], ids=["texts", "numbers of texts"])
+def test_a_loss_that_is_nan_stops_with_step_data_set_and_rows(
+    model, pairs, store, tmp_path, looked_up
+):
     scores = [0.1 * i for i in range(20)]
     scores[7] = 1e200  # finite as it is stored, inf as float32
     rows = pairs.remove_columns(["negative_1", "label"]).add_column("score", scores)
+    plain = rows
+    if looked_up:  # as a recipe's labelled texts are
+        numbers = Dataset.from_dict({"query": range(20), "positive": range(20), "score": scores})
+
+        def look_up(batch):
+            return {
+                name: own if name == "score" else [plain[i][name] for i in own]
+                for name, own in batch.items()
+            }
+
+        rows = numbers.with_transform(look_up)
 
     class Regression(torch.nn.Module):
         def __init__(self) -> None:

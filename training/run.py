@@ -30,7 +30,7 @@ from st_jv5.cpu import bound_kernel_cache
 from st_jv5.quiet import quiet
 from st_jv5.tasks import BASE
 from st_jv5.teacher.sources import resolve_model
-from st_jv5.trainer import check_gpus
+from st_jv5.trainer_settings import check_gpus
 from training.config import Phase, Recipe, load_recipe
 from training.context import (
     RANK,
