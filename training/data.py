@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,11 +118,24 @@ def _found(rows: Rows, numbers: Array, hashes: Array, store: Vectors) -> Array:
 
 def _with_texts(rows: Rows, numbers: Dataset) -> Dataset:
     """A table of text numbers, read as the texts themselves."""
-    return numbers.with_transform(partial(_look_up, rows))
+    return numbers.with_transform(LookUp(rows))
 
 
-def _look_up(rows: Rows, batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: one if name == "label" else rows.texts(one) for name, one in batch.items()}
+class LookUp:
+    """Gives texts for their numbers."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """All columns but the label."""
+        texts = self.rows.texts
+        return {name: own if name == "label" else texts(own) for name, own in batch.items()}
+
+    @property
+    def content(self) -> str:
+        """What tells these texts from others, for a checkpoint."""
+        return self.rows.content
 
 
 def _named(numbers: Array) -> dict[str, Array]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from datasets import Dataset
 from filelock import FileLock
 
@@ -84,6 +85,14 @@ class Rows:
     def all_hashes(self) -> Array:
         """Of each text by its number, uint8 ``(rows * roles, 16)``."""
         return np.stack([self.hashes(role) for role in self.roles], axis=1).reshape(-1, HASH_BYTES)
+
+    @property
+    def content(self) -> str:
+        """A hash of all texts and their order."""
+        digest = xxhash.xxh3_128()
+        for role in self.roles:
+            digest.update(self.hashes(role).data)
+        return digest.hexdigest()
 
     def numbers(self, role: str) -> Array:
         """Numbers of a role's texts, int64 ``(rows,)``."""

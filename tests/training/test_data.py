@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
+from st_jv5.resuming import content_hash
 from st_jv5.teacher import TeacherStore
 from training.config import DataSet
 from training.corpora import example_pairs, path_similarity, rows, similarity_pairs
@@ -474,6 +475,16 @@ def test_draws_of_labelled_texts_hold_numbers_in_place_of_texts(tmp_path, read):
     assert len(built) == 50 * 60
     assert path.stat().st_size < 50 * 60 * 9 * 32  # nine texts a row of a kilobyte each
     assert built[7]["query"] in texts
+
+
+def test_a_checkpoint_tells_looked_up_texts_from_others_in_their_place(tmp_path, read):
+    def content(texts: list[str]) -> str:
+        spec = labelled_file(tmp_path, [(text, f"label {i % 3}") for i, text in enumerate(texts)])
+        return content_hash(training_set(spec, read(spec), {}, seed=0))
+
+    texts = [f"text {i}" for i in range(30)]
+    assert content(texts) != content([*texts[:-1], "text of 29"])
+    assert content(texts) == content(texts)  # the file was written anew meanwhile
 
 
 def test_parts_of_one_text_have_its_number_as_label():
