@@ -16,10 +16,11 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 demo: $(INSTALLED)  ## the whole recipe, small but real; ends with a table
 	$(BIN)/python -m training.run training/recipes/demo.yaml
 
-check: $(INSTALLED)  ## lint, format, types, imports, the wheel and what is in it
+check: $(INSTALLED)  ## lint, format, types, floors, imports, the wheel and what is in it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
 	$(BIN)/python tests/import_all.py
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null

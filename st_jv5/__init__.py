@@ -9,143 +9,99 @@ from __future__ import annotations
 
 import logging
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from st_jv5.lazy import make_lazy, when_imported
+from st_jv5.importing import when_imported
 
 if TYPE_CHECKING:  # what type checkers and editors see; _NAMES has the same
-    from st_jv5.adapter_file import Adapter
-    from st_jv5.adapters import (
-        add_task,
-        average_adapters,
-        blend_tasks,
-        merge_task,
-        merged,
-        put_task,
-        remove_task,
-        take_task,
-        tasks,
-        train_task,
-    )
+    from st_jv5.adapters import add_task, blend_tasks, merge_task, tasks, train_task
     from st_jv5.choosing import choose_task
-    from st_jv5.data_sets import trainer_prompts
     from st_jv5.encoding import encode, encode_all_tasks, encode_mixed
-    from st_jv5.interpolation import interpolate
     from st_jv5.jina import load_jina_v5
     from st_jv5.losses import (
         CompositeLoss,
         CoSENTDistillLoss,
-        CoSENTLoss,
         GORLoss,
-        InfoNCELoss,
         ProjectedCosineDistillLoss,
         RelationalKDLoss,
-        Schedule,
-        classification_loss,
-        clustering_loss,
-        retrieval_loss,
-        text_matching_loss,
     )
-    from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate, TokenPooling
-    from st_jv5.projection import Projection, fit_projection
-    from st_jv5.resuming import last_checkpoint
-    from st_jv5.sampling import weighted
+    from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
     from st_jv5.student import new_student
-    from st_jv5.teacher.fill import fill
-    from st_jv5.teacher.store import TeacherStore
     from st_jv5.trainer import AdapterTrainer
 
 __all__ = [
-    "Adapter",
     "AdapterRouter",
     "AdapterTrainer",
     "CoSENTDistillLoss",
-    "CoSENTLoss",
     "CompositeLoss",
     "GORLoss",
-    "InfoNCELoss",
     "LastTokenPooling",
     "MatryoshkaTruncate",
     "ProjectedCosineDistillLoss",
-    "Projection",
     "RelationalKDLoss",
-    "Schedule",
-    "TeacherStore",
-    "TokenPooling",
     "add_task",
-    "average_adapters",
     "blend_tasks",
     "choose_task",
-    "classification_loss",
-    "clustering_loss",
     "encode",
     "encode_all_tasks",
     "encode_mixed",
-    "fill",
-    "fit_projection",
-    "interpolate",
-    "last_checkpoint",
     "load_jina_v5",
     "merge_task",
-    "merged",
     "new_student",
-    "put_task",
-    "remove_task",
-    "retrieval_loss",
-    "take_task",
     "tasks",
-    "text_matching_loss",
     "train_task",
-    "trainer_prompts",
-    "weighted",
 ]
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "adapter_file": ("Adapter",),
     "adapters": (
         "add_task",
-        "average_adapters",
         "blend_tasks",
         "merge_task",
-        "merged",
-        "put_task",
-        "remove_task",
-        "take_task",
         "tasks",
         "train_task",
     ),
     "choosing": ("choose_task",),
-    "data_sets": ("trainer_prompts",),
-    "encoding": ("encode", "encode_all_tasks", "encode_mixed"),
-    "interpolation": ("interpolate",),
+    "encoding": (
+        "encode",
+        "encode_all_tasks",
+        "encode_mixed",
+    ),
     "jina": ("load_jina_v5",),
     "losses": (
         "CompositeLoss",
         "CoSENTDistillLoss",
-        "CoSENTLoss",
         "GORLoss",
-        "InfoNCELoss",
         "ProjectedCosineDistillLoss",
         "RelationalKDLoss",
-        "Schedule",
-        "classification_loss",
-        "clustering_loss",
-        "retrieval_loss",
-        "text_matching_loss",
     ),
-    "modules": ("AdapterRouter", "LastTokenPooling", "MatryoshkaTruncate", "TokenPooling"),
-    "projection": ("Projection", "fit_projection"),
-    "resuming": ("last_checkpoint",),
-    "sampling": ("weighted",),
+    "modules": (
+        "AdapterRouter",
+        "LastTokenPooling",
+        "MatryoshkaTruncate",
+    ),
     "student": ("new_student",),
-    "teacher.fill": ("fill",),
-    "teacher.store": ("TeacherStore",),
     "trainer": ("AdapterTrainer",),
 }
 
-make_lazy(__name__, _NAMES)
+_HOMES = {name: f"st_jv5.{home}" for home, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
 
 
 _LOADABLE = (

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import router_of
 from st_jv5.encoding import Array, encode
-from st_jv5.tasks import BASE, Blend, TaskName
+from st_jv5.task_table import BASE, Blend, TaskName
 from st_jv5.texts import KINDS, read_tables
 
 LEAST_EXAMPLES = 8

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line.
 
     Example:
-        >>> take_task(model, "retrieval", task_folder)
+        >>> save_adapter(model, "retrieval", task_folder)
         >>> main(["average", task_folder, task_folder, "--out", averaged_folder])
         retrieval: the mean of 2 adapters, factored to rank 4, which loses 0.0% of its squared norm
     """
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         if hasattr(stream, "reconfigure"):  # a terminal may lack a character of a text
             stream.reconfigure(errors="backslashreplace")
     try:
-        from st_jv5.cpu import bound_kernel_cache
+        from st_jv5.machine.cpu import bound_kernel_cache
         from st_jv5.quiet import quiet
 
         bound_kernel_cache()
@@ -105,8 +105,8 @@ def add_average(commands: Any) -> None:
 
 def run_average(args: argparse.Namespace) -> None:
     """Average, save and tell what the rank lost."""
-    from st_jv5.adapter_file import CONFIG_FILE
     from st_jv5.adapters import average_adapters
+    from st_jv5.folders.adapter_file import CONFIG_FILE
 
     out = Path(args.out)
     if (out / CONFIG_FILE).exists():
@@ -187,7 +187,7 @@ def run_export(args: argparse.Namespace) -> None:
     from st_jv5.adapters import router_of
     from st_jv5.export import export
     from st_jv5.jina import load_model
-    from st_jv5.tasks import BASE
+    from st_jv5.task_table import BASE
 
     model = load_model(args.model, args.revision, dtype="float32")
     task = router_of(model).resolve(args.task) or BASE  # an alias, too, as encode takes it
@@ -224,7 +224,7 @@ def add_doctor(commands: Any) -> None:
 
 def run_check(args: argparse.Namespace) -> None:
     """A line for each check."""
-    from st_jv5.self_test import self_test
+    from st_jv5.publish.self_test import self_test
 
     print("\n".join(self_test(args.folder)))
 
@@ -238,7 +238,7 @@ def run_doctor(args: argparse.Namespace) -> None:
 
 def run_publish(args: argparse.Namespace) -> None:
     """Test, send, and tell what was sent where."""
-    from st_jv5 import hub
+    from st_jv5.publish import hub
 
     lines = hub.publish(args.folder, args.repository, args.siblings, args.private, args.dry_run)
     print("\n".join(lines))

@@ -27,7 +27,7 @@ from st_jv5.export.parity import Array, parity_texts, prompted
 from st_jv5.jina import load_model
 from st_jv5.modules.merging import MergedAdapters, free_memory
 from st_jv5.modules.padding import is_causal
-from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME
+from st_jv5.task_table import BASE, DEFAULT_PROMPT_NAME
 
 TEXTS = 64
 ROUNDS = 3

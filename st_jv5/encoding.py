@@ -21,7 +21,7 @@ from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget, row_chunks, take
 from st_jv5.modules.owner import sharing
 from st_jv5.modules.padding import known_padding
-from st_jv5.tasks import BASE, Blend, TaskName, unknown_name
+from st_jv5.task_table import BASE, Blend, TaskName, unknown_name
 from st_jv5.texts import check_texts
 
 Array = np.ndarray[Any, Any]

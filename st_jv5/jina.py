@@ -14,21 +14,21 @@ from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 
-from st_jv5.adapter_file import (
+from st_jv5.files import check_regular, read_json, write_json
+from st_jv5.folders.adapter_file import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     read_adapter,
 )
-from st_jv5.configs import TASK_NAME, check_numbers, check_prompts, check_tokenizer_config
-from st_jv5.files import check_regular, read_json, write_json
-from st_jv5.headers import shapes_of
-from st_jv5.licenses import JINA_LICENSE, Licenses, show_licenses
+from st_jv5.folders.configs import TASK_NAME, check_numbers, check_prompts, check_tokenizer_config
+from st_jv5.folders.headers import shapes_of
+from st_jv5.folders.licenses import JINA_LICENSE, Licenses, show_licenses
+from st_jv5.folders.trust import check_folder, check_link, check_stock, check_stock_settings
 from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
 from st_jv5.modules.adapter_router import SETTINGS_FILE
 from st_jv5.modules.pooling import is_last_token
-from st_jv5.student import MATRYOSHKA_DIMS
-from st_jv5.tasks import DEFAULT_PROMPT_NAME, PROMPTS, TASKS, Task, unknown_name
-from st_jv5.trust import check_folder, check_link, check_stock, check_stock_settings
+from st_jv5.student.build import MATRYOSHKA_DIMS
+from st_jv5.task_table import DEFAULT_PROMPT_NAME, PROMPTS, TASKS, Task, unknown_name
 
 MODEL_TYPE = "jina_embeddings_v5"
 STOCK_TYPES = ("qwen3", "eurobert")
@@ -96,7 +96,7 @@ def load_jina_v5(
     without adapters: its base is the task, and ``encode(texts)`` needs no ``task``.
 
     The weights are CC BY-NC 4.0, which is logged once and kept by every copy
-    (:class:`~st_jv5.licenses.Licenses`).
+    (:class:`~st_jv5.folders.licenses.Licenses`).
 
     Args:
         path_or_id: Folder or Hub id.

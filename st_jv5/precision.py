@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from st_jv5.tasks import unknown_name
+from st_jv5.task_table import unknown_name
 
 Array = np.ndarray[Any, Any]
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from st_jv5.adapter_file import read_tensors
 from st_jv5.files import write_json, write_tensors
-from st_jv5.headers import check_projection, shapes_of
-
-if TYPE_CHECKING:
-    from st_jv5.teacher.views import Vectors
+from st_jv5.folders.adapter_file import read_tensors
+from st_jv5.folders.headers import check_projection, shapes_of
+from st_jv5.vector_source import Vectors
 
 Placement = Literal["student_up", "teacher_down"]
 

@@ -36,11 +36,11 @@ from transformers import (
 )
 
 import st_jv5
-from st_jv5.tasks import TASKS
+from st_jv5.evaluation import corpora
+from st_jv5.evaluation.corpora import rows
+from st_jv5.task_table import TASKS
 from st_jv5.teacher import TeacherStore
 from tests.hub_server import serve
-from training import corpora
-from training.corpora import rows
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURES = ("bert", "mpnet", "qwen3", "eurobert")
@@ -223,7 +223,7 @@ def published(request, backbones, tmp_path) -> tuple[str, str]:
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The local tasks on few rows of the same text."""
-    from eval import far_tasks, local_tasks, task_families
+    from st_jv5.evaluation import far_tasks, local_tasks, task_families
 
     def few(name: str, most: int, **settings: int) -> None:
         def read(*args, **kwargs) -> list:

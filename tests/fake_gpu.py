@@ -232,7 +232,7 @@ def main() -> None:
         told = {}
         for tokens in (2048, 128):
             with _Mode():
-                loss = st_jv5.retrieval_loss(
+                loss = st_jv5.losses.retrieval_loss(
                     model, 24, store=store, dims=(8, 48), mini_batch_tokens=tokens
                 )
             seen, stock = [], model.forward

@@ -43,7 +43,7 @@ class Case:
     words: str
     """Pattern of the error: the file, and what is wrong."""
     by: tuple[str, ...] = ("check", "load")
-    """Who must refuse it: the check of the files, plain SentenceTransformer(), put_task."""
+    """Who must refuse it: the check of the files, plain SentenceTransformer(), load_adapter."""
 
 
 CHECK = ("check",)
@@ -732,12 +732,12 @@ def tried(folder: Path, good: Any) -> dict[str, Callable[[], object]]:
     from sentence_transformers import SentenceTransformer
 
     import st_jv5
-    from st_jv5.trust import check_folder
+    from st_jv5.folders.trust import check_folder
 
     return {
         "check": lambda: check_folder(folder),
         "load": lambda: SentenceTransformer(str(folder)),
-        "put": lambda: st_jv5.put_task(good, folder / RETRIEVAL),
+        "put": lambda: st_jv5.adapters.load_adapter(good, folder / RETRIEVAL),
     }
 
 
@@ -751,7 +751,7 @@ def run(saved: Path, scratch: Path, results: Path) -> None:
     import st_jv5  # noqa: F401 - makes its modules loadable
 
     good = SentenceTransformer(str(saved))
-    good[0].tasks.pop("retrieval")  # so that put_task would make its layers anew
+    good[0].tasks.pop("retrieval")  # so that load_adapter would make its layers anew
     sys.addaudithook(_note)
     outside = scratch / "outside"
     watched.append(os.path.realpath(outside))

@@ -6,7 +6,14 @@ import zipfile
 names = zipfile.ZipFile(sys.argv[1]).namelist()
 print("\n".join(names))
 strangers = [n for n in names if not n.startswith(("st_jv5/", "st_jv5-", "st_jv5."))]
-wanted = ("py.typed", "model_card.md", "__init__.py", "export/texts.json", "export/cards/onnx.md")
+wanted = (
+    "py.typed",
+    "folders/model_card.md",
+    "evaluation/published.yaml",
+    "__init__.py",
+    "export/texts.json",
+    "export/cards/onnx.md",
+)
 missing = {f"st_jv5/{name}" for name in wanted} - set(names)
 if strangers or missing:
     sys.exit(f"the wheel ships {strangers} and lacks {sorted(missing)}")

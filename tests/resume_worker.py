@@ -53,13 +53,13 @@ def run(backbone: str, texts: list[str], task: str, folder: str, step: Any) -> N
     model = st_jv5.new_student(backbone, matryoshka_dims=(8, 16, 48))
     if task != "base":
         st_jv5.add_task(model, task, rank=4, dropout=0.1)
-    loss = st_jv5.retrieval_loss(
+    loss = st_jv5.losses.retrieval_loss(
         model,
         TEACHER_DIM,
         learn_temperature=True,
         dims=(8, 16, 48),
         dims_per_step=2,
-        gor_weight=st_jv5.Schedule(0.0, 2.0, steps=STEPS // 2, begin=5, shape="cosine"),
+        gor_weight=st_jv5.losses.Schedule(0.0, 2.0, steps=STEPS // 2, begin=5, shape="cosine"),
     )
     trainer = st_jv5.AdapterTrainer(
         model,
@@ -71,7 +71,7 @@ def run(backbone: str, texts: list[str], task: str, folder: str, step: Any) -> N
             learning_rate=1e-3,
             warmup_steps=4,
             batch_sampler=BatchSamplers.NO_DUPLICATES,
-            multi_dataset_batch_sampler=st_jv5.weighted(
+            multi_dataset_batch_sampler=st_jv5.trainer.weighted(
                 {"short": 2, "long": 1}, batch_sizes={"long": 2}
             ),
             save_steps=3,
@@ -87,7 +87,7 @@ def run(backbone: str, texts: list[str], task: str, folder: str, step: Any) -> N
         loss=loss,
         callbacks=[Steps(step)],
     )
-    trainer.train(resume_from_checkpoint=st_jv5.last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=st_jv5.trainer.last_checkpoint(folder))
     trained = {name: p.detach() for name, p in loss.named_parameters()}
     history = [
         {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
@@ -160,7 +160,9 @@ def sampled(
     samplers: dict[str, Any] = {"batch_sampler": inner}
     if several:
         samplers["multi_dataset_batch_sampler"] = (
-            st_jv5.weighted({"one": 1, "other": 2}) if several == ["weighted"] else several[0]
+            st_jv5.trainer.weighted({"one": 1, "other": 2})
+            if several == ["weighted"]
+            else several[0]
         )
     sets = classed(texts, world)
     return st_jv5.AdapterTrainer(

@@ -22,7 +22,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 import st_jv5
 from st_jv5 import cli
 from st_jv5.modules.adapter_router import AdapterRouter
-from st_jv5.tasks import TASKS
+from st_jv5.task_table import TASKS
 from tests.conftest import MINILM, with_adapters
 
 
@@ -30,7 +30,7 @@ def bits(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def updates(adapter: st_jv5.Adapter) -> list[torch.Tensor]:
+def updates(adapter: st_jv5.adapters.Adapter) -> list[torch.Tensor]:
     return [
         adapter.tensors[key.replace("lora_A", "lora_B")].double() @ tensor.double()
         for key, tensor in adapter.tensors.items()
@@ -60,7 +60,7 @@ def test_a_training_step_moves_only_the_chosen_adapter(model, texts, tmp_path):
         learning_rate=0.1,
         report_to="none",
         use_cpu=True,
-        prompts=st_jv5.trainer_prompts(model, "legal", rows),
+        prompts=st_jv5.trainer.trainer_prompts(model, "legal", rows),
     )
     loss = MultipleNegativesRankingLoss(model)
     SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss).train()
@@ -76,9 +76,9 @@ def test_encode_train_encode_works(model, texts, tmp_path):
 
 
 def test_taken_and_put_into_another_copy_gives_the_same_vectors(backbones, model, texts, tmp_path):
-    st_jv5.take_task(model, "retrieval", tmp_path / "taken")
+    st_jv5.adapters.save_adapter(model, "retrieval", tmp_path / "taken")
     other = st_jv5.new_student(backbones["eurobert"])
-    st_jv5.put_task(other, tmp_path / "taken")
+    st_jv5.adapters.load_adapter(other, tmp_path / "taken")
     assert st_jv5.tasks(other) == ["retrieval"]
     expected = model.encode(texts, task="query")
     assert np.array_equal(other.encode(texts, task="query"), expected)
@@ -87,24 +87,24 @@ def test_taken_and_put_into_another_copy_gives_the_same_vectors(backbones, model
 def test_an_adapter_of_another_scale_does_not_replace_one(backbones, model, tmp_path):
     other = st_jv5.new_student(backbones["eurobert"])
     st_jv5.add_task(other, "retrieval", rank=4, alpha=8)
-    st_jv5.take_task(other, "retrieval", tmp_path)
+    st_jv5.adapters.save_adapter(other, "retrieval", tmp_path)
     with pytest.raises(ValueError, match="has lora_alpha 8, but this model's 'retrieval' has 4"):
-        st_jv5.put_task(model, tmp_path)
+        st_jv5.adapters.load_adapter(model, tmp_path)
 
 
 def test_another_base_is_refused(backbones, model, tmp_path):
-    st_jv5.take_task(model, "retrieval", tmp_path)
+    st_jv5.adapters.save_adapter(model, "retrieval", tmp_path)
     other = st_jv5.new_student(backbones["eurobert"])
     with torch.no_grad():
         next(iter(other[0].base_parameters())).flatten()[0] += 1
     with pytest.raises(ValueError, match="trained on another base: its base has sha256"):
-        st_jv5.put_task(other, tmp_path)
+        st_jv5.adapters.load_adapter(other, tmp_path)
 
 
 def test_a_base_loaded_in_bfloat16_is_still_the_same_base(saved, model, tmp_path):
-    st_jv5.take_task(model, "clustering", tmp_path / "taken")
+    st_jv5.adapters.save_adapter(model, "clustering", tmp_path / "taken")
     half = SentenceTransformer(saved, model_kwargs={"dtype": torch.bfloat16})
-    st_jv5.put_task(half, tmp_path / "taken")
+    st_jv5.adapters.load_adapter(half, tmp_path / "taken")
     assert half[0].base_sha256() == model[0].base_sha256()
     st_jv5.train_task(half, "base")
     assert half[0].base_sha256() != model[0].base_sha256()
@@ -115,9 +115,9 @@ def test_a_base_loaded_in_bfloat16_is_still_the_same_base(saved, model, tmp_path
 
 @pytest.mark.parametrize("method", ["product", "factors"])
 def test_averaging_equal_checkpoints_is_the_identity(model, tmp_path, method):
-    st_jv5.take_task(model, "retrieval", tmp_path)
-    mean, lost = st_jv5.average_adapters([tmp_path] * 3, weights=[1, 2, 5], method=method)
-    original = st_jv5.Adapter.load(tmp_path)
+    st_jv5.adapters.save_adapter(model, "retrieval", tmp_path)
+    mean, lost = st_jv5.adapters.average_adapters([tmp_path] * 3, weights=[1, 2, 5], method=method)
+    original = st_jv5.adapters.Adapter.load(tmp_path)
     for one, other in zip(updates(mean), updates(original), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
     assert lost < 1e-12
@@ -131,9 +131,9 @@ def test_the_product_average_is_the_best_of_its_rank_and_says_what_it_lost(backb
         generator = torch.Generator().manual_seed(seed)
         for tensor in student[0].adapter_tensors("retrieval").values():
             tensor.data = torch.randn(tensor.shape, generator=generator)
-        st_jv5.take_task(student, "retrieval", tmp_path / str(seed))
-        adapters.append(st_jv5.Adapter.load(tmp_path / str(seed)))
-    mean, told = st_jv5.average_adapters([tmp_path / "0", tmp_path / "1"], weights=[1, 3])
+        st_jv5.adapters.save_adapter(student, "retrieval", tmp_path / str(seed))
+        adapters.append(st_jv5.adapters.Adapter.load(tmp_path / str(seed)))
+    mean, told = st_jv5.adapters.average_adapters([tmp_path / "0", tmp_path / "1"], weights=[1, 3])
     lost = total = 0.0
     for found, one, other in zip(updates(mean), *map(updates, adapters), strict=True):
         exact = 0.25 * one + 0.75 * other
@@ -144,21 +144,23 @@ def test_the_product_average_is_the_best_of_its_rank_and_says_what_it_lost(backb
         total += float(exact.square().sum())
     assert told == pytest.approx(lost / total, rel=1e-4)
     assert 0.01 < told < 0.5
-    factors, _ = st_jv5.average_adapters([tmp_path / "0", tmp_path / "1"], method="factors")
+    factors, _ = st_jv5.adapters.average_adapters(
+        [tmp_path / "0", tmp_path / "1"], method="factors"
+    )
     assert not torch.allclose(updates(factors)[0], updates(mean)[0], atol=0.1)
 
 
 def test_averages_that_cannot_be_are_refused(model, tmp_path):
-    st_jv5.take_task(model, "retrieval", tmp_path / "a")
-    st_jv5.take_task(model, "clustering", tmp_path / "b")
+    st_jv5.adapters.save_adapter(model, "retrieval", tmp_path / "a")
+    st_jv5.adapters.save_adapter(model, "clustering", tmp_path / "b")
     with pytest.raises(ValueError, match="no folders"):
-        st_jv5.average_adapters([])
+        st_jv5.adapters.average_adapters([])
     with pytest.raises(ValueError, match="b has another task than"):
-        st_jv5.average_adapters([tmp_path / "a", tmp_path / "b"])
+        st_jv5.adapters.average_adapters([tmp_path / "a", tmp_path / "b"])
     with pytest.raises(ValueError, match="as many weights"):
-        st_jv5.average_adapters([tmp_path / "a"], weights=[1, 2])
+        st_jv5.adapters.average_adapters([tmp_path / "a"], weights=[1, 2])
     with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json"):
-        st_jv5.average_adapters([tmp_path])
+        st_jv5.adapters.average_adapters([tmp_path])
 
 
 # ------------------------------------------------------------------------------------- merging
@@ -193,7 +195,7 @@ def test_inside_merged_every_batch_is_merged_and_all_else_goes_on(model, texts, 
     base = bits(model)
     short = texts[:1]
     expected = {name: model.encode(short, task=name) for name in TASKS}
-    with st_jv5.merged(model, "clustering"):
+    with st_jv5.adapters.merged(model, "clustering"):
         found = model.encode(short, task="clustering")
         assert not np.array_equal(found, expected["clustering"])
         np.testing.assert_allclose(found, expected["clustering"], atol=1e-5)
@@ -233,7 +235,7 @@ def test_merged_and_unmerged_agree_and_the_base_keeps_its_bits(minilm, texts, dt
     exact = model.encode(texts, task="retrieval")
     assert cosines(exact, model.encode(texts, task="base")).mean() < 0.985  # the adapter shows
     for _ in range(5):
-        with st_jv5.merged(model, "retrieval"):
+        with st_jv5.adapters.merged(model, "retrieval"):
             found = model.encode(texts, task="retrieval")
     assert all(torch.equal(tensor, base[name]) for name, tensor in bits(model).items())
     stock = st_jv5.merge_task(model, "retrieval").encode(texts)
@@ -251,7 +253,7 @@ def test_a_thousand_task_switches_leave_the_bits_unchanged(model, texts):
     for turn in range(1000):
         name = names[turn * 7 % 5]
         if turn % 10 == 0:
-            with st_jv5.merged(model, name):
+            with st_jv5.adapters.merged(model, name):
                 model.encode(texts[:2], task=name)
         else:
             assert np.array_equal(model.encode(texts[:2], task=name), expected[name])
@@ -306,10 +308,10 @@ def test_a_further_adapter_may_name_layers_that_have_none(student, texts):
 
 
 def test_adding_an_adapter_leaves_the_one_that_learns_learning(model, tmp_path):
-    st_jv5.take_task(model, "clustering", tmp_path / "clustering")
-    st_jv5.remove_task(model, "clustering")
+    st_jv5.adapters.save_adapter(model, "clustering", tmp_path / "clustering")
+    st_jv5.adapters.remove_task(model, "clustering")
     st_jv5.train_task(model, "retrieval")
-    st_jv5.put_task(model, tmp_path / "clustering")
+    st_jv5.adapters.load_adapter(model, tmp_path / "clustering")
     learning = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
     assert learning
     assert all(".retrieval." in name for name in learning)
@@ -365,18 +367,18 @@ def test_models_of_others_are_refused(texts):
 def test_the_command_averages_checkpoints(model, tmp_path, capsys):
     for step in (1, 2):
         folder = tmp_path / f"checkpoint-{step}" / "adapters" / "retrieval"
-        st_jv5.take_task(model, "retrieval", folder)
+        st_jv5.adapters.save_adapter(model, "retrieval", folder)
         for tensor in model[0].adapter_tensors("retrieval").values():
             tensor.data = tensor.data + 0.1
     folders = [str(tmp_path / f"checkpoint-{step}") for step in (1, 2)]
     out = str(tmp_path / "mean")
     cli.main(["average", *folders, "--weights", "1", "3", "--out", out])
     told = capsys.readouterr().out
-    expected, lost = st_jv5.average_adapters(folders, weights=[1, 3])
+    expected, lost = st_jv5.adapters.average_adapters(folders, weights=[1, 3])
     assert told.startswith(
         f"retrieval: the mean of 2 adapters, factored to rank 4, which loses {lost:.1%}"
     )
-    found = st_jv5.Adapter.load(out)
+    found = st_jv5.adapters.Adapter.load(out)
     for name, tensor in expected.tensors.items():
         assert torch.equal(found.tensors[name], tensor)
     with pytest.raises(SystemExit, match="holds an adapter already; choose another --out"):
@@ -387,6 +389,6 @@ def test_the_command_averages_checkpoints(model, tmp_path, capsys):
 
 def test_a_checkpoint_of_several_adapters_has_to_be_told_which(model, tmp_path):
     for name in ("retrieval", "clustering"):
-        st_jv5.take_task(model, name, tmp_path / "adapters" / name)
+        st_jv5.adapters.save_adapter(model, name, tmp_path / "adapters" / name)
     with pytest.raises(ValueError, match="holds several adapters; name one of"):
-        st_jv5.Adapter.load(tmp_path)
+        st_jv5.adapters.Adapter.load(tmp_path)

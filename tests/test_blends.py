@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 import st_jv5
 from st_jv5.export import export
-from st_jv5.tasks import Blend, Task
+from st_jv5.task_table import Blend, Task
 from tests.conftest import adapted
 
 SEVERAL = (
@@ -107,8 +107,8 @@ def test_a_blend_made_an_adapter_survives_saving_and_every_export(model, texts, 
     stock = SentenceTransformer(str(tmp_path / "merged"))
     np.testing.assert_allclose(stock.encode(texts), expected, atol=1e-6)
     np.testing.assert_allclose(stock.encode(texts, prompt_name="query"), asked, atol=1e-6)
-    st_jv5.take_task(saved, "mine", tmp_path / "taken")
-    st_jv5.put_task(model, tmp_path / "taken")
+    st_jv5.adapters.save_adapter(saved, "mine", tmp_path / "taken")
+    st_jv5.adapters.load_adapter(model, tmp_path / "taken")
     np.testing.assert_allclose(model.encode(texts, task="mine"), expected, atol=1e-6)
     st_jv5.train_task(model, "mine")
     assert sum(p.requires_grad for p in model.parameters()) == 2 * 7 * 3
@@ -143,7 +143,7 @@ def test_blends_leave_nothing_in_the_model_and_few_copies(model, texts, tmp_path
     assert len(kept) == kept.most_blends + 1
     assert "retrieval" in kept
     assert {"retrieval": 0.9, "clustering": 1 - 0.9} in [*kept._kept]
-    with st_jv5.merged(model, SEVERAL[0]):
+    with st_jv5.adapters.merged(model, SEVERAL[0]):
         one = model.encode(texts[:1], task=SEVERAL[0])
         for step in range(5):
             model.encode(texts, task={"retrieval": step + 2})

@@ -7,7 +7,7 @@ import re
 import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from st_jv5.card import TEMPLATE, as_code, as_words, model_card
+from st_jv5.folders.card import TEMPLATE, as_code, as_words, model_card
 
 EVIL = "a/b\nlicense: apache-2.0\n---\n# x | `y` <script>alert(1)</script> [z](http://evil)"
 

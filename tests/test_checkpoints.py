@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 import st_jv5
 from st_jv5.losses import GORLoss, InfoNCELoss, retrieval_loss
-from st_jv5.resuming import content_hash, loss_settings
+from st_jv5.trainer.resuming import content_hash, loss_settings
 from tests.conftest import MINILM, TEACHER_DIM, arguments, trainable
 
 
@@ -47,7 +47,9 @@ def test_a_checkpoint_holds_the_adapter_and_not_the_base(model, pairs, store, tm
     stored = load_file(tmp_path / "checkpoint-6" / "loss.safetensors")
     assert stored == {"losses.infonce.log_temperature": loss.losses["infonce"].log_temperature}
     assert stored["losses.infonce.log_temperature"].exp() != pytest.approx(0.02, rel=1e-3)
-    taken = st_jv5.Adapter.load(tmp_path / "checkpoint-6")  # the one adapter of a checkpoint
+    taken = st_jv5.adapters.Adapter.load(
+        tmp_path / "checkpoint-6"
+    )  # the one adapter of a checkpoint
     assert taken.base_sha256 == model[0].base_sha256()
 
 
@@ -114,12 +116,12 @@ HARMS = {"missing": None, "cut": '{"epoch": 1.0, "glob', "a number": "5", "empty
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_checkpoint_that_was_cut_by_a_kill_is_passed_over(model, pairs, tmp_path, harm):
-    assert st_jv5.last_checkpoint(tmp_path) is None
+    assert st_jv5.trainer.last_checkpoint(tmp_path) is None
     trained(model, pairs, tmp_path).train()
     state = tmp_path / "checkpoint-6" / "trainer_state.json"
-    assert st_jv5.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    assert st_jv5.trainer.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
     state.unlink() if harm == "missing" else state.write_text(HARMS[harm])
-    assert st_jv5.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    assert st_jv5.trainer.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     again = trained(model, pairs, tmp_path)
     with pytest.raises(ValueError, match=r"checkpoint-6 is no whole checkpoint .*trainer_state"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
@@ -335,7 +337,7 @@ def test_several_adapters_train_at_once_each_on_its_data_sets(model, pairs, tmp_
             tmp_path,
             max_steps=8,
             save_steps=8,
-            multi_dataset_batch_sampler=st_jv5.weighted({"search": 1, "topics": 1}),
+            multi_dataset_batch_sampler=st_jv5.trainer.weighted({"search": 1, "topics": 1}),
         ),
         tasks={"search": "retrieval", "topics": "clustering"},
         train_dataset=sets,
@@ -402,7 +404,7 @@ def test_a_schedule_follows_the_trainers_step_and_a_plain_trainer_refuses_it(
     tmp_path,
 ):
     def loss() -> st_jv5.CompositeLoss:
-        weight = st_jv5.Schedule(1.0, 0.0, steps=4, begin=1)
+        weight = st_jv5.losses.Schedule(1.0, 0.0, steps=4, begin=1)
         return st_jv5.CompositeLoss(
             model, {"gor": (GORLoss(model), weight), "infonce": (InfoNCELoss(model), 1.0)}
         )
@@ -487,7 +489,7 @@ def test_a_loss_that_is_nan_stops_with_step_data_set_and_rows(
     assert f"the loss is inf at step {step}, data set 'scored', rows [7]" in message
     assert text in message
     assert (f"checkpoint-{step}" if step else "no checkpoint yet") in message
-    assert st_jv5.last_checkpoint(tmp_path) == (
+    assert st_jv5.trainer.last_checkpoint(tmp_path) == (
         str(tmp_path / f"checkpoint-{step}") if step else None
     )
 
@@ -503,7 +505,7 @@ def test_weights_that_broke_are_never_saved_and_the_last_checkpoint_stays(
     with pytest.raises(FloatingPointError, match=r"is not finite at step 4.*checkpoint-2\. Look"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-    kept = st_jv5.Adapter.load(tmp_path / "checkpoint-2")
+    kept = st_jv5.adapters.Adapter.load(tmp_path / "checkpoint-2")
     assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
 
 

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
-from st_jv5.compilation import compiled_layers, layers_of
 from st_jv5.losses import retrieval_loss
+from st_jv5.trainer.compilation import compiled_layers, layers_of
 from tests.conftest import ROOT, TEACHER_DIM, adapted, arguments, real_texts, trainable
-from tests.training.test_processes import launcher
+from tests.recipe.test_processes import launcher
 
 BACKEND = "eager"
 """Traces as any does, and does not compile: a test would wait minutes for it."""
@@ -34,7 +34,7 @@ def vectors_and_gradients(model, task, budget=None):
     features = [dict(model.preprocess(real_texts()[i : i + 8])) for i in (0, 8)]
     loss = st_jv5.CompositeLoss(
         model,
-        {"infonce": (st_jv5.InfoNCELoss(model), 1.0)},
+        {"infonce": (st_jv5.losses.InfoNCELoss(model), 1.0)},
         dims=(8, 48),
         mini_batch_tokens=budget,
     )
@@ -175,7 +175,7 @@ found = []
 for compiled in (False, True):
     model = adapted(sys.argv[1])
     loss = st_jv5.CompositeLoss(
-        model, {"infonce": (st_jv5.InfoNCELoss(model), 1.0)}, mini_batch_tokens=64
+        model, {"infonce": (st_jv5.losses.InfoNCELoss(model), 1.0)}, mini_batch_tokens=64
     )
     args = arguments(
         sys.argv[2], max_steps=2, save_strategy="no", learning_rate=1e-3, torch_compile=compiled,

@@ -12,14 +12,14 @@ import torch
 from transformers import BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from st_jv5.cpu import (
+from st_jv5.machine.cpu import (
     KERNEL_CACHES,
     KERNELS,
     attention_in_float32,
     bound_kernel_cache,
     give_back_memory,
 )
-from training.context import native_bfloat16
+from st_jv5.recipe.context import native_bfloat16
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
@@ -46,7 +46,7 @@ def test_the_kernel_cache_is_bounded_unless_the_user_says_how(monkeypatch, name)
 
 MANY_SHAPES = """
 import psutil, torch
-from st_jv5.cpu import bound_kernel_cache, give_back_memory
+from st_jv5.machine.cpu import bound_kernel_cache, give_back_memory
 bound_kernel_cache()
 weight = torch.nn.Parameter(torch.randn(384, 384))
 seen = []

@@ -17,9 +17,9 @@ from datasets import (
 )
 
 import st_jv5
-from st_jv5.data_sets import own_copy
 from st_jv5.losses import GORLoss, InfoNCELoss
-from st_jv5.tasks import TASKS, column_prompts
+from st_jv5.task_table import TASKS, column_prompts
+from st_jv5.trainer.data_sets import own_copy
 from tests.conftest import arguments
 
 TEXTS = {"query": ["one", "two", "three", "four"], "positive": ["a", "b", "c", "d"]}

@@ -49,7 +49,7 @@ def test_too_few_threads_are_named(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_bfloat16_is_for_gpus_that_multiply_it(model, monkeypatch, capability, fast):
-    from training.context import native_bfloat16
+    from st_jv5.recipe.context import native_bfloat16
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # it counts emulation

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 import st_jv5
 from st_jv5 import encoding
-from st_jv5.tasks import TASKS
+from st_jv5.task_table import TASKS
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

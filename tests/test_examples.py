@@ -19,31 +19,32 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 
 import st_jv5
 from st_jv5 import (
-    card,
+    adapters,
     cli,
-    cpu,
-    data_sets,
     doctor,
     export,
     fingerprint,
     functional,
-    hub,
-    licenses,
     losses,
+    modules,
     precision,
-    resuming,
-    rope,
-    self_test,
+    projection,
     teacher,
-    trust,
+    trainer,
     vectors,
 )
-from st_jv5.evaluation import MTEBEncoder
-from st_jv5.tasks import PROMPTS, TASKS, column_prompts
+from st_jv5.backbone import rope
+from st_jv5.backbone.vocabulary import cut_vocabulary
+from st_jv5.evaluation.mteb_encoder import MTEBEncoder
+from st_jv5.folders import card, licenses, trust
+from st_jv5.machine import cpu
+from st_jv5.publish import hub, self_test
+from st_jv5.task_table import PROMPTS, TASKS, column_prompts
 from st_jv5.texts import read_texts
-from st_jv5.vocabulary import cut_vocabulary
+from st_jv5.trainer import data_sets, resuming
 from tests.conftest import MINILM, real_texts, with_adapters
 
+PACKAGES = (adapters, losses, modules, st_jv5.student, teacher, trainer, vectors)
 README = Path(__file__).parent.parent / "README.md"
 EXTRA = [
     *(getattr(functional, n) for n in ("cosine_distance", "mean_squared_offdiagonal", "info_nce")),
@@ -64,7 +65,6 @@ EXTRA = [
     MTEBEncoder,
     *(getattr(precision, name) for name in ("bytes_per_vector", "ranges_of", "stored")),
     *(getattr(precision, name) for name in ("codes", "from_codes")),
-    *(getattr(vectors, name) for name in vectors.__all__),
     fingerprint.fingerprint,
     doctor.doctor,
     data_sets.own_copy,
@@ -77,17 +77,19 @@ EXTRA = [
     cut_vocabulary,
     rope.train_at,
     rope.serve_at,
-    *(getattr(teacher, name) for name in teacher.__all__),
     column_prompts,
+    projection.Projection,
+    projection.fit_projection,
 ]
-PUBLIC = {name: getattr(st_jv5, name) for name in st_jv5.__all__} | {
-    thing.__name__: thing for thing in EXTRA
+NAMED = [getattr(one, name) for one in (st_jv5, *PACKAGES) for name in one.__all__]
+PUBLIC = {
+    f"{thing.__module__}.{thing.__name__}": thing for thing in (*NAMED, *EXTRA) if callable(thing)
 }
 
 
 @pytest.fixture
 def world(tmp_path, backbones):
-    """What an example may name: ``world(doc)`` makes what its words ask for, and no more."""
+    """What an example may name: ``world(thing)`` makes what its words ask for, and no more."""
     texts = [f"{text} {i}" for i in range(8) for text in real_texts()]
 
     @cache
@@ -99,8 +101,8 @@ def world(tmp_path, backbones):
         return with_adapters(st_jv5.new_student(MINILM, layers=1))
 
     @cache
-    def store() -> st_jv5.TeacherStore:
-        folder = st_jv5.TeacherStore.open(tmp_path / "filled", create=True)
+    def store() -> st_jv5.teacher.TeacherStore:
+        folder = st_jv5.teacher.TeacherStore.open(tmp_path / "filled", create=True)
         filled = folder.space("t", dim=384, shards=1)
         filled.add(texts, np.random.default_rng(0).standard_normal((len(texts), 384)))
         return filled
@@ -131,7 +133,7 @@ def world(tmp_path, backbones):
         shutil.copytree(backbones["eurobert"], folder)
         adapted = with_adapters(st_jv5.new_student(backbones["eurobert"]))
         for name in TASKS:
-            st_jv5.take_task(adapted, name, folder / "adapters" / name)
+            st_jv5.adapters.save_adapter(adapted, name, folder / "adapters" / name)
         config = json.loads((folder / "config.json").read_text())
         published = config | {"model_type": "jina_embeddings_v5"}
         (folder / "config.json").write_text(json.dumps(published))
@@ -159,12 +161,14 @@ def world(tmp_path, backbones):
         "export_folder": "export",
     }
 
-    def build(doc: str) -> dict[str, object]:
+    def build(thing: object) -> dict[str, object]:
+        doc = inspect.getdoc(thing) or ""
         words = set(re.findall(r"\w+", doc))
         return {
             **{name: getattr(st_jv5, name) for name in st_jv5.__all__},
             **vars(functional),
-            **PUBLIC,
+            **{thing.__name__: thing for thing in PUBLIC.values()},
+            **vars(inspect.getmodule(thing)),
             **{name: str(tmp_path / folder) for name, folder in folders.items()},
             **{name: make() for name, make in made_when_named.items() if name in words},
             "TASKS": TASKS,
@@ -184,7 +188,7 @@ def world(tmp_path, backbones):
 def test_every_public_name_has_an_example_that_runs(name, world):
     doc = inspect.getdoc(PUBLIC[name]) or ""
     assert ">>>" in doc, f"{name} has no example"
-    test = doctest.DocTestParser().get_doctest(doc, world(doc), name, None, 0)
+    test = doctest.DocTestParser().get_doctest(doc, world(PUBLIC[name]), name, None, 0)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     output: list[str] = []
     doctest.DocTestRunner(optionflags=flags, verbose=False).run(test, out=output.append)

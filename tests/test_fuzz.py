@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
+from st_jv5.folders.configs import check_settings
 from st_jv5.precision import codes, ranges_of
-from st_jv5.tasks import BASE, TASKS
+from st_jv5.task_table import BASE, TASKS
 from st_jv5.texts import read_texts
-from st_jv5.trust import check_settings
 from st_jv5.vectors import Corpus, VectorFolder
 from tests.conftest import adapted
 

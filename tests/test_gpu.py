@@ -19,9 +19,9 @@ from transformers import TrainerCallback
 
 import st_jv5
 from eval.gpu.bench import told_of_waits
-from st_jv5.compilation import compiled_layers
 from st_jv5.doctor import doctor
 from st_jv5.teacher import TeacherStore
+from st_jv5.trainer.compilation import compiled_layers
 from tests.conftest import adapted, real_texts
 
 DEVICE = os.environ.get("ST_JV5_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
@@ -109,19 +109,21 @@ def test_threads_get_their_own_task(pair):
 
 
 LOSSES = {
-    "retrieval": lambda m, s: st_jv5.retrieval_loss(
+    "retrieval": lambda m, s: st_jv5.losses.retrieval_loss(
         m, TEACHER, store=s, dims=DIMS, learn_temperature=True, mask_equal_texts=True
     ),
-    "retrieval in chunks": lambda m, s: st_jv5.retrieval_loss(
+    "retrieval in chunks": lambda m, s: st_jv5.losses.retrieval_loss(
         m, TEACHER, store=s, dims=DIMS, mini_batch_tokens=256
     ),
-    "text-matching": lambda m, s: st_jv5.text_matching_loss(
+    "text-matching": lambda m, s: st_jv5.losses.text_matching_loss(
         m, TEACHER, store=s, dims=DIMS, dims_per_step=2
     ),
-    "clustering": lambda m, s: st_jv5.clustering_loss(
+    "clustering": lambda m, s: st_jv5.losses.clustering_loss(
         m, TEACHER, store=s, dims=DIMS, mini_batch_size=8
     ),
-    "classification": lambda m, s: st_jv5.classification_loss(m, dims=DIMS, mini_batch_tokens=256),
+    "classification": lambda m, s: st_jv5.losses.classification_loss(
+        m, dims=DIMS, mini_batch_tokens=256
+    ),
 }
 
 
@@ -176,7 +178,9 @@ def test_chunks_that_are_computed_again_draw_the_same_dropout(backbones, space, 
 
     model.forward = forward
     model.train()
-    loss = st_jv5.retrieval_loss(model, TEACHER, store=space, dims=DIMS, mini_batch_tokens=256)
+    loss = st_jv5.losses.retrieval_loss(
+        model, TEACHER, store=space, dims=DIMS, mini_batch_tokens=256
+    )
     features, labels = batch(model, space)
     with compiled_layers(model, COMPILER) if compiled else nullcontext():
         total = sum(loss(features, labels).values())
@@ -206,7 +210,7 @@ def test_training_lowers_the_loss_whatever_the_base_was_loaded_in(backbones, spa
     if task != "base":
         st_jv5.add_task(model, task, rank=4, dropout=0.0)
     st_jv5.train_task(model, task)
-    loss = st_jv5.clustering_loss(model, TEACHER, store=space, dims=DIMS)
+    loss = st_jv5.losses.clustering_loss(model, TEACHER, store=space, dims=DIMS)
     learning = [p for p in loss.parameters() if p.requires_grad]
     assert {p.dtype for p in learning} == {torch.float32}
     optimizer = torch.optim.AdamW(learning, lr=1e-2 if task != "base" else 1e-3)
@@ -250,11 +254,13 @@ def train(backbone, store, folder, resume=False, stop=None, strict=False):
         use_cpu=not CUDA,
         full_determinism=strict,
     )
-    loss = st_jv5.retrieval_loss(model, TEACHER, store=store, dims=DIMS, mini_batch_tokens=256)
+    loss = st_jv5.losses.retrieval_loss(
+        model, TEACHER, store=store, dims=DIMS, mini_batch_tokens=256
+    )
     trainer = st_jv5.AdapterTrainer(model, args, tasks="retrieval", train_dataset=data, loss=loss)
     if stop:
         trainer.add_callback(_StopAt(stop))
-    trainer.train(resume_from_checkpoint=st_jv5.last_checkpoint(folder) if resume else None)
+    trainer.train(resume_from_checkpoint=st_jv5.trainer.last_checkpoint(folder) if resume else None)
     return {k: v.detach().cpu() for k, v in model[0].adapter_tensors("retrieval").items()}
 
 
@@ -280,7 +286,7 @@ def test_a_step_waits_for_the_gpu_as_often_whatever_its_chunks(pair, space):
     features, labels = batch(model, space)
     counts = []
     for tokens in (1024, 128):
-        loss = st_jv5.retrieval_loss(
+        loss = st_jv5.losses.retrieval_loss(
             model, TEACHER, store=space, dims=DIMS, mini_batch_tokens=tokens
         )
         for number in range(2):
@@ -300,7 +306,9 @@ def test_memory_does_not_grow_with_the_batch(backbones, space):
         model = adapted(backbones["eurobert"]).to(DEVICE)
         st_jv5.train_task(model, "retrieval")
         model.train()
-        loss = st_jv5.retrieval_loss(model, TEACHER, store=space, dims=DIMS, mini_batch_tokens=512)
+        loss = st_jv5.losses.retrieval_loss(
+            model, TEACHER, store=space, dims=DIMS, mini_batch_tokens=512
+        )
         features, labels = batch(model, space)
         features = [
             {k: v.repeat(repeat, 1) if isinstance(v, torch.Tensor) else v for k, v in one.items()}

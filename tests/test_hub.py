@@ -14,9 +14,9 @@ from sentence_transformers import SentenceTransformer
 import st_jv5
 from st_jv5.cli import main
 from st_jv5.files import read_json, write_json
-from st_jv5.hub import publish
-from st_jv5.self_test import ABSOLUTE, SECRETS, self_test
-from st_jv5.tasks import TASKS
+from st_jv5.publish.hub import publish
+from st_jv5.publish.self_test import ABSOLUTE, SECRETS, self_test
+from st_jv5.task_table import TASKS
 from tests.hub_server import Hub
 
 LICENSES = {"base": {"b": "mit"}, "teacher": {"t": "apache-2.0"}, "data": {"d": "cc0-1.0"}}
@@ -301,7 +301,7 @@ def test_one_vector_for_all_texts_is_refused(ready, monkeypatch):
     def same(_, texts, **__):
         return np.eye(48)[[0] * len(texts)]
 
-    monkeypatch.setattr("st_jv5.self_test.encode", same)
+    monkeypatch.setattr("st_jv5.publish.self_test.encode", same)
     with pytest.raises(ValueError, match=r"have one vector; tokenizer\.json does not tell"):
         self_test(ready)
 

@@ -16,10 +16,10 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 import st_jv5
-from st_jv5 import licenses
 from st_jv5.files import read_json, write_json
-from st_jv5.hub import publish
-from st_jv5.tasks import TASKS
+from st_jv5.folders import licenses
+from st_jv5.publish.hub import publish
+from st_jv5.task_table import TASKS
 from tests.conftest import arguments
 
 
@@ -64,7 +64,7 @@ def test_fine_tuning_one_adapter_leaves_the_bits_of_all_else(published, texts, t
         model=model,
         args=arguments(
             tmp_path / "run",
-            prompts=st_jv5.trainer_prompts(model, task, pairs),
+            prompts=st_jv5.trainer.trainer_prompts(model, task, pairs),
             save_strategy="no",
         ),
         train_dataset=pairs,

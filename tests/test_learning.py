@@ -67,8 +67,8 @@ def test_an_adapter_on_a_model_loaded_to_encode_in_bfloat16_learns_in_float32(
     trainer.train()
     assert all(bool(tensor.any()) for tensor in added.values())
     assert (model.encode(texts[:4], task="retrieval") == before).all()
-    st_jv5.take_task(model, "news", tmp_path / "news")
-    taken = st_jv5.Adapter.load(tmp_path / "news").tensors
+    st_jv5.adapters.save_adapter(model, "news", tmp_path / "news")
+    taken = st_jv5.adapters.Adapter.load(tmp_path / "news").tensors
     assert {tensor.dtype for tensor in taken.values()} == {torch.float32}
 
 

@@ -17,13 +17,13 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from transformers import AutoModel
 
 import st_jv5
-from st_jv5.evaluation import MTEBEncoder
+from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.files import read_json, write_json
 from st_jv5.losses import GORLoss
 from st_jv5.losses.embed import embed_columns
 from st_jv5.modules import LastTokenPooling, TokenPooling
-from st_jv5.self_test import _try_task
-from st_jv5.tasks import PROMPTS, TASKS
+from st_jv5.publish.self_test import _try_task
+from st_jv5.task_table import PROMPTS, TASKS
 from tests.conftest import MINILM, adapted, arguments, trainable
 
 MODES = ("mean", "cls", "lasttoken")
@@ -366,7 +366,7 @@ def test_a_base_with_prompts_hands_them_on_and_adapters_follow(asking, texts, pa
         assert encoder.route("Retrieval", PromptType.document) == ("retrieval", "")
         for task, query in (("base", ASKING["query"]), ("retrieval", ASKING["query"]),
                             ("clustering", "")):  # fmt: skip
-            told = st_jv5.trainer_prompts(model, task, pairs)
+            told = st_jv5.trainer.trainer_prompts(model, task, pairs)
             assert told == {"query": query, "positive": "", "negative_1": ""}
 
 
@@ -393,7 +393,7 @@ def test_prompts_of_ones_own_win_and_a_student_of_ours_keeps_them(backbones, tex
 def test_prompts_set_on_a_model_are_what_its_base_encodes_and_trains_with(student, pairs):
     student.prompts = {"query": "Ask: ", "document": "Say: "}
     assert student[0].prompt_for("query", "Say: ") == "Ask: "
-    assert st_jv5.trainer_prompts(student, "base", pairs)["query"] == "Ask: "
+    assert st_jv5.trainer.trainer_prompts(student, "base", pairs)["query"] == "Ask: "
     st_jv5.add_task(student, "retrieval")
     assert student[0].tasks["retrieval"].prompts == student.prompts
 
@@ -433,9 +433,9 @@ def test_a_tasks_two_prompts_need_a_model_with_two(backbones, model, tmp_path):
     student = st_jv5.new_student(backbones["eurobert"], prompts=NONE, pooling="lasttoken")
     with pytest.raises(ValueError, match=r"this model has '' for both, so prompt_name could not"):
         st_jv5.add_task(student, "legal", prompts={"query": "Law? ", "document": "Law: "})
-    st_jv5.take_task(model, "retrieval", tmp_path)
+    st_jv5.adapters.save_adapter(model, "retrieval", tmp_path)
     with pytest.raises(ValueError, match=r"'Query: ', and one for documents, 'Document: '"):
-        st_jv5.put_task(student, tmp_path)
+        st_jv5.adapters.load_adapter(student, tmp_path)
     st_jv5.add_task(student, "topics", prompts={"document": "Topic: "})
     assert student[0].prompt_for("topics", "") == "Topic: "
 

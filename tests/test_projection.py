@@ -52,16 +52,16 @@ def test_fitting_finds_the_map_that_made_the_teacher(student, texts, tmp_path):
     torch.manual_seed(0)
     vectors = torch.from_numpy(student.encode(texts))
     weight, bias = torch.randn(9, 48), torch.randn(9)
-    store = st_jv5.TeacherStore.open(tmp_path, create=True)
+    store = st_jv5.teacher.TeacherStore.open(tmp_path, create=True)
     store = store.space("big", revision="r1", dim=9, dtype="float32")
     store.add(texts, vectors @ weight.T + bias)
-    projection = st_jv5.fit_projection(student, store, texts)
+    projection = st_jv5.projection.fit_projection(student, store, texts)
     up, teacher = projection(vectors, store.gather(store.rows(texts)))
     assert torch.allclose(up, teacher, atol=1e-3)
     assert projection.info["teacher"] == "big"
     assert student[0].projection is projection
     with pytest.raises(ValueError, match="48 texts cannot fit 48 dims"):
-        st_jv5.fit_projection(student, store, texts[:48])
+        st_jv5.projection.fit_projection(student, store, texts[:48])
 
 
 def test_fitted_with_a_map_of_its_own_a_cut_student_comes_nearer_its_teacher():

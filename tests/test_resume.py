@@ -45,7 +45,7 @@ def run_killed(processes, arguments: tuple, kills: int, draw: random.Random) -> 
             child.join(timeout=120)
             assert child.exitcode == 0
             return killed
-        begin = st_jv5.last_checkpoint(arguments[-1])
+        begin = st_jv5.trainer.last_checkpoint(arguments[-1])
         begin = int(begin.rsplit("-", 1)[1]) if begin else 0
         target = min(begin + draw.randint(1, 5), STEPS - 1)
         deadline = time.monotonic() + 120

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
 import st_jv5
-from st_jv5 import rope
+from st_jv5.backbone import rope
 from tests.conftest import with_adapters
 
 ROTARY = ("qwen3", "eurobert")

@@ -11,7 +11,7 @@ from sentence_transformers.base.sampler import BatchSamplers
 from torch.utils.data import BatchSampler, ConcatDataset, RandomSampler, SequentialSampler
 
 import st_jv5
-from st_jv5 import sampling
+from st_jv5.trainer import sampling
 from tests.conftest import arguments
 
 
@@ -19,7 +19,7 @@ def sampler(lengths: list[int], seed: int = 0, **settings: Any) -> sampling.Weig
     """Over sets of so many rows, four rows a batch."""
     sets = [Dataset.from_dict({"text": [str(i) for i in range(n)]}) for n in lengths]
     inner = [BatchSampler(SequentialSampler(s), 4, drop_last=True) for s in sets]
-    return st_jv5.weighted(**settings)(
+    return st_jv5.trainer.weighted(**settings)(
         ConcatDataset(sets), batch_samplers=inner, generator=torch.Generator(), seed=seed
     )
 
@@ -98,7 +98,7 @@ def trainer(model, texts, folder, workers: int = 0, **settings) -> st_jv5.Adapte
     args = arguments(
         folder,
         batch_sampler=BatchSamplers.NO_DUPLICATES,
-        multi_dataset_batch_sampler=st_jv5.weighted(
+        multi_dataset_batch_sampler=st_jv5.trainer.weighted(
             {"short": 1, "long": 1}, batch_sizes={"long": 2}
         ),
         dataloader_num_workers=workers,
@@ -109,7 +109,7 @@ def trainer(model, texts, folder, workers: int = 0, **settings) -> st_jv5.Adapte
         args,
         tasks="retrieval",
         train_dataset=DatasetDict(sets),
-        loss=st_jv5.InfoNCELoss(model),
+        loss=st_jv5.losses.InfoNCELoss(model),
         **settings,
     )
 
@@ -161,14 +161,16 @@ def test_settings_that_cannot_be_are_refused_before_training(
 
 def test_weights_must_stand_in_the_order_of_the_data_sets(model, texts, tmp_path):
     sets = {name: Dataset.from_dict({"query": texts[:8]}) for name in ("a", "b")}
-    args = arguments(tmp_path, multi_dataset_batch_sampler=st_jv5.weighted({"b": 1, "a": 2}))
+    args = arguments(
+        tmp_path, multi_dataset_batch_sampler=st_jv5.trainer.weighted({"b": 1, "a": 2})
+    )
     with pytest.raises(ValueError, match=r"names \['b', 'a'\], but train_dataset has \['a', 'b'\]"):
         st_jv5.AdapterTrainer(
             model,
             args,
             tasks="retrieval",
             train_dataset=sets,
-            loss=st_jv5.InfoNCELoss(model),
+            loss=st_jv5.losses.InfoNCELoss(model),
         )
 
 
@@ -189,9 +191,9 @@ def test_max_epochs_may_differ_by_data_set():
     assert drawn.count(False) == 1
     assert len(drawn) == 23
     with pytest.raises(ValueError, match="max_epochs of small must be positive, not 0"):
-        st_jv5.weighted({"small": 1}, max_epochs={"small": 0})
+        st_jv5.trainer.weighted({"small": 1}, max_epochs={"small": 0})
     with pytest.raises(ValueError, match="max_epochs: no data set 'smal' among small"):
-        st_jv5.weighted({"small": 1}, max_epochs={"smal": 2})
+        st_jv5.trainer.weighted({"small": 1}, max_epochs={"smal": 2})
 
 
 def test_a_later_epoch_counts_what_earlier_ones_took_though_it_did_not_draw_them():
@@ -253,7 +255,7 @@ def test_sets_in_random_order_are_drawn_the_same_in_every_run():
         generator = torch.Generator()
         sets = [list(range(12)), list(range(24))]
         inner = [BatchSampler(RandomSampler(s, generator=generator), 4, True) for s in sets]
-        one = st_jv5.weighted({"a": 1, "b": 2})(
+        one = st_jv5.trainer.weighted({"a": 1, "b": 2})(
             ConcatDataset(sets), batch_samplers=inner, generator=generator, seed=3
         )
         one.set_epoch(2)
@@ -269,4 +271,4 @@ def test_when_no_set_is_left_it_says_so():
     with pytest.raises(ValueError, match="as often as max_epochs allows, after 6 batches"):
         list(one)
     with pytest.raises(ValueError, match="max_epochs must be positive, not 0"):
-        st_jv5.weighted(max_epochs=0)
+        st_jv5.trainer.weighted(max_epochs=0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import pkgutil
 import subprocess
 import sys
-import types
 from importlib import import_module
+from inspect import ismodule
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,12 @@ def test_what_only_parses_takes_less_than_half_a_second(arguments, status, said)
     assert float(seconds.split()[1]) < 0.5
 
 
+PACKAGES = (
+    *("adapters", "evaluation", "export", "losses", "modules"),
+    *("student", "teacher", "trainer", "vectors"),
+)
+"""Those with public names."""
+
 LOAD = """
 import sys, time
 begin = time.process_time()
@@ -63,7 +70,7 @@ import st_jv5
 assert time.process_time() - begin < 0.1
 assert "torch" not in sys.modules
 import st_jv5.modules.adapter_router  # imports sentence-transformers midway
-import st_jv5.tasks
+import st_jv5.task_table
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer(sys.argv[1])
 print(st_jv5.tasks(model)[0], model.encode(["x"], task="retrieval").shape)
@@ -80,18 +87,25 @@ def test_all_lists_of_public_names_agree_and_every_name_is_there():
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name for node in block.body for alias in node.names}  # by type checkers
     homes = {name: home for home, names in st_jv5._NAMES.items() for name in names}
-    assert seen == set(homes) == set(st_jv5.__all__) <= set(dir(st_jv5))
+    assert seen == set(homes) == set(st_jv5.__all__) == set(dir(st_jv5)) - {"__version__"}
     for name, home in homes.items():
         assert getattr(st_jv5, name) is getattr(import_module(f"st_jv5.{home}"), name)
     with pytest.raises(AttributeError, match="module 'st_jv5' has no attribute 'encod'"):
         _ = st_jv5.encod
 
 
-def test_a_submodule_does_not_hide_a_public_name():
-    module = sys.modules["st_jv5.tasks"]
-    st_jv5.tasks = module  # as importing it does
-    assert isinstance(st_jv5.tasks, types.FunctionType)
-    assert st_jv5.doctor is sys.modules["st_jv5.doctor"]  # no public name
+def test_no_public_name_is_that_of_a_submodule():
+    """An import of the submodule would put it in the name's place."""
+    for package in ("st_jv5", *(f"st_jv5.{name}" for name in PACKAGES)):
+        module = import_module(package)
+        inside = {found.name for found in pkgutil.iter_modules(module.__path__)}
+        assert not inside & set(module.__all__), package
+        assert not {name for name in inside & set(vars(module)) if not ismodule(vars(module)[name])}
+
+
+def test_a_submodule_is_there_without_an_import_of_its_own():
+    assert python("import st_jv5; print(st_jv5.doctor.__name__)").stdout == "st_jv5.doctor\n"
+    assert dir(st_jv5) == sorted([*st_jv5.__all__, "__version__"])
 
 
 def test_the_commands_exports_are_the_librarys():
@@ -161,7 +175,7 @@ def test_an_alias_is_exported_as_its_task_and_other_names_are_refused(saved, tmp
 
 @pytest.mark.parametrize("weights", ["0", "nan", "-1", "inf"])
 def test_weights_that_average_nothing_are_refused(model, tmp_path, weights):
-    st_jv5.take_task(model, "retrieval", tmp_path / "one")
+    st_jv5.adapters.save_adapter(model, "retrieval", tmp_path / "one")
     given = [f"--weights={weights}", "--out", str(tmp_path / "mean")]
     with pytest.raises(SystemExit, match="weights must be finite, >= 0, and one above 0"):
         cli.main(["average", str(tmp_path / "one"), *given])

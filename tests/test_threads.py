@@ -17,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
-from st_jv5.tasks import TASKS
+from st_jv5.task_table import TASKS
 
 BLEND = {"retrieval": 0.7, "clustering": -0.2}
 
@@ -55,8 +55,8 @@ def changes(model: SentenceTransformer, name: str) -> None:
     """A task comes and goes, and so does a blend of it."""
     st_jv5.add_task(model, name, rank=2, alpha=2)
     st_jv5.blend_tasks(model, f"{name}-blend", {name: 0.5, "retrieval": 0.5})
-    st_jv5.remove_task(model, name)
-    st_jv5.remove_task(model, f"{name}-blend")
+    st_jv5.adapters.remove_task(model, name)
+    st_jv5.adapters.remove_task(model, f"{name}-blend")
 
 
 def test_threads_encode_exactly_while_tasks_come_go_and_blend(model, texts, eager):
@@ -93,7 +93,7 @@ def test_a_task_that_is_removed_meanwhile_gives_its_exact_vectors_or_says_that_i
     model, texts, tmp_path, eager
 ):
     texts = texts[:8]
-    st_jv5.take_task(model, "clustering", tmp_path / "task")
+    st_jv5.adapters.save_adapter(model, "clustering", tmp_path / "task")
     expected = model.encode(texts, task="clustering")
     seen = {"there": 0, "gone": 0}
 
@@ -109,8 +109,8 @@ def test_a_task_that_is_removed_meanwhile_gives_its_exact_vectors_or_says_that_i
             seen["there"] += 1
 
     def come_and_go() -> None:
-        st_jv5.remove_task(model, "clustering")
-        st_jv5.put_task(model, tmp_path / "task")
+        st_jv5.adapters.remove_task(model, "clustering")
+        st_jv5.adapters.load_adapter(model, tmp_path / "task")
 
     side_by_side(encode, encode, come_and_go, seconds=1)
     assert min(seen.values()) > 0
@@ -121,14 +121,14 @@ def test_adapters_are_put_and_the_base_is_read_while_others_come_and_go(
 ):
     for name in ("one", "two"):
         st_jv5.add_task(model, name, rank=2, alpha=2)
-        st_jv5.take_task(model, name, tmp_path / name)
-        st_jv5.remove_task(model, name)
+        st_jv5.adapters.save_adapter(model, name, tmp_path / name)
+        st_jv5.adapters.remove_task(model, name)
     router = model[0]
     told, weights = router.base_sha256(), router.base_state_dict().keys()
 
     def put_and_remove(name: str) -> None:
-        st_jv5.put_task(model, tmp_path / name)
-        st_jv5.remove_task(model, name)
+        st_jv5.adapters.load_adapter(model, tmp_path / name)
+        st_jv5.adapters.remove_task(model, name)
 
     def read() -> None:
         assert router.base_sha256() == told
@@ -155,7 +155,7 @@ def test_removing_a_task_waits_for_the_forward_that_has_it(model, texts):
         np.testing.assert_array_equal(found, expected)
 
     def remove() -> None:
-        st_jv5.remove_task(model, "clustering")
+        st_jv5.adapters.remove_task(model, "clustering")
         order.append("removed")
 
     encoding = threading.Thread(target=encode)
@@ -183,7 +183,7 @@ def test_what_is_removed_leaves_nothing_behind(model, texts, tmp_path):
     own = sum(tensor.numel() for tensor in model[0].adapter_tensors("clustering").values())
     model.encode(texts, task="clustering")
     st_jv5.train_task(model, "clustering")
-    st_jv5.remove_task(model, "clustering")
+    st_jv5.adapters.remove_task(model, "clustering")
     assert sum(p.numel() for p in model.parameters()) == size - own
     assert model[0].training_task is None
     assert "clustering" not in model[0].merging
@@ -199,16 +199,16 @@ def test_what_is_removed_leaves_nothing_behind(model, texts, tmp_path):
 def test_all_tasks_can_be_removed_and_a_name_used_anew(model, texts):
     base = model.encode(texts, task="base")
     for name in TASKS:
-        st_jv5.remove_task(model, name)
+        st_jv5.adapters.remove_task(model, name)
     np.testing.assert_array_equal(model.encode(texts), base)
     st_jv5.add_task(model, "retrieval", rank=2)
     np.testing.assert_allclose(model.encode(texts, task="retrieval"), base, atol=1e-6)
     with pytest.raises(ValueError, match="unknown task 'clustering'; this model has: retrieval"):
-        st_jv5.remove_task(model, "clustering")
+        st_jv5.adapters.remove_task(model, "clustering")
     for default in ("retrieval", "query", {"retrieval": 0.5}):
         model[0].default_task = default
         with pytest.raises(ValueError, match=r"'retrieval' is what the default task, .* needs"):
-            st_jv5.remove_task(model, "retrieval")
+            st_jv5.adapters.remove_task(model, "retrieval")
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(model, texts):
@@ -217,7 +217,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(model, texts):
     tensors = {name: tensor[:, :-1] for name, tensor in adapter.tensors.items()}
     wrong = replace(adapter, task=replace(adapter.task, name="other"), tensors=tensors)
     with pytest.raises(ValueError, match="this backbone needs"):
-        st_jv5.put_task(model, wrong)
+        st_jv5.adapters.load_adapter(model, wrong)
     assert st_jv5.tasks(model) == list(TASKS)
     after = model.state_dict()
     assert after.keys() == before.keys()
@@ -238,7 +238,9 @@ def test_a_fork_while_others_encode_does_not_hang_and_encodes_alike(model, texts
     def child() -> None:
         torch.set_num_threads(1)
         st_jv5.add_task(model, "own", rank=2)
-        st_jv5.remove_task(model, "classification")  # though the parent's threads are at it
+        st_jv5.adapters.remove_task(
+            model, "classification"
+        )  # though the parent's threads are at it
         for task in ("clustering", "retrieval"):
             found = model.encode(texts, task=task)
             np.testing.assert_allclose(found, expected[task], atol=1e-5)

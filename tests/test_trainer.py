@@ -20,12 +20,12 @@ from tests.conftest import TEACHER_DIM, arguments, trainable, with_adapters
 
 
 def test_prompts_come_from_the_task_table(model, pairs, tmp_path):
-    assert st_jv5.trainer_prompts(model, "retrieval", pairs) == {
+    assert st_jv5.trainer.trainer_prompts(model, "retrieval", pairs) == {
         "query": "Query: ",
         "positive": "Document: ",
         "negative_1": "Document: ",
     }
-    prompts = st_jv5.trainer_prompts(model, "clustering", DatasetDict({"pairs": pairs}))
+    prompts = st_jv5.trainer.trainer_prompts(model, "clustering", DatasetDict({"pairs": pairs}))
     assert set(prompts["pairs"].values()) == {"Document: "}
     trainer = st_jv5.AdapterTrainer(
         model,
@@ -115,7 +115,7 @@ def test_trap_27_scored_and_unscored_sets_train_in_turn(model, pairs, store, tex
     args = arguments(
         tmp_path,
         max_steps=12,
-        multi_dataset_batch_sampler=st_jv5.weighted({"scored": 1, "pairs": 1}),
+        multi_dataset_batch_sampler=st_jv5.trainer.weighted({"scored": 1, "pairs": 1}),
     )
     loss = text_matching_loss(model, TEACHER_DIM, store=store)
     trainer = st_jv5.AdapterTrainer(
@@ -191,7 +191,9 @@ def test_trap_25_the_best_checkpoint_is_loaded_by_its_weights(model, pairs, stor
     )
     trainer.train()
     best, last = (
-        st_jv5.Adapter.load(tmp_path / f"checkpoint-{step}" / "adapters" / "retrieval").tensors
+        st_jv5.adapters.Adapter.load(
+            tmp_path / f"checkpoint-{step}" / "adapters" / "retrieval"
+        ).tensors
         for step in (3, 6)
     )
     assert any(not torch.equal(best[name], last[name]) for name in best)
@@ -206,7 +208,7 @@ def test_a_set_without_a_whole_batch_of_different_texts_is_named(model, tmp_path
     args = arguments(
         tmp_path,
         batch_sampler=BatchSamplers.NO_DUPLICATES,
-        multi_dataset_batch_sampler=st_jv5.weighted({"same": 1}),
+        multi_dataset_batch_sampler=st_jv5.trainer.weighted({"same": 1}),
         dataloader_drop_last=True,
     )
     trainer = st_jv5.AdapterTrainer(
@@ -214,7 +216,7 @@ def test_a_set_without_a_whole_batch_of_different_texts_is_named(model, tmp_path
         args,
         tasks="retrieval",
         train_dataset=DatasetDict({"same": same}),
-        loss=st_jv5.InfoNCELoss(model),
+        loss=st_jv5.losses.InfoNCELoss(model),
     )
     with pytest.raises(ValueError, match="'same' gives no whole batch: too few rows"):
         trainer.train()

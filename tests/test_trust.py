@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
-from st_jv5.configs import is_within
 from st_jv5.files import read_json, write_json
+from st_jv5.folders.configs import is_within
+from st_jv5.folders.trust import check_folder, check_stock, contents_of
 from st_jv5.jina import load_model
-from st_jv5.trust import check_folder, check_stock, contents_of
 from tests.conftest import ROOT
 from tests.hostile import ADAPTER, CASES, LORA, RETRIEVAL, SECONDS, Seen, put
 
@@ -106,7 +106,7 @@ def test_keys_that_act_on_the_base_or_reach_out_have_no_effect(saved, model, tex
     began = time.perf_counter()
     loaded = SentenceTransformer(saved)
     fresh = SentenceTransformer(without_adapters(saved))
-    st_jv5.put_task(fresh, Path(saved) / RETRIEVAL)
+    st_jv5.adapters.load_adapter(fresh, Path(saved) / RETRIEVAL)
     assert time.perf_counter() - began < 4
     for found in (loaded, fresh):
         assert np.array_equal(found.encode(texts[:4], task="retrieval"), expected)
@@ -123,7 +123,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(saved, backbone
     other = st_jv5.new_student(backbones["bert"])
     before = other.encode(texts[:4], task="base")
     with pytest.raises(ValueError, match="for a layer that this backbone does not have"):
-        st_jv5.put_task(other, Path(saved) / RETRIEVAL)
+        st_jv5.adapters.load_adapter(other, Path(saved) / RETRIEVAL)
     assert st_jv5.tasks(other) == []
     assert not list(other[0].lora_layers())
     assert np.array_equal(other.encode(texts[:4], task="base"), before)
@@ -164,17 +164,17 @@ def replace_base(folder: Path) -> None:
 
 
 def test_a_replaced_base_takes_no_adapter(saved, model):
-    st_jv5.take_task(model, "retrieval", Path(saved).parent / "alone")
+    st_jv5.adapters.save_adapter(model, "retrieval", Path(saved).parent / "alone")
     replace_base(Path(saved))
     loaded = SentenceTransformer(saved)
     with pytest.raises(ValueError, match=r"names the base \w{12}, but its weights are \w{12}"):
-        st_jv5.put_task(loaded, Path(saved).parent / "alone")
+        st_jv5.adapters.load_adapter(loaded, Path(saved).parent / "alone")
 
 
 def test_a_base_loaded_in_another_precision_is_still_the_same(saved, model):
-    st_jv5.take_task(model, "retrieval", Path(saved).parent / "alone")
+    st_jv5.adapters.save_adapter(model, "retrieval", Path(saved).parent / "alone")
     loaded = SentenceTransformer(saved, model_kwargs={"dtype": "bfloat16"})
-    st_jv5.put_task(loaded, Path(saved).parent / "alone")
+    st_jv5.adapters.load_adapter(loaded, Path(saved).parent / "alone")
 
 
 def test_a_base_of_others_that_lacks_a_tensor_makes_no_student(backbones, tmp_path):

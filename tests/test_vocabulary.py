@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
 import st_jv5
-from st_jv5.vocabulary import cut_vocabulary
+from st_jv5.backbone.vocabulary import cut_vocabulary
+from st_jv5.evaluation.corpora import rows
 from tests.conftest import MINILM, real_texts
-from training.corpora import rows
 
 
 def words_of(student: SentenceTransformer, texts: list[str]) -> list[list[str]]:

@@ -22,7 +22,7 @@ ABSENT = {
     *("chown", "fchmod", "fork", "forkpty", "geteuid", "getgid", "getloadavg", "getuid", "killpg"),
     *("mkfifo", "nice", "register_at_fork", "sched_getaffinity", "setsid", "statvfs", "sysconf"),
 }
-OURS = ("st_jv5", "training")
+OURS = ("st_jv5", "training", "eval")
 
 
 def ours(depth: int) -> bool:
@@ -80,12 +80,12 @@ def test_a_teachers_vectors_are_kept_and_an_adapter_is_trained_and_saved(
     assert len(store) == 3
     st_jv5.add_task(student, "retrieval", rank=2)
     pairs = pairs.remove_columns(["label"])
-    loss = st_jv5.InfoNCELoss(student)
+    loss = st_jv5.losses.InfoNCELoss(student)
     args = arguments(tmp_path / "run", max_steps=2, save_steps=1)
     st_jv5.AdapterTrainer(student, args, tasks="retrieval", train_dataset=pairs, loss=loss).train()
     student.save_pretrained(str(tmp_path / "model"))
     assert SentenceTransformer(str(tmp_path / "model")).encode(["x"], task="query").shape == (1, 48)
-    assert st_jv5.last_checkpoint(str(tmp_path / "run"))
+    assert st_jv5.trainer.last_checkpoint(str(tmp_path / "run"))
 
 
 def test_a_published_folder_is_loaded_without_links(windows, published):

@@ -14,7 +14,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
-from st_jv5.tasks import PROMPTS
+from st_jv5.task_table import PROMPTS
 from tests import engines
 from tests.conftest import MINILM, ROOT, with_adapters
 

@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import os
-import sys
 import tempfile
 import time
 import traceback
@@ -26,7 +25,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
@@ -38,12 +36,13 @@ from transformers import AutoTokenizer, EuroBertConfig, EuroBertModel, TrainerCa
 
 import st_jv5
 from st_jv5.batching import Layout, plan_chunks, take_rows
-from st_jv5.compilation import compiled_layers
-from st_jv5.cuda import without_cudnn_attention
-from st_jv5.losses import CompositeLoss, InfoNCELoss
+from st_jv5.evaluation.corpora import rows
+from st_jv5.losses import CompositeLoss, InfoNCELoss, clustering_loss, retrieval_loss
+from st_jv5.machine.cuda import without_cudnn_attention
 from st_jv5.modules.padding import known_padding
+from st_jv5.teacher import TeacherStore, fill
 from st_jv5.teacher.sources import resolve_model
-from training.corpora import rows
+from st_jv5.trainer.compilation import compiled_layers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TASK = "retrieval"
@@ -138,10 +137,10 @@ class Bench:
                         torch.nn.init.normal_(tensor, std=0.02)
         return model.to(device)
 
-    def store(self, *columns: list[str]) -> tuple[st_jv5.TeacherStore, Tensor]:
+    def store(self, *columns: list[str]) -> tuple[TeacherStore, Tensor]:
         """A teacher's store of random vectors, which cost what a teacher's do, and its rows."""
         folder = tempfile.mkdtemp(dir=self.work)
-        space = st_jv5.TeacherStore.open(folder, create=True).space("random", dim=TEACHER_DIM)
+        space = TeacherStore.open(folder, create=True).space("random", dim=TEACHER_DIM)
         every = list(dict.fromkeys(text for column in columns for text in column))
         vectors = np.random.default_rng(0).standard_normal((len(every), TEACHER_DIM))
         space.add(every, vectors.astype(np.float32))
@@ -149,7 +148,7 @@ class Bench:
 
     def loss(self, model: SentenceTransformer, store: Any, task: str, budget: int) -> CompositeLoss:
         """Stage 1's, or retrieval's."""
-        make = st_jv5.clustering_loss if task == "base" else st_jv5.retrieval_loss
+        make = clustering_loss if task == "base" else retrieval_loss
         loss = make(model, TEACHER_DIM, store=store, dims=self.size.dims, mini_batch_tokens=budget)
         return loss.to(model.device)
 
@@ -428,9 +427,9 @@ class Bench:
         many = self.documents[: self.size.texts // 2]
         model = self.model(adapters=False).to(torch.bfloat16 if DEVICE == "cuda" else torch.float32)
         folder = tempfile.mkdtemp(dir=self.work)
-        store = st_jv5.TeacherStore.open(folder, create=True).space("own", dim=self.size.width)
+        store = TeacherStore.open(folder, create=True).space("own", dim=self.size.width)
         begin = time.perf_counter()
-        st_jv5.fill(store, model, many)
+        fill(store, model, many)
         seconds = time.perf_counter() - begin
         self.tell("fill", texts=len(many), seconds=seconds, texts_per_second=len(many) / seconds)
 

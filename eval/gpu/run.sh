@@ -17,6 +17,6 @@ if [ -d gpu-pack ]; then
 fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/card.txt"
 # shellcheck disable=SC2086
-timeout "${SECONDS_LIMIT:-900}" "$python" eval/gpu/bench.py ${PARTS:-} --output "$out" >"$out/bench.txt" 2>&1
+timeout "${SECONDS_LIMIT:-900}" "$python" -m eval.gpu.bench ${PARTS:-} --output "$out" >"$out/bench.txt" 2>&1
 grep '^\[' "$out/bench.txt"
 "$python" -m pytest -m gpu -p no:cacheprovider --tb=short tests/test_gpu.py 2>&1 | tee "$out/tests.txt" | tail -40

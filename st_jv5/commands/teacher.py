@@ -83,7 +83,7 @@ def run_ls(args: argparse.Namespace) -> None:
 def run_info(args: argparse.Namespace) -> None:
     """One space as JSON."""
     from st_jv5.teacher import TeacherStore
-    from st_jv5.teacher.fill import fills
+    from st_jv5.teacher.filling import fills
     from st_jv5.teacher.upkeep import space_by_id
 
     view = space_by_id(TeacherStore.open(args.store), args.space)

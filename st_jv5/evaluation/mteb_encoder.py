@@ -27,7 +27,7 @@ from st_jv5.precision import (
     stored,
     unit,
 )
-from st_jv5.tasks import BASE, DEFAULT_PROMPT_NAME
+from st_jv5.task_table import BASE, DEFAULT_PROMPT_NAME
 
 ADAPTER_OF_TYPE: Mapping[str, str] = {
     "Retrieval": "retrieval",

@@ -20,7 +20,7 @@ from st_jv5.export.parity import (
     source_vectors,
 )
 from st_jv5.files import whole_folder
-from st_jv5.tasks import BASE, unknown_name
+from st_jv5.task_table import BASE, unknown_name
 
 __all__ = ["BOUNDS", "KINDS", "Parity", "export", "parity_texts", "write_merged"]
 

@@ -13,13 +13,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
-from st_jv5 import rope
 from st_jv5.adapters import merge_task, router_of
-from st_jv5.card import as_code, as_words
-from st_jv5.eos import save_tokenizer
+from st_jv5.backbone import rope
+from st_jv5.backbone.eos import save_tokenizer
 from st_jv5.files import read_json, write_json, write_text
+from st_jv5.folders.card import as_code, as_words
 from st_jv5.modules.pooling import TokenPooling, pooling_mode
-from st_jv5.tasks import DEFAULT_PROMPT_NAME
+from st_jv5.task_table import DEFAULT_PROMPT_NAME
 
 MODULES = (
     ("", "sentence_transformers.models.Transformer"),

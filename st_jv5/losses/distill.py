@@ -14,6 +14,7 @@ from st_jv5.losses.embed import EmbeddingLoss
 from st_jv5.losses.labels import present, teacher_vectors
 from st_jv5.losses.processes import average_gradients
 from st_jv5.projection import Placement, Projection
+from st_jv5.vector_source import VectorRows
 
 
 class ProjectedCosineDistillLoss(EmbeddingLoss):
@@ -62,7 +63,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         placement: Placement = "student_up",
         train_projection: bool = True,
         projection: Projection | None = None,
-        store: Any = None,
+        store: VectorRows | None = None,
         own_map_dims: Sequence[int] | None = None,
     ) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from st_jv5.batching import Chunk, Layout, default_budget, plan_chunks, take_rows
-from st_jv5.cuda import without_cudnn_attention
+from st_jv5.machine.cuda import without_cudnn_attention
 from st_jv5.modules.padding import known_padding
 
 

@@ -16,6 +16,7 @@ from st_jv5 import functional as F
 from st_jv5.losses.embed import EmbeddingLoss
 from st_jv5.losses.labels import class_ids, share_a_class, teacher_vectors, text_ids
 from st_jv5.losses.processes import average_gradients
+from st_jv5.vector_source import VectorRows
 
 Direction = Literal["query_to_doc", "doc_to_query"]
 
@@ -74,7 +75,7 @@ class InfoNCELoss(EmbeddingLoss):
         learn_temperature: bool = False,
         false_negative_margin: float | None = None,
         mask_equal_texts: bool = True,
-        store: Any = None,
+        store: VectorRows | None = None,
         mask_equal_classes: bool = False,
     ) -> None:
         super().__init__()

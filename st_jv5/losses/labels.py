@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from st_jv5.vector_source import VectorRows
+
 
 def is_scores(labels: Tensor | None) -> bool:
     """Whether the labels are one similarity score per row: ``(B,)``, or float ``(B, 1)``."""
@@ -15,7 +17,9 @@ def is_scores(labels: Tensor | None) -> bool:
     return labels.ndim == 1 or (labels.is_floating_point() and labels.shape[1:] == (1,))
 
 
-def teacher_vectors(labels: Tensor | None, store: Any, device: torch.device | None) -> Tensor:
+def teacher_vectors(
+    labels: Tensor | None, store: VectorRows | None, device: torch.device | None
+) -> Tensor:
     """The teacher's vectors of a batch, for its first ``C`` columns.
 
     Args:

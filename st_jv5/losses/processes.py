@@ -29,7 +29,7 @@ def gather_embeddings(embeddings: list[Tensor]) -> list[Tensor]:
         raise ValueError(
             f"every process needs as many columns, rows and dims to gather them, but they have "
             f"{shapes.tolist()}; set dataloader_drop_last=True and one data set per step "
-            f"(st_jv5.weighted)"
+            f"(st_jv5.trainer.weighted)"
         )
     together = all_gather(torch.stack(embeddings, dim=1), with_grad=True)
     return list(together.unbind(dim=1))

@@ -15,6 +15,7 @@ from st_jv5.losses.infonce import Direction, InfoNCELoss
 from st_jv5.losses.labels import names_classes
 from st_jv5.losses.relational_kd import RelationalKDLoss, Teacher
 from st_jv5.losses.scheduled import CoSENTDistillLoss
+from st_jv5.vector_source import VectorRows
 
 
 def retrieval_loss(
@@ -30,7 +31,7 @@ def retrieval_loss(
     own_map_dims: Sequence[int] | None = None,
     false_negative_margin: float | None = None,
     mask_equal_texts: bool = True,
-    store: Any = None,
+    store: VectorRows | None = None,
     **composite: Any,
 ) -> CompositeLoss:
     """``1 * InfoNCE + 2 * distill + 1 * GOR`` (section 3 of arXiv:2602.15547).
@@ -90,7 +91,7 @@ def clustering_loss(
     rkd_teacher: Teacher = "base",
     train_projection: bool = True,
     own_map_dims: Sequence[int] | None = None,
-    store: Any = None,
+    store: VectorRows | None = None,
     **composite: Any,
 ) -> CompositeLoss:
     """Stage 1's distillation again, on document prompts and a teacher told to name the topic.
@@ -143,7 +144,7 @@ def classification_loss(
     include_diagonal: bool = True,
     mask_equal_texts: bool = True,
     mask_equal_classes: bool = False,
-    store: Any = None,
+    store: VectorRows | None = None,
     **composite: Any,
 ) -> CompositeLoss:
     """``InfoNCE(q->d) + InfoNCE(d->q) + 20 * relational distillation`` from the base.

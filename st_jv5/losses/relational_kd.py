@@ -11,6 +11,7 @@ from torch import Tensor
 from st_jv5 import functional as F
 from st_jv5.losses.embed import EmbeddingLoss, base_vectors
 from st_jv5.losses.labels import present, teacher_vectors
+from st_jv5.vector_source import VectorRows
 
 Teacher = Literal["base", "labels"]
 
@@ -48,7 +49,7 @@ class RelationalKDLoss(EmbeddingLoss):
         model: SentenceTransformer,
         teacher: Teacher = "base",
         include_diagonal: bool = True,
-        store: Any = None,
+        store: VectorRows | None = None,
     ) -> None:
         super().__init__()
         if teacher not in get_args(Teacher):

@@ -15,6 +15,7 @@ from st_jv5.losses.embed import EmbeddingLoss
 from st_jv5.losses.gor import GORLoss
 from st_jv5.losses.infonce import InfoNCELoss
 from st_jv5.losses.labels import is_scores
+from st_jv5.vector_source import VectorRows
 
 
 class CoSENTLoss(EmbeddingLoss):
@@ -119,7 +120,7 @@ class CoSENTDistillLoss(CompositeLoss):
         mask_equal_texts: bool = True,
         train_projection: bool = True,
         own_map_dims: Sequence[int] | None = None,
-        store: Any = None,
+        store: VectorRows | None = None,
         **composite: Any,
     ) -> None:
         infonce = InfoNCELoss(

@@ -19,23 +19,30 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 
-from st_jv5 import rope
-from st_jv5.adapter_file import CONFIG_FILE as ADAPTER_CONFIG
-from st_jv5.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
-from st_jv5.adapter_file import Adapter, base_of, check_finite, read_adapter
-from st_jv5.configs import FORMAT, check_kernels, check_settings, check_task_name, check_tokenizer
-from st_jv5.eos import append_eos as make_tokenizer_append_eos
-from st_jv5.eos import save_tokenizer
+from st_jv5.backbone import rope
+from st_jv5.backbone.eos import append_eos as make_tokenizer_append_eos
+from st_jv5.backbone.eos import save_tokenizer
 from st_jv5.files import read_json, write_json
-from st_jv5.headers import Shapes, dtypes_of
-from st_jv5.licenses import Licenses, show_licenses
+from st_jv5.folders.adapter_file import CONFIG_FILE as ADAPTER_CONFIG
+from st_jv5.folders.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
+from st_jv5.folders.adapter_file import Adapter, base_of, check_finite, read_adapter
+from st_jv5.folders.configs import (
+    FORMAT,
+    check_kernels,
+    check_settings,
+    check_task_name,
+    check_tokenizer,
+)
+from st_jv5.folders.headers import Shapes, dtypes_of
+from st_jv5.folders.licenses import Licenses, show_licenses
+from st_jv5.folders.trust import READ_FROM_HUB, check_folder, check_stock, warn_of_others
 from st_jv5.modules.merging import MergedAdapters
 from st_jv5.modules.owner import Owner, belong
 from st_jv5.modules.padding import mask_for
 from st_jv5.modules.registry import Registry
 from st_jv5.modules.routed_linear import Route, RoutedLinear, active, routed
 from st_jv5.projection import WEIGHTS_FILE, Projection
-from st_jv5.tasks import (
+from st_jv5.task_table import (
     BASE,
     DEFAULT_PROMPT_NAME,
     PROMPTS,
@@ -45,7 +52,6 @@ from st_jv5.tasks import (
     unknown_name,
 )
 from st_jv5.texts import check_texts
-from st_jv5.trust import READ_FROM_HUB, check_folder, check_stock, warn_of_others
 
 SETTINGS_FILE = "st_jv5.json"
 REQUIREMENT = ">=0.1,<1"
@@ -85,9 +91,9 @@ class AdapterRouter(Transformer):
         projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
         base_prompts: Name -> text, as the base was given them; an adapter puts its own in their
             place.
-        licenses: The :class:`~st_jv5.licenses.Licenses` of what the model was made of.
+        licenses: The :class:`~st_jv5.folders.licenses.Licenses` of what the model was made of.
         theta_train: Adapter, or ``"base"`` -> RoPE's theta that it was trained at, where known; set
-            by :func:`st_jv5.rope.train_at`.
+            by :func:`st_jv5.backbone.rope.train_at`.
 
     Example:
         >>> isinstance(model[0], AdapterRouter)
@@ -157,7 +163,7 @@ class AdapterRouter(Transformer):
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """Name -> :class:`~st_jv5.tasks.Task` of each adapter."""
+        """Name -> :class:`~st_jv5.task_table.Task` of each adapter."""
         return self.registry.tasks
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from st_jv5.modules.locks import MERGING, forkable_lock
 from st_jv5.modules.routed_linear import RoutedLinear
-from st_jv5.tasks import Blend
+from st_jv5.task_table import Blend
 
 Weights = Mapping[nn.Module, Tensor]
 
@@ -56,7 +56,7 @@ class MergedAdapters:
 
     Attributes:
         least_tokens: Padded tokens of a batch from which on it is merged; None never merges, but
-            inside :func:`st_jv5.merged`. The default repays the folding within about two batches.
+            inside :func:`st_jv5.adapters.merged`. The default repays folding in two batches.
         most: Merged adapters kept; the one that was used longest ago makes room. None: as many as
             there are, while each copy takes at most a quarter of the memory that is free.
         most_blends: Those of them that may be blends, of which a program can name any number.
@@ -86,7 +86,7 @@ class MergedAdapters:
         return adapter in self._kept
 
     def clear(self) -> None:
-        """Forget all copies; those of a running ``st_jv5.merged`` are made anew when needed."""
+        """Forget all copies; those of a running ``merged`` are made anew when needed."""
         with self._lock:
             self._kept.clear()
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from st_jv5.modules.locks import ADAPTERS, TOKENIZER, forget_threads_after_fork, forkable_lock
-from st_jv5.tasks import Task
+from st_jv5.task_table import Task
 
 T = TypeVar("T")
 

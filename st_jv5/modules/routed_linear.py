@@ -12,7 +12,7 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from st_jv5.tasks import Blend
+from st_jv5.task_table import Blend
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from st_jv5.ray_cluster import cluster, results, watched, worker_needs
-from st_jv5.teacher.fill import check_width, fill_shard
+from st_jv5.machine.ray_cluster import cluster, results, watched, worker_needs
+from st_jv5.teacher.shard_writer import check_width, fill_shard
 from st_jv5.teacher.sources import Teacher
 from st_jv5.teacher.store import TeacherStore
 
@@ -29,7 +29,7 @@ def fill_shards(
         How the workers compute, as their teacher describes it.
 
     Raises:
-        ValueError: As :func:`~st_jv5.teacher.fill.fill_shard`, from whichever worker.
+        ValueError: As :func:`~st_jv5.teacher.filling.fill_shard`, from whichever worker.
     """
     store = TeacherStore(store.folder.resolve(), store.key)  # a worker's folder is another
     with cluster() as ray:

@@ -115,7 +115,7 @@ class TeacherStore:
             folder.mkdir(parents=True, exist_ok=True)
         elif not folder.is_dir():
             raise FileNotFoundError(
-                f"no teacher store at {folder}: there is no such folder; st_jv5.fill and a "
+                f"no teacher store at {folder}: there is no such folder; st_jv5.teacher.fill and a "
                 f"recipe's teacher stage make one (TeacherStore.open(..., create=True))"
             )
         return cls(folder)
@@ -290,7 +290,7 @@ class TeacherStore:
             raise KeyError(
                 f"{int((found < 0).sum())} of {len(texts)} texts have no vector in the store "
                 f"({self._key.teacher}, prompt {self._key.prompt!r}), such as {absent}; fill it "
-                f"with st_jv5.fill"
+                f"with st_jv5.teacher.fill"
             )
         return found
 

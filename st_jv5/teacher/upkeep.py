@@ -13,8 +13,8 @@ from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 
 from st_jv5.files import write_text
-from st_jv5.teacher.fill import check_width
 from st_jv5.teacher.shard import Array, shard_of
+from st_jv5.teacher.shard_writer import check_width
 from st_jv5.teacher.sources import as_teacher
 from st_jv5.teacher.store import Space, TeacherStore
 
@@ -43,7 +43,7 @@ def verify(
 
     Args:
         store: A space of a store.
-        teacher: As :func:`~st_jv5.fill` takes it.
+        teacher: As :func:`~st_jv5.teacher.fill` takes it.
         texts: Texts to draw from; those that the space does not have are counted.
         sample: How many to compute.
         seed: Of the draw.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,45 +14,7 @@ from torch.nn.functional import normalize
 
 from st_jv5.teacher.shard import DTYPES, Array
 from st_jv5.teacher.store import TeacherStore, as_rows
-
-
-class Rows(Protocol):
-    """Teacher vectors by row: what a loss reads."""
-
-    @property
-    def dim(self) -> int:
-        """Width of the vectors."""
-        ...
-
-    def gather(
-        self,
-        rows: Array | Tensor | Sequence[int],
-        missing_ok: bool = False,
-        device: torch.device | str | None = None,
-        pin_memory: bool = False,
-    ) -> Tensor:
-        """Vectors of rows."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What a projection says of its teacher."""
-        ...
-
-
-class Vectors(Rows, Protocol):
-    """Teacher vectors by row, and the rows by text."""
-
-    def rows(self, texts: Sequence[str], missing_ok: bool = False) -> Array:
-        """Row of each text."""
-        ...
-
-    def find(self, hashes: Array) -> Array:
-        """Row of each text by its hash; -1 where it is not there."""
-        ...
-
-    def state(self) -> list[Any]:
-        """What differs once rows are added or written anew."""
-        ...
+from st_jv5.vector_source import Vectors
 
 
 class SeveralTeachers:
@@ -60,7 +22,7 @@ class SeveralTeachers:
 
     Teacher ``k``'s unit vector is multiplied by ``sqrt(weight_k / sum of weights)``: the whole has
     unit length, and the cosine of two texts is the weighted mean of the teachers' cosines (a choice
-    of ours; the paper has one teacher). Rows are those of the first store.
+    of ours; the paper has one teacher). VectorRows are those of the first store.
 
     Args:
         stores: A space per teacher; a text must be in all of them.

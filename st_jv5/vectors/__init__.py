@@ -2,7 +2,7 @@
 
 from st_jv5.vectors.corpus import Corpus
 from st_jv5.vectors.folder import VectorFolder, verify
-from st_jv5.vectors.search import Hit, search
+from st_jv5.vectors.searching import Hit, search
 from st_jv5.vectors.write import encode_corpus
 
 __all__ = ["Corpus", "Hit", "VectorFolder", "encode_corpus", "search", "verify"]

@@ -8,9 +8,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from st_jv5.encoding import Progress
-from st_jv5.ray_cluster import cluster, results, watched, worker_needs
+from st_jv5.machine.ray_cluster import cluster, results, watched, worker_needs
 from st_jv5.vectors.folder import VectorFolder
-from st_jv5.vectors.write import Work
+from st_jv5.vectors.work import Work
 
 RUNS_PER_WORKER = 4
 """Runs of shards per worker: more balance the load, and read the source once more each."""

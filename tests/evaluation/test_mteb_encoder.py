@@ -13,10 +13,10 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import normalizers
 
 import st_jv5
-from eval.local_tasks import LOCAL_TASKS
-from st_jv5.evaluation import ADAPTER_OF_TYPE, PRECISIONS, MTEBEncoder, ranges_of, stored
-from st_jv5.evaluation.mteb_encoder import RESCORED, adapter_for
-from st_jv5.tasks import Task
+from st_jv5.evaluation import PRECISIONS, ranges_of, stored
+from st_jv5.evaluation.local_tasks import LOCAL_TASKS
+from st_jv5.evaluation.mteb_encoder import ADAPTER_OF_TYPE, RESCORED, MTEBEncoder, adapter_for
+from st_jv5.task_table import Task
 from tests.conftest import with_adapters
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 import st_jv5
 from st_jv5.export import export, gguf, parity_texts
 from st_jv5.export.parity import compare, prompted, source_vectors
-from st_jv5.tasks import PROMPTS
+from st_jv5.task_table import PROMPTS
 from tests import engines
 from tests.conftest import MINILM, adapted, with_adapters
 

@@ -74,7 +74,7 @@ def student_and_loss(
     for name, tensor in model[0].adapter_tensors("retrieval").items():
         if ".lora_B." in name:
             torch.nn.init.normal_(tensor, std=0.1)
-    loss = st_jv5.retrieval_loss(
+    loss = st_jv5.losses.retrieval_loss(
         model,
         TEACHER_DIM,
         temperature=0.3,

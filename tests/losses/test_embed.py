@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import st_jv5
-from st_jv5.cuda import without_cudnn_attention
 from st_jv5.losses import embed
 from st_jv5.losses.embed import embed_columns
+from st_jv5.machine.cuda import without_cudnn_attention
 
 
 def flat(model, texts):

@@ -11,7 +11,7 @@ import torch
 
 import st_jv5
 from st_jv5.modules import merging
-from st_jv5.tasks import TASKS
+from st_jv5.task_table import TASKS
 
 
 def test_large_batches_are_merged_and_small_ones_are_not(model, texts):
@@ -133,7 +133,7 @@ def test_the_longest_unused_makes_room(model, texts):
     kept.clear()
     model.encode(texts, task="retrieval")
     assert len(kept) == 0
-    with st_jv5.merged(model, "retrieval"):  # asked for: made whatever the room
+    with st_jv5.adapters.merged(model, "retrieval"):  # asked for: made whatever the room
         model.encode(texts, task="retrieval")
         assert "retrieval" in kept
     assert len(kept) == 0

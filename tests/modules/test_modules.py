@@ -20,7 +20,7 @@ from transformers import AutoModel
 
 import st_jv5
 from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
-from st_jv5.tasks import TASKS
+from st_jv5.task_table import TASKS
 from tests.conftest import MINILM, with_adapters
 
 PROMPTED = {"retrieval": "Document: ", "query": "Query: "}
@@ -242,7 +242,7 @@ def test_two_models_of_the_same_modules_each_have_their_own_dim_and_prompts(save
     assert cut.shape[1] == 16
     asked = one.encode([f"Q: {text}" for text in texts], task="retrieval", prompt="", dim=16)
     np.testing.assert_allclose(cut, asked, atol=1e-6)
-    st_jv5.remove_task(other, "clustering")
+    st_jv5.adapters.remove_task(other, "clustering")
     assert "clustering" not in st_jv5.tasks(one)  # the weights are one and the same
     del other
     assert np.array_equal(one.encode(texts, task="query"), expected)

@@ -17,8 +17,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from st_jv5.teacher import FunctionTeacher, LocalTeacher, TeacherStore, fill
-from st_jv5.teacher.fill import fill_shard, fills, missing_by_shard
+from st_jv5.teacher.filling import fills, missing_by_shard
 from st_jv5.teacher.shard import halves, hash_texts, shard_of
+from st_jv5.teacher.shard_writer import fill_shard
 from st_jv5.teacher.sources import as_teacher, resolve_model
 from tests.conftest import MINILM
 from tests.teacher.fill_worker import CHUNK_TEXTS, run, space
@@ -186,7 +187,7 @@ def test_ranks_fill_their_shards_and_together_the_whole(tmp_path):
 
 
 def test_a_second_writer_of_a_shard_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["st_jv5.teacher.fill"], "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(sys.modules["st_jv5.teacher.shard_writer"], "LOCK_SECONDS", 0.1)
     store = small(tmp_path, shards=1)
     with (
         TeacherStore(store.folder, store.key).writing(0),

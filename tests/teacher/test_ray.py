@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
+from st_jv5.recipe import teach
+from st_jv5.recipe.context import Run
+from st_jv5.recipe.load import load_recipe
 from st_jv5.teacher import TeacherStore, fill
+from tests.recipe.test_config import DEMO
 from tests.teacher.ray_worker import NAMES
-from tests.training.test_config import DEMO
-from training import teach
-from training.config import load_recipe
-from training.context import Run
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -62,7 +62,7 @@ def the_vectors(recipe: str, output: str) -> tuple[np.ndarray, np.ndarray]:
 def test_two_workers_fill_the_store_that_one_process_fills(recipe, tmp_path):
     here, there = (str(tmp_path / name / "out") for name in ("here", "there"))
     command = [recipe, "--set", f"output={there}", "--engine", "ray", "--workers", "2"]
-    told = run("-m", "training.teach", *command)
+    told = run("-m", "st_jv5.recipe.teach", *command)
     teach.main([recipe, "--set", f"output={here}"])
     rows, vectors = the_vectors(recipe, here)
     ray_rows, ray_vectors = the_vectors(recipe, there)
@@ -94,7 +94,7 @@ def test_a_worker_that_dies_is_replaced_and_a_broken_vector_is_named(tmp_path):
 @pytest.mark.full
 def test_torchrun_fills_the_store_that_one_process_fills(recipe, tmp_path):
     here, there = (str(tmp_path / name / "out") for name in ("here", "there"))
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "training.teach"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "st_jv5.recipe.teach"]
     run(*launch, recipe, "--set", f"output={there}")
     teach.main([recipe, "--set", f"output={here}"])
     (rows, vectors), (other_rows, other) = (the_vectors(recipe, out) for out in (here, there))

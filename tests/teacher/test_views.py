@@ -114,7 +114,7 @@ def test_a_loss_distils_several_teachers_and_columns_as_their_vectors(student, t
     pairs = zip(by_column, columns, strict=True)
     labels = torch.from_numpy(np.stack([one.rows(column) for one, column in pairs], axis=1))
     features = [student.preprocess(column) for column in columns]
-    loss = st_jv5.clustering_loss(student, store.dim, store=store, dims=(16, 48))
+    loss = st_jv5.losses.clustering_loss(student, store.dim, store=store, dims=(16, 48))
     by_rows = loss(features, labels)["distill"]
     by_vectors = loss(features, store.gather(labels))["distill"]
     assert by_rows.item() == pytest.approx(by_vectors.item(), rel=1e-6)

@@ -1,0 +1,1 @@
+"""The student's transformer: its blocks, words, end token, rotary positions."""

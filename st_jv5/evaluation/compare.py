@@ -1,0 +1,177 @@
+"""Runs side by side, and what of their differences is more than noise.
+
+python eval/compare.py out/eval/one out/eval/other [...]     # folders of results.json
+python eval/compare.py out/eval/one --published              # with the averages of the paper
+python eval/compare.py out/eval/one --results org/model      # with mteb's own result files
+python eval/compare.py out/eval/one --start out/eval/base --trained-on wikipedia   # near and far
+
+The first run is what the others are compared with: 95% intervals of a paired bootstrap over the
+queries or samples of each task, every task with its own adapter, at the widest dim that was scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import mteb
+import yaml
+from mteb.cache import ResultCache
+
+from st_jv5.evaluation.near_far import add_arguments, as_text, near_far_parts
+from st_jv5.evaluation.page import Cell, Table
+from st_jv5.evaluation.record import Row, main_rows, read_record
+from st_jv5.evaluation.samples import Samples, paired_bootstrap
+from st_jv5.task_table import unknown_name
+
+PUBLISHED = Path(__file__).parent / "published.yaml"
+SETTINGS = ("dim", "precision", "max_tokens")
+
+
+def read_runs(folders: Sequence[str]) -> dict[str, dict[str, Row]]:
+    """Name -> task -> its main row; names are as short as tells them apart."""
+    found: dict[str, dict[str, Row]] = {}
+    for folder in folders:
+        parts = Path(folder).parts
+        name = parts[-1]
+        if sum(Path(other).name == name for other in folders) > 1:
+            name = "/".join(parts[-2:])
+        if name in found:
+            raise ValueError(f"{folder} is named twice, or no name tells it apart")
+        found[name] = main_rows(read_record(folder)["results"])
+    return found
+
+
+def verdict(one: Row, other: Row, resamples: int) -> str:
+    """How ``other``'s score differs from ``one``'s, in a few words."""
+    gap = 100 * (other["main_score"] - one["main_score"])
+    if not one.get("samples") or not other.get("samples"):
+        return f"{gap:+.1f} (no samples)"
+    try:
+        pair = Samples(**other["samples"]), Samples(**one["samples"])
+        low, high = (100 * bound for bound in paired_bootstrap(*pair, resamples))
+    except ValueError:
+        return f"{gap:+.1f} (other samples: not comparable)"
+    word = "within noise" if low <= 0 <= high else "better" if low > 0 else "worse"
+    return f"{gap:+.1f} ({low:+.1f} to {high:+.1f}) {word}"
+
+
+def task_table(
+    runs: dict[str, dict[str, Row]], others: dict[str, dict[str, float]], resamples: int
+) -> Table:
+    """A row per task, a column per run; then ``others``, of whom only scores are known."""
+    first = next(iter(runs))
+    tasks = list(dict.fromkeys(task for found in runs.values() for task in found))
+    rows: list[list[Cell]] = []
+    for task in tasks:
+        at = next(found[task] for found in runs.values() if task in found)
+        cells: list[Cell] = [task, at["metric"]]
+        for name, found in runs.items():
+            if task not in found:
+                cells.append("-")
+                continue
+            score = f"{100 * found[task]['main_score']:.1f}"
+            if name != first and task in runs[first]:
+                score += f": {verdict(runs[first][task], found[task], resamples)}"
+            if any(found[task].get(key) != at.get(key) for key in SETTINGS):
+                score += f" at {', '.join(f'{key} {found[task].get(key)}' for key in SETTINGS)}"
+            cells.append(score)
+        cells += [scores.get(task, "-") for scores in others.values()]
+        rows.append(cells)
+    return Table(["task", "metric", *runs, *others], rows)
+
+
+def benchmark_tasks(name: str) -> list[str]:
+    """Task names of ``BENCHMARK`` or ``BENCHMARK: TYPE``."""
+    benchmark, _, kind = name.partition(": ")
+    tasks = mteb.get_benchmark(benchmark).tasks
+    return [task.metadata.name for task in tasks if not kind or task.metadata.type == kind]
+
+
+def benchmark_table(
+    runs: dict[str, dict[str, Row]], published: dict[str, dict[str, float]]
+) -> Table:
+    """Averages over whole benchmarks; a run that lacks tasks has no average."""
+    names = list(dict.fromkeys(name for found in published.values() for name in found))
+    rows: list[list[Cell]] = []
+    for name in names:
+        tasks = benchmark_tasks(name)
+        cells: list[Cell] = [f"{name}, {len(tasks)} tasks"]
+        for found in runs.values():
+            scores = [100 * found[task]["main_score"] for task in tasks if task in found]
+            whole = len(scores) == len(tasks)
+            cells.append(sum(scores) / len(scores) if whole else f"{len(scores)} of {len(tasks)}")
+        cells += [found.get(name, "-") for found in published.values()]
+        rows.append(cells)
+    return Table(["average of", *runs, *published], rows)
+
+
+def read_published(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Model -> benchmark -> published average; no names: all models."""
+    known: dict[str, dict[str, float]] = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(unknown_name("model", missing[0], known, PUBLISHED.name))
+    return {name: known[name] for name in names or known}
+
+
+def read_mteb(
+    models: Sequence[str], tasks: Sequence[str], cache: str | None
+) -> dict[str, dict[str, float]]:
+    """Model -> task -> score in percent, from mteb's result files."""
+    results = ResultCache(cache)
+    found: dict[str, dict[str, float]] = {}
+    for name in models:
+        loaded = results.load_results(models=[name], tasks=list(tasks), require_model_meta=False)
+        scores = {
+            result.task_name: 100 * float(result.get_score())
+            for model in loaded.model_results
+            for result in model.task_results
+        }
+        if not scores:
+            raise ValueError(
+                f"no results of {name} on these tasks in {results.cache_path}; "
+                f"ResultCache().download_from_remote() gets those that mteb publishes"
+            )
+        found[name] = scores
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", help="folders of results.json; the first is compared with"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument(
+        "--published", nargs="*", metavar="MODEL", help="averages of the paper; by default all"
+    )
+    parser.add_argument(
+        "--results", nargs="+", default=[], metavar="MODEL", help="models in mteb's result files"
+    )
+    parser.add_argument("--cache", help="folder of mteb's result files; by default mteb's own")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.resamples < 1:
+        parser.error("--resamples must be positive")
+    try:
+        runs = read_runs(args.runs)
+        tasks = list(dict.fromkeys(task for found in runs.values() for task in found))
+        others = read_mteb(args.results, tasks, args.cache)
+        published = None if args.published is None else read_published(args.published)
+        means = bool(args.trained_on or args.start)
+        parts = near_far_parts(runs, args.trained_on, args.start, args.resamples) if means else []
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(task_table(runs, others, args.resamples).markdown())
+    if parts:
+        print("\n" + as_text(parts))
+    if published is not None:
+        print("\n" + benchmark_table(runs, published).markdown())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Tables of means that a run alone has: its adapters against the base, its smaller vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from st_jv5.evaluation.mteb_encoder import adapter_for
+from st_jv5.evaluation.near_far import FAR, NEAR, Groups, Scores
+from st_jv5.evaluation.page import Cell, Table
+from st_jv5.evaluation.record import Row
+from st_jv5.evaluation.report import curve_rows
+from st_jv5.task_table import BASE
+
+TOLD, NEW, NO_LABELS = "told", "new", ""
+"""Of a task's labels: some were trained on; none was; it asks for none."""
+BOTH_SIDES = "near and far"
+
+
+def own_tasks(
+    adapter: str, groups: Groups, types: Mapping[str, str], labels: Mapping[str, str]
+) -> dict[tuple[str, str], list[str]]:
+    """(text, labels) -> the tasks that are routed to an adapter; those without are left out.
+
+    Args:
+        adapter: Of the recipe.
+        groups: near and far.
+        types: Task -> its mteb type.
+        labels: Task -> told, new or nothing.
+    """
+    own = {side: [t for t in every if adapter_for(types[t]) == adapter]
+           for side, every in groups.items()}  # fmt: skip
+    found = {
+        (side, kind): [task for task in tasks if labels[task] == kind]
+        for kind in (NO_LABELS, NEW, TOLD)
+        for side, tasks in own.items()
+    }
+    found[BOTH_SIDES, NEW] = [t for tasks in own.values() for t in tasks if labels[t] == NEW]
+    return {name: tasks for name, tasks in found.items() if tasks}
+
+
+def adapters_table(
+    scores: Scores,
+    adapters: Sequence[str],
+    groups: Groups,
+    types: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> Table:
+    """Each adapter's mean over the tasks that are routed to it, against the base's.
+
+    Args:
+        scores: Of the adapters and the base.
+        adapters: Of the recipe.
+        groups: near and far, told apart.
+        types: Task -> its mteb type.
+        labels: Task -> whether its labels were trained on: told, new or nothing.
+    """
+    rows: list[list[Cell]] = []
+    for adapter in adapters:
+        for name, tasks in own_tasks(adapter, groups, types, labels).items():
+            own, base = scores.mean(adapter, tasks), scores.mean(BASE, tasks)
+            gap = own - base
+            about: list[Cell] = [adapter, *name, len(tasks)]
+            rows.append([*about, own.value, base.value, gap.shown("+"), gap.verdict])
+    header = ["adapter", "text", "labels", "its tasks", "own", "base", "difference", "verdict"]
+    return Table(header, rows)
+
+
+ADVICE = {
+    (True, True): "take it for its tasks, on any text",
+    (True, False): "take it for its tasks on text like the training text; elsewhere it is no "
+    "better than the base",
+    (True, None): "take it for its tasks on text like the training text; elsewhere it is not known",
+    (False, True): "take it for its tasks on text unlike the training text; on text like it, it is "
+    "no better than the base",
+    (None, True): "take it for its tasks on text unlike the training text; on text like it, it is "
+    "not known",
+}
+"""Whether an adapter is better than the base on near and on far text (None: not measured) -> what
+to do."""
+NOTHING = "it brings nothing: take `base`"
+
+
+def advice(
+    scores: Scores,
+    adapters: Sequence[str],
+    groups: Groups,
+    types: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> str:
+    """When to use which adapter, by its tasks: of those with labels, the ones with new labels."""
+    told = []
+    for adapter in adapters:
+        found = own_tasks(adapter, groups, types, labels)
+        gaps = {
+            side: scores.mean(adapter, tasks) - scores.mean(BASE, tasks)
+            for (side, kind), tasks in found.items()
+            if side != BOTH_SIDES and kind != TOLD
+        }
+        if not gaps:
+            continue
+        near, far = (gaps[s].verdict == "better" if s in gaps else None for s in (NEAR, FAR))
+        worse = [side for side, gap in gaps.items() if gap.verdict == "worse"]
+        do = ADVICE.get((near, far), NOTHING)
+        if worse:
+            do = f"worse than the base on {' and '.join(worse)} text: take `base` there"
+        figures = ", ".join(f"{side} {gap.shown('+')}" for side, gap in gaps.items())
+        new = ", with labels it was never told" if (BOTH_SIDES, NEW) in found else ""
+        told.append(f"`{adapter}` ({figures} beside the base{new}): {do}.")
+    return " ".join(["When to use which adapter, by these numbers:", *told]) if told else ""
+
+
+def kept_table(found: Sequence[Row], resamples: int) -> Table | None:
+    """What is kept of float32 at full width, by cut vectors and by each other precision.
+
+    Args:
+        found: A model's rows; every task counts as it is routed.
+        resamples: Of the bootstrap.
+    """
+    routed = curve_rows(found)
+    at = {(row["dim"], row["precision"], row["task"]): row for row in routed}
+    width = max(row["dim"] for row in routed)
+    points = list(dict.fromkeys(key[:2] for key in at))
+    rows: list[list[Cell]] = []
+    for dim, precision in points:
+        if (dim, precision) == (width, "float32") or (dim != width and precision != "float32"):
+            continue
+        tasks = [t for d, p, t in at if (d, p) == (dim, precision) and (width, "float32", t) in at]
+        if tasks:
+            sides = {"own": {t: at[dim, precision, t] for t in tasks},
+                     "full": {t: at[width, "float32", t] for t in tasks}}  # fmt: skip
+            scores = Scores(sides, tasks, resamples)
+            own, full = scores.mean("own", tasks), scores.mean("full", tasks)
+            share = own.percent_of(full).shown()
+            rows.append([f"{dim} dims, {precision}", len(tasks), own.value, full.value, share])
+    header = ["stored as", "tasks", "score", f"float32 at {width} dims", "% kept"]
+    return Table(header, rows) if rows else None

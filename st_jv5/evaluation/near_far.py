@@ -1,0 +1,353 @@
+"""Near and far: scores on text like the training text, and on all other text.
+
+A task is near when the model was trained on the kind of its text (``text_kinds`` of
+eval/local_tasks.py), else far. A mean counts every task alike. Intervals hold 95% of a bootstrap
+over samples, in which all sides are scored on the same queries or texts: differences and shares are
+of pairs.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from st_jv5.evaluation.local_tasks import labels_asked, text_kinds
+from st_jv5.evaluation.mteb_encoder import adapter_for
+from st_jv5.evaluation.page import Cell, Part, Table
+from st_jv5.evaluation.record import Row, main_rows, read_record
+from st_jv5.evaluation.samples import Samples, interval, resampled
+from st_jv5.files import read_json
+
+Array = np.ndarray[Any, Any]
+
+NEAR, FAR = "near", "far"
+
+Groups = Mapping[str, Sequence[str]]
+"""Name of a group -> its tasks."""
+
+
+def near_and_far(tasks: Iterable[str], trained_on: Collection[str]) -> dict[str, list[str]]:
+    """The tasks of each side, in their order; ``trained_on`` has kinds of text, or tasks by name.
+
+    Example:
+        >>> near_and_far(["WordNetSTS", "TopicClustering"], ["wordnet"])
+        {'near': ['WordNetSTS'], 'far': ['TopicClustering']}
+    """
+    kinds, found = text_kinds(), dict[str, list[str]]({NEAR: [], FAR: []})
+    for task in tasks:
+        is_near = task in trained_on or kinds.get(task) in trained_on
+        found[NEAR if is_near else FAR].append(task)
+    return found
+
+
+def labels_are_new(task: str, trained_on: Mapping[str, Collection[str]]) -> bool | None:
+    """Whether a model has been told none of a task's labels; None: the task asks for no labels.
+
+    Args:
+        task: A classification or clustering task of either split.
+        trained_on: Kind of text -> the labels of it that were trained on.
+
+    Example:
+        >>> labels_are_new("TopicClustering", {"wikipedia": ["Arts"]})
+        False
+        >>> labels_are_new("HeldOutTopicClustering", {"wikipedia": ["Arts"]})
+        True
+    """
+    asked = labels_asked().get(task)
+    if asked is None:
+        return None
+    kind, labels = asked
+    return labels.isdisjoint(trained_on.get(kind, ()))
+
+
+def kinds_of(tasks: Iterable[str]) -> str:
+    """The kinds of text of tasks, for people."""
+    kinds = text_kinds()
+    return ", ".join(sorted({kinds.get(task, "a kind not known") for task in tasks}))
+
+
+# ----------------------------------------------------------------------------------------- numbers
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its resamples ``(resamples,)``, which are NaN where nothing could be drawn."""
+
+    value: float
+    drawn: Array
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        return Estimate(self.value - other.value, self.drawn - other.drawn)
+
+    def percent_of(self, other: Estimate) -> Estimate:
+        """The share of another, in percent."""
+        return Estimate(100 * self.value / other.value, 100 * self.drawn / other.drawn)
+
+    def shown(self, sign: str = "") -> str:
+        """With 95% of its resamples: ``62.1 [61.0, 63.2]``."""
+        low, high = interval(self.drawn)
+        told = f"{self.value:{sign}.1f}"
+        return told if np.isnan(low) else f"{told} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+    @property
+    def verdict(self) -> str:
+        """Of a difference: better, worse, or within noise."""
+        low, high = interval(self.drawn)
+        if np.isnan(low):
+            return "no samples"
+        return "better" if low > 0 else "worse" if high < 0 else "within noise"
+
+
+class Scores:
+    """Everyone's main scores in percent, and their resamples: the same draws for all.
+
+    Args:
+        sides: Who -> task -> row.
+        tasks: That every side has.
+        resamples: Of the bootstrap.
+
+    Raises:
+        ValueError: Two sides' scores of a task are not of the same samples; names the task.
+    """
+
+    def __init__(
+        self, sides: Mapping[str, Mapping[str, Row]], tasks: Sequence[str], resamples: int = 1000
+    ) -> None:
+        self._found: dict[tuple[str, str], Estimate] = {}
+        for task in tasks:
+            rows = [rows[task] for rows in sides.values()]
+            samples = [Samples(**row["samples"]) for row in rows if row["samples"]]
+            drawn = np.full((len(rows), resamples), np.nan)
+            if len(samples) == len(rows):
+                try:
+                    drawn = resampled(samples, resamples)
+                except ValueError as error:
+                    raise ValueError(f"{task}: {error}") from error
+            for who, row, own in zip(sides, rows, drawn, strict=True):
+                self._found[who, task] = Estimate(100 * row["main_score"], 100 * own)
+
+    def mean(self, who: str, tasks: Sequence[str]) -> Estimate:
+        """Over tasks, every one alike."""
+        own = [self._found[who, task] for task in tasks]
+        values, drawn = [one.value for one in own], [one.drawn for one in own]
+        return Estimate(float(np.mean(values)), np.mean(drawn, axis=0))
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def means_table(
+    scores: Scores, labels: Mapping[str, str], groups: Groups, start: str = "", whole: str = ""
+) -> Table:
+    """Each side's mean over each group, what it is above the start's, and its share of another's.
+
+    Args:
+        scores: Of all sides.
+        labels: Who -> its name in the table; a row each.
+        groups: Side by side; those without tasks are left out.
+        start: Who is the model that training began with, if it was measured.
+        whole: Who the shares are of, if any.
+    """
+    header = [""]
+    rows: list[list[Cell]] = [[label] for label in labels.values()]
+    for group, tasks in groups.items():
+        if not tasks:
+            continue
+        header.append(f"{group}: mean of {len(tasks)} task{'s' if len(tasks) > 1 else ''}")
+        header += ["above the start"] if start else []
+        header += [f"% of the {whole}"] if whole else []
+        for row, who in zip(rows, labels, strict=True):
+            own = scores.mean(who, tasks)
+            row.append(own.shown())
+            if start:
+                gap = own - scores.mean(start, tasks)
+                row.append("" if who == start else gap.shown("+"))
+            if whole:
+                share = own.percent_of(scores.mean(whole, tasks))
+                row.append("" if who == whole else share.shown())
+    return Table(header, rows)
+
+
+def groups_table(
+    scores: Scores,
+    heads: Sequence[str],
+    groups: Mapping[tuple[str, ...], Sequence[str]],
+    labels: Mapping[str, str],
+    models: Sequence[str],
+    start: str = "",
+) -> Table:
+    """A row per group of tasks: everyone's mean, and how the models stand to the start.
+
+    Args:
+        scores: Of all sides.
+        heads: Over the parts of a group's name.
+        groups: Name in parts -> tasks; those without are left out.
+        labels: Who -> its name in the table; a column each.
+        models: Those whose difference to the start is told.
+        start: Who is the model that training began with, if it was measured.
+    """
+    header = [*heads, "tasks", *labels.values()]
+    told = [who for who in models if start and who != start]
+    for who in told:
+        header += [f"{labels[who]} above the start", "verdict"]
+    rows: list[list[Cell]] = []
+    for name, tasks in groups.items():
+        if tasks:
+            means = {who: scores.mean(who, tasks) for who in labels}
+            row: list[Cell] = [*name, len(tasks), *(one.value for one in means.values())]
+            for who in told:
+                gap = means[who] - means[start]
+                row += [gap.shown("+"), gap.verdict]
+            rows.append(row)
+    return Table(header, rows)
+
+
+def by_family(groups: Groups, types: Mapping[str, str]) -> dict[tuple[str, ...], list[str]]:
+    """``(family, near or far)`` -> tasks: a family's tasks are routed to one adapter.
+
+    Args:
+        groups: near and far.
+        types: Task -> its mteb type.
+    """
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for family in dict.fromkeys(adapter_for(types[t]) for own in groups.values() for t in own):
+        for group, tasks in groups.items():
+            found[family, group] += [t for t in tasks if adapter_for(types[t]) == family]
+    return dict(found)
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+class Said(NamedTuple):
+    """A sentence, and whether it tells that training hurt."""
+
+    text: str
+    is_worse: bool = False
+
+
+TEXT = {NEAR: "text like the training text", FAR: "text of other kinds"}
+UNKNOWN = {
+    NEAR: "whether training helped on text like the training text is not known",
+    FAR: "whether training hurt on other text is not known",
+}
+
+
+def in_words(
+    scores: Scores, subjects: Mapping[str, str], groups: Groups, start: str, start_name: str
+) -> list[Said]:
+    """How models stand to the one that training began with, on near and on far text.
+
+    Args:
+        scores: Of all sides.
+        subjects: Who -> what the sentence calls it, such as "this model".
+        groups: near and far.
+        start: Who is the model that training began with.
+        start_name: Its name.
+    """
+    found = []
+    for group, tasks in groups.items():
+        if not tasks:
+            found.append(Said(f"No {group} task was measured: {UNKNOWN[group]}."))
+            continue
+        for who, subject in subjects.items():
+            own = scores.mean(who, tasks)
+            gap = own - scores.mean(start, tasks)
+            low, high = interval(gap.drawn)
+            size = f"{abs(gap.value):.1f} {{}} {start_name} [{low:+.1f}, {high:+.1f}]"
+            began = "the model that training began with"
+            gap_told, verdict = {
+                "better": (size.format("above"), f"{subject} is better than {began}"),
+                "worse": (size.format("below"), f"{subject} is WORSE than {began}"),
+                "within noise": (
+                    f"within noise of {start_name} ({gap.shown('+')})",
+                    f"{subject} is neither better nor worse than {began}, as far as this tells",
+                ),
+                "no samples": (
+                    f"{gap.value:+.1f} beside {start_name}",
+                    f"what of that is noise is not known for {subject}",
+                ),
+            }[gap.verdict]
+            text = f"{group.capitalize()}: {own.shown()}, {gap_told}: on {TEXT[group]} {verdict}."
+            found.append(Said(text, gap.verdict == "worse"))
+    return found
+
+
+# ----------------------------------------------------------------------------- for records of eval
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What a command must be told to tell near from far."""
+    parser.add_argument(
+        "--trained-on",
+        nargs="+",
+        default=[],
+        metavar="KIND",
+        help="kinds of text (wikipedia, wordnet, ...) or tasks that the model was trained on",
+    )
+    parser.add_argument(
+        "--start",
+        default="",
+        metavar="FOLDER",
+        help="of results.json of the model that training began with: differences to it are shown",
+    )
+
+
+def trained_on(model: str) -> tuple[str, ...]:
+    """The kinds of text that a recipe's run trained on, told beside its folder ``model``."""
+    told = Path(model).parent / "run.json"
+    return tuple(read_json(told).get("text_kinds", ())) if told.is_file() else ()
+
+
+def near_far_parts(
+    runs: Mapping[str, Mapping[str, Row]],
+    kinds: Collection[str],
+    start: str = "",
+    resamples: int = 1000,
+) -> list[Part]:
+    """Near and far means of records; by kind of text, where nothing tells near from far.
+
+    Args:
+        runs: Name -> task -> row; of tasks that all have.
+        kinds: What they were trained on; empty: not known.
+        start: Folder of the record of the model that training began with, if there is one.
+        resamples: Of the bootstrap.
+    """
+    began, name = "", ""
+    if start:
+        name = Path(start).name
+        began = f"{name} (start)"
+        runs = {began: main_rows(read_record(start)["results"]), **runs}
+    sides = iter(runs.values())
+    tasks = [task for task in next(sides) if all(task in found for found in runs.values())]
+    if not tasks:
+        raise ValueError(f"no task that all of {', '.join(runs)} have")
+    scores = Scores(runs, tasks, resamples)
+    labels = {run: run for run in runs}
+    models = {run: run for run in runs if run != began}
+    if not kinds:
+        known = text_kinds()
+        by_kind: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for task in tasks:
+            by_kind[known.get(task, "not known"),].append(task)
+        unknown = (
+            "Near and far are not told apart: what was trained on is not known (--trained-on)."
+        )
+        table = groups_table(scores, ["kind of text"], by_kind, labels, list(models), began)
+        return [unknown, table]
+    groups = near_and_far(tasks, kinds)
+    parts: list[Part] = [f"Near: {', '.join(kinds)}. Far: {kinds_of(groups[FAR]) or 'none'}."]
+    if began:
+        parts += [said.text for said in in_words(scores, models, groups, began, name)]
+    return [*parts, means_table(scores, labels, groups, began)]
+
+
+def as_text(parts: Sequence[Part]) -> str:
+    """For a terminal or Markdown."""
+    return "\n\n".join(part.markdown() if isinstance(part, Table) else str(part) for part in parts)

@@ -1,0 +1,180 @@
+"""Run mteb tasks with the right adapter and prompt for each task type.
+
+python eval/run_mteb.py --model out/demo/model --local --languages eng
+python eval/run_mteb.py --model out/demo/model --local --adapters all --dims 384 128 32 \\
+    --precision float32 int8 binary binary-rescored
+python eval/run_mteb.py --model org/model --benchmark "MTEB(eng, v2)"
+python eval/run_mteb.py --model org/model --local --trained-on wikipedia --start out/eval/org-base
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mteb.abstasks import AbsTask
+from sentence_transformers import SentenceTransformer
+
+from st_jv5.evaluation.choose import choose_tasks
+from st_jv5.evaluation.mteb_encoder import MTEBEncoder
+from st_jv5.evaluation.near_far import add_arguments, as_text
+from st_jv5.evaluation.record import Row, main_rows, read_record
+from st_jv5.evaluation.report import near_far, run_page
+from st_jv5.evaluation.scoring import Settings, evaluate
+from st_jv5.jina import load_model
+from st_jv5.machine.cpu import bound_kernel_cache
+from st_jv5.modules import AdapterRouter
+from st_jv5.precision import PRECISIONS, check_precision
+from st_jv5.task_table import BASE, unknown_name
+from st_jv5.texts import read_texts
+
+
+def output_of(model: str) -> str:
+    """The folder of a model's results: ``out/eval/`` and its path or id in one word."""
+    return "out/eval/" + "-".join(part for part in Path(model).parts if part not in ("/", ".."))
+
+
+def check_settings(settings: Settings, model: SentenceTransformer, name: str) -> None:
+    """Find what this model cannot do before any long work starts."""
+    known = [*getattr(model[0], "tasks", {}), BASE]
+    if settings.adapters not in ("auto", "none", "all", *known):
+        raise ValueError(unknown_name("adapter", settings.adapters, known, name))
+    if settings.adapters not in ("auto", "none") and not isinstance(model[0], AdapterRouter):
+        raise ValueError(f"{name} has no adapters; --adapters {settings.adapters} asks for them")
+    for precision in settings.precisions:
+        check_precision(precision)
+    width = model.get_embedding_dimension()
+    if wrong := [dim for dim in settings.dims if not 1 <= dim <= width]:
+        raise ValueError(f"--dims must lie in 1..{width}, the width of {name}, not {wrong[0]}")
+    backbone = model.transformers_model
+    most = getattr(getattr(backbone, "config", None), "max_position_embeddings", None)
+    for tokens in settings.max_tokens:
+        if tokens < 1 or (most is not None and tokens > most):
+            raise ValueError(f"--max-tokens must lie in 1..{most}, what {name} has, not {tokens}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    bound_kernel_cache()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id; any SentenceTransformer")
+    parser.add_argument("--tasks", nargs="+", default=[], help="mteb or local task names")
+    parser.add_argument("--benchmark", nargs="+", default=[], help='such as "MTEB(eng, v2)"')
+    parser.add_argument(
+        "--local",
+        nargs="?",
+        const="test",
+        default="",
+        choices=["test", "validation"],
+        help="all local tasks; settings are chosen on those over the validation split",
+    )
+    parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
+    parser.add_argument(
+        "--languages", nargs="+", default=[], help="such as eng deu: tasks in no other language"
+    )
+    parser.add_argument(
+        "--adapters",
+        default="auto",
+        help="auto: by task type; none: the base; all: the whole matrix; or one adapter's name",
+    )
+    parser.add_argument("--dims", nargs="+", type=int, default=[], help="cut vectors to each")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=["float32"],
+        help=f"of stored vectors (retrieval, STS): {' '.join(PRECISIONS)}",
+    )
+    parser.add_argument(
+        "--max-tokens", nargs="+", type=int, default=[], help="cut inputs at each of these"
+    )
+    parser.add_argument(
+        "--calibrate",
+        nargs="+",
+        metavar=("FILE", "COLUMN"),
+        help="texts for int8's ranges; by default some of the training split",
+    )
+    add_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts per forward")
+    parser.add_argument("--output", help="folder of results.json; by default out/eval/MODEL")
+    parser.add_argument("--cache", help="mteb's result cache; by default OUTPUT/mteb")
+    args = parser.parse_args(argv)
+    tasks = choose_tasks(args.tasks, args.benchmark, args.local, args.types, args.languages)
+    settings = Settings(
+        args.adapters, tuple(args.dims), tuple(args.precision), tuple(args.max_tokens)
+    )
+    output = args.output or output_of(args.model)
+    try:
+        if args.start:
+            read_record(args.start)  # before any long work
+        model = load_model(args.model)
+        check_settings(settings, model, args.model)
+        if args.dry_run:
+            print_plan(model, tasks, settings)
+            return
+        found = evaluate(
+            MTEBEncoder(model, remember=True),
+            tasks,
+            output,
+            settings,
+            batch_size=args.batch_size,
+            label=args.model,
+            cache=args.cache,
+            calibration=read_texts(*args.calibrate[:2]) if args.calibrate else (),
+            command=f"python eval/run_mteb.py {shlex.join(sys.argv[1:] if argv is None else argv)}",
+        )
+    except (OSError, ValueError) as error:  # no network is an OSError
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None
+    chosen = {task.metadata.name for task in tasks}
+    print_scores([row for row in found if row["task"] in chosen])
+    record = read_record(output)
+    try:
+        parts = near_far(record, main_rows(found), args.trained_on, args.start)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"\n{as_text(parts)}\n")
+    run_page(record, parts).write(Path(output))
+    print(f"record: {output}/results.json\nreport: {output}/report.html")
+
+
+def print_plan(model: SentenceTransformer, tasks: Sequence[AbsTask], settings: Settings) -> None:
+    """A line per task and adapter."""
+    encoder = MTEBEncoder(model)
+    for task in tasks:
+        name, kind = task.metadata.name, task.metadata.type
+        points = settings.points(model, kind)
+        for adapter in dict.fromkeys(point.adapter for point in points):
+            how = encoder.at(adapter).describe(kind)
+            own = [point for point in points if point.adapter == adapter]
+            dims = dict.fromkeys(str(point.dim or how["dim"]) for point in own)
+            precisions = dict.fromkeys(point.precision for point in own)
+            prompts = ", ".join(f"{side} {prompt!r}" for side, prompt in how["prompts"].items())
+            tokens = ",".join(map(str, settings.max_tokens or [how["max_tokens"]]))
+            print(
+                f"{name:<24} {kind:<18} {how['adapter'] or '-':<14} dims {','.join(dims)}  "
+                f"{','.join(precisions)}  tokens {tokens}  {prompts}"
+            )
+
+
+def print_scores(found: Sequence[Row]) -> None:
+    """A line per score, and where the time went."""
+    tokens = len({row["max_tokens"] for row in found}) > 1
+    for row in found:
+        cut = f" {row['max_tokens']:>6} tokens" if tokens else ""
+        print(
+            f"{row['task']:<24} {row['adapter'] or '-':<14} {row['dim']:>5} "
+            f"{row['precision']:<15}{cut} {row['metric']:<16} {100 * row['main_score']:6.2f}"
+        )
+    encode, score = (sum(row["seconds"][part] for row in found) for part in ("encode", "score"))
+    print(f"seconds: {encode:.1f} encoding, {score:.1f} scoring")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a saved folder holds, and whether it may be read."""

@@ -1,0 +1,1 @@
+"""Recipes: teacher, base, adapters, one model, its numbers, from one YAML file."""

@@ -1,0 +1,478 @@
+"""From a source to :class:`~st_jv5.recipe.data.rows.Rows`: filtered, shuffled, written, once."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+from st_jv5.evaluation.corpora import joined, similarity_pairs
+from st_jv5.files import whole_folder, write_json
+from st_jv5.recipe.config import TOLD, DataSet, fingerprint
+from st_jv5.recipe.data.decontaminate import text_hash
+from st_jv5.recipe.data.rows import NO_TEXTS, Rows, is_list, write_tables
+from st_jv5.recipe.strict import RecipeError
+from st_jv5.teacher.shard import Array, hash_texts
+
+logger = logging.getLogger("st_jv5.recipe")
+
+FORMAT = 1
+"""Of the files, and of how rows are chosen: another number prepares all rows anew."""
+BLOCK_BYTES = 64 << 20
+"""About so much text is in memory at once."""
+BLOCK_ROWS = 100_000
+"""Most rows of it."""
+LEAST_PART = 60
+"""Characters of a paragraph that stands by itself."""
+SYNSET_PAIRS = 10_000
+"""Scored pairs that are drawn where a recipe sets no limit."""
+COUNTS = ("read", "filtered", "empty", "repeated", "barred", "taken")
+"""What is told of a source's rows: read, dropped and why, and rows that were made of the rest."""
+
+
+def read_rows(
+    name: str, spec: DataSet, seed: int, folder: Path, barred: Collection[int] = frozenset()
+) -> Rows:
+    """The rows of a data set: filtered, limited, under their roles, duplicates dropped.
+
+    They are prepared by the first process that asks for them, while others wait, and are there as a
+    whole or not at all. A row with an empty text is dropped, and one with a text whose hash
+    (:func:`text_hash`) is barred. synset_pairs becomes scored pairs, long rows joined documents,
+    paragraphs the labelled parts of its texts.
+
+    Args:
+        name: Of the data set in the recipe.
+        spec: Its settings.
+        seed: Draws the order.
+        folder: Where prepared rows lie; those of other settings or of a changed file lie beside.
+        barred: Hashes of texts that must not be trained on.
+
+    Raises:
+        RecipeError: No such file, column or row; a value that is no text, label or score. Names the
+            data set, its file, the column and the row.
+    """
+    label = re.sub(r"[^\w.-]+", "-", name)
+    place = folder / f"{label}-{fingerprint(_key(name, spec, seed, barred))}"
+    if not place.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{label}.lock"):
+            if not place.is_dir():
+                source = folder / f".{label}.source"
+                for left in (source, *folder.glob(f".{label}-{'?' * 16}.partial")):  # by a kill
+                    shutil.rmtree(left, ignore_errors=True)
+                try:
+                    with whole_folder(place) as partial:
+                        _Preparation(name, spec, seed, barred, source).write(partial)
+                finally:
+                    shutil.rmtree(source, ignore_errors=True)
+    return Rows(place)
+
+
+def _key(name: str, spec: DataSet, seed: int, barred: Collection[int]) -> dict[str, Any]:
+    """All that decides the rows of a data set."""
+    told = (*TOLD, "negatives")
+    settings = {key: value for key, value in asdict(spec).items() if key not in told}
+    file = None
+    if spec.is_file:
+        path = spec.file
+        if not path.is_file():
+            raise RecipeError(f"data_sets.{name}.path: no file {path.absolute()}")
+        file = [path.stat().st_size, path.stat().st_mtime_ns]
+    return {"format": FORMAT, "settings": settings, "file": file, "seed": seed,
+            "barred": fingerprint(sorted(barred))}  # fmt: skip
+
+
+class _Preparation:
+    """From a source to rows: which of its rows are taken, and in what order; then they are written.
+
+    Only row numbers and a hash of each row are held; texts are read a block at a time, twice.
+    """
+
+    def __init__(
+        self, name: str, spec: DataSet, seed: int, barred: Collection[int], cache: Path
+    ) -> None:
+        self.name, self.spec, self.seed, self.barred = name, spec, seed, barred
+        try:
+            source = _load(spec, cache)
+        except (OSError, ValueError, StopIteration, DatasetsError) as error:
+            why = str(error.__cause__ or error) or "it is empty"  # StopIteration says nothing
+            raise self.error(f"{spec.path} cannot be read: {why}") from error
+        for column in (*spec.where, *spec.columns.values()):
+            if column not in source.column_names:
+                raise self.error(
+                    f"{spec.path} has no column {column!r}; it has {', '.join(source.column_names)}"
+                )
+        plain = spec.kind != "synset_pairs"
+        self.roles = spec.columns if plain else {name: name for name in source.column_names}
+        wanted = list(dict.fromkeys([*self.roles.values(), *spec.where]))
+        self.features = source.features
+        self.table: pa.Table = source.select_columns(wanted).data.table
+        self.step = _block_rows(self.table)
+        self.counts: Counter[str] = Counter(read=len(self.table))
+
+    def error(self, message: str) -> RecipeError:
+        """An error about the data set."""
+        return RecipeError(f"data_sets.{self.name}: {message}")
+
+    def write(self, folder: Path) -> None:
+        """Leave the rows in a folder."""
+        with ExitStack() as stack:
+            files: dict[str, Any] = {}
+
+            def hashed(table: pa.Table) -> pa.Table:
+                for role in table.column_names:
+                    if role not in NO_TEXTS:
+                        if role not in files:
+                            path = folder / f"{role}.hashes"
+                            files[role] = stack.enter_context(path.open("wb"))
+                        files[role].write(hash_texts(table[role].to_pylist()).tobytes())
+                return table
+
+            tables = self._tables(self._order())
+            self.counts["taken"] = write_tables(folder / "rows.arrow", map(hashed, tables))
+        if not self.counts["taken"]:
+            raise self.error(f"{self.spec.path}: kind {self.spec.kind} makes no row of its texts")
+        counts = {why: self.counts[why] for why in COUNTS}
+        write_json(folder / "rows.json", {"name": self.name, "source": self.spec.path, **counts})
+        lost = [f"{counts[why]:,} {why}" for why in COUNTS[1:-1] if counts[why]]
+        told = f" ({', '.join(lost)})" if lost else ""
+        logger.info(
+            "%s: %s of %s rows%s", self.name, f"{counts['taken']:,}", f"{counts['read']:,}", told
+        )
+
+    # ------------------------------------------------------------------- which rows, in what order
+
+    def _order(self) -> Array:
+        """Numbers of the source's rows that are taken, int64, in the order of training."""
+        fits: dict[tuple[str, str], bool] = {}
+        rows, keys = [], []
+        for begin in self._steps(range(0, len(self.table), self.step), "reading"):
+            block = self.table.slice(begin, self.step)
+            kept, key = self._kept(block, begin, fits)
+            rows.append(kept + begin)
+            keys.append(key)
+        counts = self.counts
+        if counts["read"] == counts["filtered"] + counts["empty"]:
+            raise self.error(
+                f"no row of {self.spec.path} passes `where` and has its texts: of {counts['read']} "
+                f"rows `where` drops {counts['filtered']}, and {counts['empty']} have an empty text"
+            )
+        found = np.concatenate(rows)
+        if not len(found):
+            raise self.error("every row has a text that `decontaminate` bars")
+        if self.spec.kind != "synset_pairs":
+            first = np.sort(np.unique(np.concatenate(keys), return_index=True)[1])
+            self.counts["repeated"] = len(found) - len(first)
+            found = found[first]
+        # Sets of one file share their first rows, so that the teacher embeds fewer texts.
+        order = array("q", range(len(found)))
+        random.Random(f"{self.seed} {self.spec.path}").shuffle(order)
+        taken = len(order) if self.spec.kind == "synset_pairs" else self.spec.limit
+        return found[np.frombuffer(order, dtype=np.int64)[:taken]]
+
+    def _kept(
+        self, block: pa.Table, begin: int, fits: dict[tuple[str, str], bool]
+    ) -> tuple[Array, Array]:
+        """Places in the block that are kept, and a hash of each one's row."""
+        mask = np.ones(len(block), dtype=bool)
+        for column, pattern in self.spec.where.items():
+            mask &= self._matching(block[column], column, pattern, fits)
+        self.counts["filtered"] += int((~mask).sum())
+        if self.spec.kind != "synset_pairs":
+            there = mask.copy()
+            for role, column in self.roles.items():
+                if role not in NO_TEXTS:
+                    lengths = pc.binary_length(self._texts(block[column], column))
+                    there &= lengths.fill_null(0).to_numpy() > 0
+            self.counts["empty"] += int((mask & ~there).sum())
+            mask = there
+        places = np.flatnonzero(mask)
+        values = self._values(block.filter(pa.array(mask)), begin + places).to_pydict()
+        clean = np.ones(len(places), dtype=bool)
+        if self.barred:
+            for role, column in values.items():
+                if role not in NO_TEXTS:
+                    clean &= [
+                        not isinstance(text, str) or text_hash(text) not in self.barred
+                        for text in column
+                    ]
+            self.counts["barred"] += int((~clean).sum())
+        # Python's hash of a string is 64 bits wide and kept in it; no process hands it to another.
+        keys = [hash(tuple(map(str, row))) for row in zip(*values.values(), strict=True)]
+        return places[clean], np.array(keys, dtype=np.int64)[clean]
+
+    def _matching(
+        self, column: pa.ChunkedArray, name: str, pattern: str, fits: dict[tuple[str, str], bool]
+    ) -> Array:
+        """Whether each value matches; each distinct one is matched once: there are few."""
+        feature = self.features[name]
+        if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
+            return np.array([matches(str(value), pattern) for value in column.to_pylist()])
+        encoded = pc.dictionary_encode(column.combine_chunks(), null_encoding="encode")
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = encoded.combine_chunks()
+        found = []
+        for value in encoded.dictionary.to_pylist():
+            if isinstance(feature, ClassLabel) and value is not None and value >= 0:
+                value = feature.int2str(value)
+            key = name, str(value)
+            if key not in fits:
+                fits[key] = matches(key[1], pattern)
+            found.append(fits[key])
+        return np.array(found, dtype=bool)[encoded.indices.to_numpy()]
+
+    # ------------------------------------------------------------------------------- their values
+
+    def _values(self, block: pa.Table, rows: Array) -> pa.Table:
+        """Source columns as roles; ``rows`` are their numbers in the source, for errors."""
+        if self.spec.kind == "synset_pairs":
+            return block.select([*self.roles])
+        make = {"label": self._labels, "score": self._scores}
+        found = {}
+        for role, column in self.roles.items():
+            if role in make:
+                found[role] = make[role](block[column], column, rows)
+            else:
+                found[role] = self._texts(block[column], column)
+        return pa.table(found)
+
+    def _texts(self, values: pa.ChunkedArray, column: str) -> pa.Array:
+        kind = values.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)
+                or pa.types.is_string_view(kind) or pa.types.is_null(kind)):  # fmt: skip
+            raise self.error(
+                f"column {column!r} of {self.spec.path} holds {kind}, not text; name a column of "
+                f"text"
+            )
+        return values.cast(pa.large_string()).combine_chunks()
+
+    def _labels(self, values: pa.ChunkedArray, column: str, rows: Array) -> pa.Array:
+        kind = values.type
+        inner = kind.value_type if is_list(kind) else kind
+        if pa.types.is_nested(inner) or pa.types.is_binary(inner):
+            raise self.error(
+                f"column {column!r} of {self.spec.path} holds {kind}, not labels: text, numbers, "
+                f"or lists of them"
+            )
+        found = as_labels(values.combine_chunks(), self.features[column])
+        self._no_nulls(found, column, rows, "label")
+        return found
+
+    def _scores(self, values: pa.ChunkedArray, column: str, rows: Array) -> pa.Array:
+        try:
+            found = values.cast(pa.float64()).combine_chunks()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            for row, value in zip(rows.tolist(), values.to_pylist(), strict=True):
+                if not _is_number(value):
+                    raise self.error(
+                        f"column {column!r} of {self.spec.path} holds {value!r:.80} in row {row} "
+                        f"(counted from 0), which is no score; a score is a number"
+                    ) from error
+            raise self.error(f"column {column!r} of {self.spec.path}: {error}") from error
+        finite = pc.if_else(pc.is_finite(found), found, pa.scalar(None, pa.float64()))
+        self._no_nulls(finite, column, rows, "score")
+        return found
+
+    def _no_nulls(self, values: pa.Array, column: str, rows: Array, what: str) -> None:
+        if values.null_count:
+            row = int(rows[int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])])
+            raise self.error(
+                f"column {column!r} of {self.spec.path} has no {what} in row {row} (counted from "
+                f"0); give it one, or drop such rows by `where`"
+            )
+
+    # ------------------------------------------------------------------------- what they become
+
+    def _tables(self, order: Array) -> Iterator[pa.Table]:
+        kind = self.spec.kind
+        if kind == "synset_pairs":
+            synsets = [row for block in self._blocks(order) for row in block.to_pylist()]
+            pairs = similarity_pairs(synsets, self.spec.limit or SYNSET_PAIRS, self.seed)
+            yield from _of_rows(
+                {"query": one["sentence1"], "positive": one["sentence2"], "score": one["score"]}
+                for one in pairs
+            )
+        elif kind == "paragraphs":
+            yield from _of_rows(paragraphs(lambda: self._texts_in(order, "text")))
+        elif kind == "long":
+            yield from _of_rows(self._joined(order))
+        else:
+            yield from self._blocks(order)
+
+    def _blocks(self, order: Array) -> Iterator[pa.Table]:
+        batches = self.table.to_batches()
+        starts = np.cumsum([0, *map(len, batches)])
+        for begin in self._steps(range(0, len(order), self.step), "writing"):
+            rows = order[begin : begin + self.step]
+            yield self._values(_gathered(batches, starts, rows), rows)
+
+    def _texts_in(self, order: Array, role: str) -> Iterator[str]:
+        for block in self._blocks(order):
+            yield from block[role].to_pylist()
+
+    def _joined(self, order: Array) -> Iterator[dict[str, str]]:
+        """Positives joined into documents; each query asks for the one that holds its own."""
+        drawn = random.Random(self.seed).sample(range(len(order)), len(order))
+        again = order[np.array(drawn, dtype=np.int64)]
+        rows = (row for block in self._blocks(again) for row in block.to_pylist())
+        pages = (((place, row["query"]), row["positive"]) for place, row in enumerate(rows))
+        for document in joined(pages, self.spec.characters):
+            for _, query in document.offsets:
+                yield {"query": query, "positive": document.text}
+
+    def _steps(self, steps: range, what: str) -> Iterable[int]:
+        disable = True if len(steps) < 2 else None  # None: where there is no terminal
+        return tqdm(steps, desc=f"{self.name}: {what}", unit="block", disable=disable)
+
+
+def _load(spec: DataSet, cache: Path) -> Dataset:
+    """A memory-mapped table: of a file in the cache, of the Hub where ``datasets`` keeps them."""
+    if spec.is_file:
+        path = spec.file
+        kind = "parquet" if path.suffix == ".parquet" else "json"
+        return load_dataset(kind, data_files=str(path), split="train", cache_dir=str(cache))
+    return load_dataset(
+        spec.path, spec.subset or None, split=spec.split, revision=spec.revision or None
+    )
+
+
+def _block_rows(table: pa.Table) -> int:
+    mean = table.nbytes / max(1, len(table))
+    return int(max(1, min(BLOCK_ROWS, BLOCK_BYTES / max(1.0, mean))))
+
+
+def _gathered(batches: Sequence[pa.RecordBatch], starts: Array, rows: Array) -> pa.Table:
+    """Rows of a table in any order.
+
+    pyarrow's own ``take`` would join the whole table first: all of it in memory, and no more than
+    2 GiB of text in a column.
+    """
+    order = np.argsort(rows, kind="stable")
+    wanted = rows[order]
+    bounds = np.searchsorted(wanted, starts)
+    parts = [
+        batch.take(pa.array(wanted[low:high] - start))
+        for batch, start, (low, high) in zip(batches, starts[:-1], pairwise(bounds), strict=True)
+        if high > low
+    ]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def as_labels(values: pa.Array, feature: Any) -> pa.Array:
+    """Labels as text, or as lists of texts: a ClassLabel's names, other values written out."""
+    if is_list(values.type):
+        lengths = pc.list_value_length(values).fill_null(0).to_numpy()
+        inner = as_labels(values.flatten(), getattr(feature, "feature", None))
+        return pa.LargeListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]), inner)
+    if isinstance(feature, ClassLabel):
+        known = pc.if_else(pc.less(values, 0), pa.scalar(None, values.type), values)
+        return pa.array(feature.names, pa.large_string()).take(known)
+    return values.cast(pa.large_string())
+
+
+def _of_rows(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    """Tables of rows that were made one by one."""
+    block: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        block.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(block) == BLOCK_ROWS or size > BLOCK_BYTES:
+            yield _typed(block)
+            block, size = [], 0
+    if block:
+        yield _typed(block)
+
+
+def _typed(rows: list[dict[str, Any]]) -> pa.Table:
+    schema = pa.schema(
+        [(role, pa.float64() if role == "score" else pa.large_string()) for role in rows[0]]
+    )
+    return pa.Table.from_pylist(rows, schema)
+
+
+def matches(value: str, pattern: str) -> bool:
+    """Whether a value fits one of the patterns joined by ``|``, and none that starts with ``!``.
+
+    Example:
+        >>> matches("noun.animal", "noun.*|verb.*|!noun.Tops")
+        True
+    """
+    wanted: list[str] = []
+    barred: list[str] = []
+    for part in pattern.split("|"):
+        (barred if part.startswith("!") else wanted).append(part.removeprefix("!"))
+    return any(fnmatchcase(value, part) for part in wanted) and not any(
+        fnmatchcase(value, part) for part in barred
+    )
+
+
+# ------------------------------------------------------------------------------------ paragraphs
+
+
+def paragraphs(texts: Callable[[], Iterable[str]]) -> Iterator[dict[str, str]]:
+    """The parts of texts that have several, under their text's number as label.
+
+    A text of lines is parted at the ends of lines, one of a single line into two halves between
+    sentences. Parts of fewer than :data:`LEAST_PART` characters go to the part before. A part that
+    stands in several texts belongs to none.
+
+    Args:
+        texts: Gives the texts; it is called twice, so that they need not be held.
+    """
+    count = Counter(hash(part) for text in texts() for part in set(_parts(text)))
+    for number, text in enumerate(texts()):
+        own = [part for part in dict.fromkeys(_parts(text)) if count[hash(part)] == 1]
+        if len(own) > 1:
+            for part in own:
+                yield {"text": part, "label": str(number)}
+
+
+def _parts(text: str) -> list[str]:
+    parts: list[str] = []
+    for part in _pieces(text):
+        if parts and min(len(part), len(parts[-1])) < LEAST_PART:
+            parts[-1] += f" {part}"
+        else:
+            parts.append(part)
+    return parts
+
+
+def _pieces(text: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1:
+        return lines
+    middle = len(text) // 2
+    ends = [found.end() for found in re.finditer(r"[.!?]\s", text)]
+    if not ends:
+        return [text]
+    end = min(ends, key=lambda place: abs(place - middle))
+    return [text[:end].strip(), text[end:].strip()]

@@ -1,0 +1,180 @@
+"""What a recipe will cost, before anything is downloaded: tokens, operations, memory, disk, hours.
+
+python -m training.run training/recipes/small.yaml --plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from st_jv5.evaluation.page import Cell, Table
+from st_jv5.recipe.context import Run
+from st_jv5.recipe.planning.planner import DRAWING_BYTES, GIB, PhasePlan, Planner, TeacherPlan
+from st_jv5.recipe.results.measure import without_far
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device to reckon with."""
+
+    bfloat16_flops: float
+    """Dense, from the vendor's data sheet."""
+    memory_gib: float
+    price: float
+    """US dollars an hour: a guess of ours at what clouds ask; pay your own."""
+
+
+GPUS = {
+    "A100": Gpu(312e12, 80, 1.8),
+    "H100": Gpu(989e12, 80, 3.0),
+    "L4": Gpu(121e12, 24, 0.8),
+    "RTX 4090": Gpu(165e12, 24, 0.5),
+}
+UTILISATION = 0.4
+"""Share of a GPU's peak that training reaches: a guess of ours, not measured."""
+
+
+# ------------------------------------------------------------------------------------- what is told
+
+
+def plan(run: Run, measured: bool = True) -> str:
+    """The whole plan, as Markdown."""
+    planner = Planner(run)
+    if measured:
+        planner.measure()
+    teaching, phases = planner.teaching(), list(planner.phases())
+    told = [f"# {run.recipe.name}: the plan", "", _work(teaching, phases).markdown(), ""]
+    told += ["## Rows", "", _rows(planner).markdown(), ""]
+    told += [
+        "A process needs so much memory of its own for rows. Their texts are memory mapped: the "
+        "pages are shared by all processes and given back when others want the memory. While a set "
+        "is prepared, a file of this disk lies there once more.",
+        "",
+    ]
+    told += ["## Memory per device, in GiB", "", _memory(phases).markdown(), ""]
+    told += ["## How often each data set is read", "", _passes(run, planner).markdown(), ""]
+    told += ["## On a GPU", "", _gpus(teaching, phases).markdown(), ""]
+    told += [
+        f"At {UTILISATION:.0%} of the data sheet's dense bfloat16 operations, and at prices that "
+        "are guesses of ours. What does not fit needs smaller chunks (loss.mini_batch_tokens).",
+        "",
+    ]
+    told += list(_warnings(run, planner))
+    return "\n".join(told)
+
+
+def _work(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
+    rows: list[list[Cell]] = [
+        ["teacher", "", "", _millions(teaching.tokens), _tera(teaching.flops),
+         _minutes(teaching.seconds), f"{_count(teaching.texts)} texts, "
+         f"{teaching.disk / GIB:.2f} GiB on disk"]
+    ]  # fmt: skip
+    for one in phases:
+        rows.append(
+            [one.name, str(one.steps), str(one.devices), _millions(one.tokens), _tera(one.flops),
+             _minutes(one.seconds), ""]
+        )  # fmt: skip
+    known = [one.seconds for one in phases]
+    total = sum(s for s in known if s is not None) if None not in known else None
+    flops = sum(one.flops for one in phases)
+    tokens = sum(one.tokens for one in phases)
+    rows.append(["training", "", "", _millions(tokens), _tera(flops), _minutes(total), ""])
+    return Table(
+        ["phase", "steps", "devices", "M tokens", "10^12 operations", "minutes here", ""], rows
+    )
+
+
+def _rows(planner: Planner) -> Table:
+    rows: list[list[Cell]] = []
+    every = [*planner.facts.values()]
+    for name, facts in planner.facts.items():
+        rows.append([name, _count(facts.rows), *_gibs(facts.disk, facts.rows)])
+    known = [facts.rows or 0 for facts in every]
+    total = sum(facts.disk or 0 for facts in every)
+    most = max(
+        (sum(planner.facts[name].rows or 0 for name in phase.mix))
+        for phase in planner.recipe.phases.values()
+    )
+    rows.append(["in all, and the largest phase", _count(sum(known)), *_gibs(total, most)])
+    return Table(["data set", "rows", "GiB on disk", "GiB of a process"], rows)
+
+
+def _gibs(disk: float | None, rows: int | None) -> list[Cell]:
+    memory = None if rows is None else rows * DRAWING_BYTES
+    return ["?" if size is None else f"{size / GIB:.2f}" for size in (disk, memory)]
+
+
+def _memory(phases: list[PhasePlan]) -> Table:
+    parts = list(dict.fromkeys(part for one in phases for part in one.memory))
+    rows: list[list[Cell]] = [
+        [one.name, *(f"{one.memory.get(part, 0) / GIB:.2f}" for part in parts),
+         f"{one.bytes / GIB:.2f}"]
+        for one in phases
+    ]  # fmt: skip
+    return Table(["phase", *parts, "in all"], rows)
+
+
+def _passes(run: Run, planner: Planner) -> Table:
+    rows: list[list[Cell]] = []
+    for name, phase in run.recipe.phases.items():
+        for data_set in phase.mix:
+            count = planner.rows_of(phase, data_set)
+            told = "?"
+            if count:
+                passes = phase.passes(data_set, count)
+                told = f"{min(passes, phase.max_epochs):.2g}"
+                if passes > phase.max_epochs:
+                    told += f" (max_epochs; its weight asks for {passes:,.0f})"
+            rows.append([name, data_set, _count(count), f"{phase.share(data_set):.1%}", told])
+    return Table(["phase", "data set", "rows", "of the batches", "passes"], rows)
+
+
+def _gpus(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
+    rows: list[list[Cell]] = []
+    for name, gpu in GPUS.items():
+        rate = UTILISATION * gpu.bfloat16_flops
+        hours = [one.flops / rate / 3600 for one in phases]
+        teacher = teaching.flops / rate / 3600
+        needed = max(one.on_device for one in phases) / GIB
+        rows.append(
+            [name, _short(teacher), *map(_short, hours), _short(teacher + sum(hours)),
+             _short(gpu.price * (teacher + sum(hours))),
+             "yes" if needed < gpu.memory_gib else f"no: {needed:.0f} of {gpu.memory_gib:.0f} GiB"]
+        )  # fmt: skip
+    names = [one.name.removeprefix("adapters.") for one in phases]
+    return Table(["GPU hours", "teacher", *names, "in all", "US dollars", "fits one"], rows)
+
+
+def _warnings(run: Run, planner: Planner) -> Iterator[str]:
+    if warning := without_far(run):
+        yield warning
+    for name, spec in run.used_sets.items():
+        facts = planner.facts[name]
+        if not spec.verified:
+            yield f"not verified: {name} ({spec.path}): its name and columns were not seen"
+        if facts.rows is None:
+            yield f"unknown size: {name} ({spec.path}); give data_sets.{name}.rows"
+        if not facts.tokens and spec.kind != "synset_pairs":
+            yield f"unknown lengths: {name} ({spec.path}); every text is taken as cut at the limit"
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def _millions(number: float) -> str:
+    return f"{number / 1e6:,.2f}"
+
+
+def _tera(number: float) -> str:
+    return f"{number / 1e12:,.1f}"
+
+
+def _short(number: float) -> str:
+    """Hours, dollars: also of a recipe that takes a GPU a minute."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _minutes(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds / 60:,.1f}"

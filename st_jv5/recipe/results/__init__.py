@@ -1,0 +1,1 @@
+"""The numbers of a run, its tables and its card."""

@@ -1,0 +1,218 @@
+"""The evaluation of a run: who is measured on which task."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import is_sentence_transformer_model
+
+import st_jv5
+from st_jv5.evaluation.local_tasks import local_tasks
+from st_jv5.evaluation.mteb_encoder import MTEBEncoder, adapter_for
+from st_jv5.evaluation.near_far import FAR, by_family, labels_are_new, near_and_far
+from st_jv5.evaluation.record import Row, main_rows, read_record
+from st_jv5.evaluation.scoring import Settings, evaluate
+from st_jv5.folders.configs import check_task_name
+from st_jv5.recipe.context import Run
+from st_jv5.recipe.done import require
+from st_jv5.recipe.strict import RecipeError
+from st_jv5.task_table import BASE, TASKS, Blend
+from st_jv5.teacher.sources import resolve_model
+
+CHANCE, BEFORE, MODEL, TEACHER = "chance", "student before training", "model", "teacher"
+START = "start"
+"""The base used its own way: its own pooling, prompts and length, all its layers and words. A base
+of plain transformers has none; there the student before training is what training began with."""
+
+
+class ChanceEncoder(AbsEncoder):
+    """A random unit vector per text: what a score is worth."""
+
+    def __init__(self, dim: int = 384) -> None:
+        self.dim = dim
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={"name": "st_jv5/chance", "revision": str(dim)}
+        )
+
+    def describe(self, task_type: str) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "adapter": None,
+            "prompts": {"query": "", "document": ""},
+            "dim": self.dim,
+            "precision": "float32",
+            "bytes": 4 * self.dim,
+            "dtype": "float32",
+            "max_tokens": None,
+        }
+
+    def encode(self, inputs: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
+        texts = [text for batch in inputs for text in batch["text"]]
+        rows = np.stack([self._draw(text) for text in texts])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def _draw(self, text: str) -> np.ndarray[Any, Any]:
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        return np.random.default_rng(seed).standard_normal(self.dim).astype(np.float32)
+
+
+def chosen_tasks(run: Run, split: Literal["test", "validation"] | None = None) -> list[Any]:
+    """The recipe's local tasks, on its split or another."""
+    split = split or run.recipe.evaluation.split
+    known = dict(zip(local_tasks(), local_tasks(split).values(), strict=True))
+    names = run.recipe.evaluation.tasks or tuple(known)
+    if unknown := [name for name in names if name not in known]:
+        raise RecipeError(f"evaluation.tasks: unknown {unknown[0]!r}; known: {', '.join(known)}")
+    return [known[name]() for name in names]
+
+
+def without_far(run: Run) -> str:
+    """A warning where all chosen tasks are on text like the training text; else nothing."""
+    names = [task.metadata.name for task in chosen_tasks(run)]
+    if near_and_far(names, run.recipe.text_kinds)[FAR]:
+        return ""
+    kinds = ", ".join(sorted(run.recipe.text_kinds))
+    return (
+        f"no far task among evaluation.tasks: all are on text like the training text ({kinds}); "
+        f"whether training hurts on other text will not be known"
+    )
+
+
+def check_beside(run: Run) -> None:
+    """The names of other models and of blends are folders, and no one else's."""
+    taken = {START, CHANCE, BEFORE, MODEL, BASE, *TASKS, *teacher_names(run)}
+    evaluation = run.recipe.evaluation
+    for setting, labels in (("beside", evaluation.beside), ("blends", evaluation.blends)):
+        for label in labels:
+            if label in taken or Path(label).name != label:
+                raise RecipeError(
+                    f"evaluation.{setting}: {label!r} is taken, or no name of a folder"
+                )
+            taken.add(label)
+    for name, weights in evaluation.blends.items():
+        try:
+            check_task_name(name)
+        except ValueError as error:
+            told = f"evaluation.blends: {name!r} is no name for an adapter: {error}"
+            raise RecipeError(told) from error
+        try:
+            worth = any(Blend(weights).values())
+        except ValueError as error:
+            raise RecipeError(f"evaluation.blends.{name}: {error}") from error
+        if not worth:
+            raise RecipeError(f"evaluation.blends.{name}: all weights are 0, which is the base")
+
+
+def measure(run: Run) -> None:
+    """Write ``evaluation/<who>/results.json``.
+
+    ``model`` has every adapter and the base on every task, and each adapter's own tasks at all
+    dims and precisions.
+    """
+    folder = run.folder / "evaluation"
+    model = SentenceTransformer(str(require(run.folder / "model", "model")))
+    tasks = chosen_tasks(run)
+
+    def score(who: str, encoder: Any, settings: Settings | None = None) -> None:
+        command = f"python -m training.run training/recipes/{run.recipe.name}.yaml"
+        evaluate(encoder, tasks, folder / who, settings, label=who, command=command)
+
+    with run.forwards():
+        score(CHANCE, ChanceEncoder())
+        if (base := start_model(run)) is not None:
+            score(START, MTEBEncoder(base, remember=True))
+        score(BEFORE, MTEBEncoder(run.new_student(), remember=True))
+        wanted = run.recipe.evaluation
+        for who, name in wanted.beside.items():
+            score(who, MTEBEncoder(SentenceTransformer(resolve_model(name)), remember=True))
+        for number, (who, spec) in enumerate(zip(teacher_names(run), run.teachers, strict=True)):
+            if spec.endpoint is None:
+                score(who, MTEBEncoder(run.teacher(number), remember=True))
+        width = model[0].get_embedding_dimension()
+        dims = {width, *(wanted.dims or model[0].matryoshka_dims)}
+        settings = Settings("all", tuple(sorted(dims)), wanted.precisions)
+        score(MODEL, MTEBEncoder(model, remember=True), settings)
+        for name, weights in wanted.blends.items():
+            blended = SentenceTransformer(str(run.folder / "model"))
+            st_jv5.blend_tasks(blended, name, weights)
+            score(name, MTEBEncoder(blended, remember=True), Settings(name))
+
+
+def validation_means(
+    run: Run, model: SentenceTransformer, task: str, folder: Path
+) -> dict[str, float]:
+    """Mean scores in percent on the validation split, to choose by.
+
+    Args:
+        run: Its recipe names the tasks.
+        model: A model of ours.
+        task: An adapter, scored on the tasks that are routed to it, without those that ask for
+            labels that it was told, where there are others; or the base, on all.
+        folder: Of the record.
+
+    Returns:
+        ``near``, ``far`` (whichever there are), and ``both``: the mean of the two; of a base also
+        the mean of each family of far tasks, such as ``far clustering``.
+    """
+    tasks = [
+        one
+        for one in chosen_tasks(run, "validation")
+        if task == BASE or adapter_for(one.metadata.type) == task
+    ]
+    if task != BASE:
+        told = [t for t in tasks if labels_are_new(t.metadata.name, run.labels) is False]
+        tasks = [one for one in tasks if one not in told] or told
+    with run.forwards():
+        rows = evaluate(
+            MTEBEncoder(model, remember=True), tasks, folder, Settings(task), label=folder.name
+        )
+    scores = {str(row["task"]): 100 * float(row["main_score"]) for row in rows}
+    groups = near_and_far(scores, run.recipe.text_kinds)
+    means = {
+        side: float(np.mean([scores[name] for name in names]))
+        for side, names in groups.items()
+        if names
+    }
+    means |= {"both": float(np.mean([*means.values()]))}
+    if task == BASE:
+        types = {one.metadata.name: one.metadata.type for one in tasks}
+        for (family, side), names in by_family(groups, types).items():
+            if side == FAR and names:
+                means[f"{FAR} {family}"] = float(np.mean([scores[name] for name in names]))
+    return means
+
+
+def start_model(run: Run) -> SentenceTransformer | None:
+    """The base as its own users load it; None where it says no pooling of its own."""
+    base = resolve_model(run.recipe.student.base)
+    return SentenceTransformer(base) if is_sentence_transformer_model(base) else None
+
+
+def records_of(run: Run) -> dict[str, dict[str, Row]]:
+    """Who was measured -> task -> row: chance, the start, the student before, base, ..."""
+    folder = run.folder / "evaluation"
+
+    def rows(who: str, adapter: str | None = None) -> dict[str, Row]:
+        return main_rows(read_record(folder / who)["results"], adapter)
+
+    return {
+        CHANCE: rows(CHANCE),
+        **({START: rows(START)} if (folder / START).exists() else {}),
+        BEFORE: rows(BEFORE),
+        **{who: rows(who) for who in run.recipe.evaluation.beside},
+        **{adapter: rows(MODEL, adapter) for adapter in (BASE, *run.recipe.adapters)},
+        **{name: rows(name) for name in run.recipe.evaluation.blends},
+        **{who: rows(who) for who in teacher_names(run) if (folder / who).exists()},
+    }
+
+
+def teacher_names(run: Run) -> list[str]:
+    """A name for each teacher's row."""
+    count = len(run.teachers)
+    return [TEACHER, *(f"{TEACHER} {number}" for number in range(2, count + 1))]

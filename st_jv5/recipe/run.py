@@ -1,0 +1,313 @@
+"""Run a recipe: teacher -> stage 1 -> adapters -> one model -> evaluation -> report.
+
+    python -m training.run training/recipes/demo.yaml
+    python -m training.run training/recipes/demo.yaml --set stage1.steps=50 --only stage1
+    torchrun --nproc-per-node 8 -m training.run training/recipes/nano.yaml
+
+Each stage leaves its result in the output folder and is skipped when it is there; a stage that was
+interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers.trainer_utils import set_seed
+
+import st_jv5
+from st_jv5.adapters import Adapter, average_adapters, load_adapter, save_adapter
+from st_jv5.backbone import rope
+from st_jv5.machine.cpu import bound_kernel_cache
+from st_jv5.quiet import quiet
+from st_jv5.recipe.config import TOLD, Phase, Recipe
+from st_jv5.recipe.context import RANK, Run, record_settings
+from st_jv5.recipe.done import done, mark_done, require, save_whole
+from st_jv5.recipe.keep import choose_base, choose_strength, chooses, shares_kept
+from st_jv5.recipe.load import load_recipe
+from st_jv5.recipe.processes import join_processes, wait_for_all
+from st_jv5.recipe.strict import RecipeError
+from st_jv5.recipe.teach import teach
+from st_jv5.recipe.train import check_epochs, train
+from st_jv5.recipe.trial import try_phases
+from st_jv5.task_table import BASE
+from st_jv5.teacher.sources import resolve_model
+from st_jv5.trainer.settings import check_gpus
+
+logger = logging.getLogger("st_jv5.recipe")
+
+STAGES = ("teacher", "stage1", "adapters", "model", "evaluation", "report")
+
+# ---------------------------------------------------------------------------------------- stages
+
+
+def upstream(recipe: Recipe) -> dict[str, Any]:
+    """The settings that the phases of the base depend on."""
+    tree = asdict(recipe)
+    # How the vectors come, not what they are.
+    where = ("endpoint", "device", "store", "shards", "config")
+    teachers = [
+        {key: value for key, value in teacher.items() if key not in where}
+        for teacher in (tree["teacher"], *tree["more_teachers"])
+    ]
+    return {
+        "teachers": teachers,
+        "student": {k: v for k, v in tree["student"].items() if k not in ("serve_theta", "config")},
+        "vocabulary": _sets(recipe, recipe.student.vocabulary),
+        "phases": {name: settings_of(recipe, phase) for name, phase in recipe.base_phases.items()},
+        **{key: tree[key] for key in ("seed", "precision", "decontaminate")},
+    }
+
+
+def kept(run: Run) -> dict[str, Any]:
+    """The settings that the base depends on: those of its phases, and what is chosen after."""
+    shares = shares_kept(run)
+    tasks = run.recipe.evaluation.tasks if len(shares) > 1 else None
+    return {**upstream(run.recipe), "keep": shares, "chosen_on": tasks}
+
+
+def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
+    """A phase's settings, those of its data sets among them."""
+    return {**asdict(phase), "data_sets": _sets(recipe, phase.mix)}
+
+
+def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
+    found = {name: asdict(recipe.data_sets[name]) for name in names}
+    return {name: {k: v for k, v in one.items() if k not in TOLD} for name, one in found.items()}
+
+
+def preflight(run: Run, stages: Sequence[str]) -> None:
+    """Find what cannot work before any long work starts."""
+    if {"stage1", "adapters"} & set(stages) and "LOCAL_RANK" not in os.environ:  # torchrun sets it
+        try:
+            check_gpus(torch.cuda.device_count())
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+    local = [spec.model for spec in run.teachers if spec.endpoint is None]
+    try:
+        for name in (*local, run.recipe.student.base, *run.recipe.evaluation.beside.values()):
+            resolve_model(name)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if {"teacher", "stage1", "adapters"} & set(stages):
+        for name, phase in run.recipe.phases.items():
+            check_epochs(run, name, phase)
+    if {"stage1", "adapters"} & set(stages) and chooses(run):
+        from st_jv5.recipe.results.measure import chosen_tasks  # needs the extra `eval`
+
+        chosen_tasks(run, "validation")
+    if "evaluation" in stages:
+        from st_jv5.recipe.results.measure import check_beside, without_far
+
+        check_beside(run)
+        if (warning := without_far(run)) and RANK == 0:
+            logger.warning("%s", warning)
+    if "stage1" in stages and not (run.folder / "stage1" / "done.json").exists():
+        try:
+            student = run.new_student()
+            thetas = [phase.theta for phase in run.recipe.phases.values()]
+            if any(theta is not None for theta in (*thetas, run.recipe.student.serve_theta)):
+                rope.check_rotary(student[0].config)
+        except ValueError as error:
+            raise RecipeError(f"student: {error}") from error
+        most = getattr(student[0].config, "max_position_embeddings", None) or math.inf
+        for name, phase in run.recipe.phases.items():
+            for data_set, limit in phase.max_tokens.items():
+                if limit > most:
+                    raise RecipeError(
+                        f"{name}.max_tokens.{data_set}: {limit} tokens are more than the "
+                        f"{most} positions of {run.recipe.student.base}"
+                    )
+    try_phases(run, pending(run, stages))
+
+
+def pending(run: Run, stages: Sequence[str]) -> list[str]:
+    """The phases that stages train, or prepare, and that are not done."""
+    asked = [
+        name
+        for name in run.recipe.phases
+        if "teacher" in stages
+        or ("stage1" if name in run.recipe.base_phases else "adapters") in stages
+    ]
+    return [name for name in asked if not (run.log_of(name).parent / "done.json").exists()]
+
+
+def run_teacher(run: Run) -> None:
+    """Embed every text that is distilled or mined, once; then let go of the teachers."""
+    teach(run)
+    run.release()
+    wait_for_all()
+
+
+def run_stage1(run: Run) -> None:
+    """Distil the whole backbone: the general phase, then the long one where there is one.
+
+    The base that the adapters stand on lies between what that leaves and the start (``keep``).
+    """
+    settings = upstream(run.recipe)
+    before: Path | None = None
+    so_far: dict[str, Any] = {}
+    for name, phase in run.recipe.base_phases.items():
+        folder = run.folder / name
+        so_far[name] = settings["phases"][name]  # the first phase stands whatever the second is
+        own = {**settings, "phases": so_far}
+        if not done(folder, own):
+            student = SentenceTransformer(str(before)) if before else run.new_student()
+            train(run, student, BASE, phase, folder / "checkpoints")
+            if RANK == 0:
+                save_whole(student, folder / "model")
+                mark_done(folder, own)
+        wait_for_all()
+        before = folder / "model"
+    settings = kept(run)
+    if RANK == 0 and not done(run.base.parent, settings):
+        assert before is not None
+        save_whole(choose_base(run, before, run.base.parent), run.base)
+        mark_done(run.base.parent, settings)
+    wait_for_all()
+
+
+def run_adapters(run: Run) -> None:
+    """Train each adapter on the frozen base, on its own."""
+    for task, phase in run.recipe.adapters.items():
+        folder = run.folder / "adapters" / task
+        settings = {**kept(run), "adapter": settings_of(run.recipe, phase)}
+        if len(phase.strengths) > 1:
+            settings["chosen_on"] = run.recipe.evaluation.tasks
+        if done(folder, settings):
+            continue
+        student = SentenceTransformer(str(require(run.base, "stage1")))
+        set_seed(run.recipe.seed)
+        st_jv5.add_task(student, task, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout)
+        checkpoints = folder / "checkpoints"
+        train(run, student, task, phase, checkpoints)
+        if RANK == 0:
+            save_adapter(student, task, folder / "last")
+            chosen = Adapter.load(folder / "last")
+            lost = 0.0
+            if phase.average:
+                steps = [checkpoints / f"checkpoint-{s}" / "adapters" / task for s in phase.average]
+                chosen, lost = average_adapters([*steps, folder / "last"])
+            chosen = choose_strength(run, task, phase, run.base, chosen, folder)
+            chosen.save(folder / "adapter")
+            mark_done(folder, settings, averaged=[*phase.average], lost=lost)
+        wait_for_all()
+
+
+def run_model(run: Run) -> None:
+    """Put the adapters on the frozen base: the one folder."""
+    folder, recipe = run.folder / "model", run.recipe
+    settings = {
+        **kept(run),
+        "serve_theta": recipe.student.serve_theta,
+        "adapters": {task: settings_of(recipe, one) for task, one in recipe.adapters.items()},
+    }
+    marker = run.folder / "model.done"
+    if RANK != 0 or done(marker, settings):
+        return
+    model = SentenceTransformer(str(require(run.base, "stage1")))
+    for task, phase in recipe.adapters.items():
+        load_adapter(model, require(run.folder / "adapters" / task / "adapter", "adapters"))
+        if phase.theta is not None:
+            model[0].theta_train[task] = phase.theta
+    if recipe.student.serve_theta is not None:
+        rope.serve_at(model, recipe.student.serve_theta)
+    save_whole(model, folder)
+    mark_done(marker, settings)
+
+
+def run_evaluation(run: Run) -> None:
+    """Every adapter, the base, what training began with, the teacher and chance on all tasks."""
+    from st_jv5.recipe.results.measure import measure  # needs the extra `eval`
+
+    if RANK == 0:
+        measure(run)
+
+
+def run_report(run: Run) -> None:
+    """Table, plots and model card from the run's records."""
+    from st_jv5.recipe.results.report import report  # needs the extra `eval`
+
+    if RANK == 0:
+        report(run)
+
+
+# ------------------------------------------------------------------------------------------ main
+
+
+def run_stages(args: argparse.Namespace) -> None:
+    """The stages that are asked for, or the plan."""
+    recipe = load_recipe(args.recipe, args.set, args.fraction)
+    run = Run(recipe, tuple(args.report_to), args.resume_anyway)
+    if args.plan:
+        from st_jv5.recipe.planning.plan import plan  # needs the extra `eval`
+
+        print(plan(run))
+        return
+    join_processes()
+    if RANK == 0:
+        record_settings(run)
+    stages: dict[str, Callable[[Run], None]] = {
+        "teacher": run_teacher,
+        "stage1": run_stage1,
+        "adapters": run_adapters,
+        "model": run_model,
+        "evaluation": run_evaluation,
+        "report": run_report,
+    }
+    chosen = STAGES if args.only is None else (args.only,)
+    preflight(run, chosen)
+    for name in chosen:
+        started = time.time()
+        stages[name](run)
+        logger.info("%s: %.0f s", name, time.time() - started)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    bound_kernel_cache()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("recipe", help="a YAML file, such as training/recipes/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, help="of each phase's steps: 0.2 for a trial"
+    )
+    parser.add_argument("--only", choices=STAGES, help="run this stage alone")
+    parser.add_argument(
+        "--report-to", nargs="+", default=["none"], help="tensorboard, trackio, wandb, ..."
+    )
+    parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="go on from checkpoints of other data, arguments or versions",
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what it will cost, after a short probe",
+    )
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    try:
+        with quiet():
+            run_stages(args)
+    except RecipeError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None
+
+
+if __name__ == "__main__":
+    main()
