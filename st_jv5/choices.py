@@ -18,3 +18,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 SHARD_ROWS = 4096
 """Rows of a shard of vectors on disk: what a kill loses at most, per process."""
+
+STAGES = ("teacher", "stage1", "adapters", "model", "evaluation", "report")
+"""What a recipe does, in its order."""

@@ -9,6 +9,7 @@ strangers = [n for n in names if not n.startswith(("st_jv5/", "st_jv5-", "st_jv5
 wanted = (
     "py.typed",
     "folders/model_card.md",
+    *(f"recipe/recipes/{name}.yaml" for name in ("demo", "laptop", "nano", "small")),
     "evaluation/published.yaml",
     "__init__.py",
     "export/texts.json",

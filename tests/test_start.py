@@ -16,7 +16,6 @@ import pytest
 
 import st_jv5
 from st_jv5 import cli
-from st_jv5.export import KINDS
 from tests.conftest import ROOT
 
 QUICK = """
@@ -106,10 +105,6 @@ def test_no_public_name_is_that_of_a_submodule():
 def test_a_submodule_is_there_without_an_import_of_its_own():
     assert python("import st_jv5; print(st_jv5.doctor.__name__)").stdout == "st_jv5.doctor\n"
     assert dir(st_jv5) == sorted([*st_jv5.__all__, "__version__"])
-
-
-def test_the_commands_exports_are_the_librarys():
-    assert cli.EXPORTS == KINDS
 
 
 # ------------------------------------------------------------------------------------ how it ends

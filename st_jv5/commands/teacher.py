@@ -7,29 +7,48 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from st_jv5.commands.parsers import add_command
+
 if TYPE_CHECKING:
     from st_jv5.teacher import TeacherStore
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``teacher`` and what it can do to a parser's commands; each sets ``run``."""
-    teacher = commands.add_parser("teacher", help="what is done to stores of teacher vectors")
-    actions = teacher.add_subparsers(dest="action", required=True)
-
-    def action(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = actions.add_parser(name, help=about, description=about)
-        parser.set_defaults(run=run)
-        return parser
-
-    ls = action("ls", run_ls, "the spaces of a store, a line each")
-    info = action("info", run_info, "all there is to know of a space, as JSON")
-    check = action(
-        "verify",
-        run_verify,
-        "hold every vector against its checksum; with --texts, also compute a random sample again",
+    """Add ``teacher`` and what it can do to a parser's commands."""
+    about = "look into stores of teacher vectors, check them, join them"
+    teacher = commands.add_parser("teacher", help=about, description=about)
+    actions = teacher.add_subparsers(required=True, metavar="ACTION")
+    ls = add_command(
+        actions, "ls", "the spaces of a store, a line each", "st-jv5 teacher ls out/teacher", run_ls
     )
-    join = action("merge", run_merge, "write a new store that joins stores")
-    drop = action("prune", run_prune, "write a new store without some spaces")
+    info = add_command(
+        actions,
+        "info",
+        "all there is to know of a space, as JSON",
+        "st-jv5 teacher info out/teacher --space 3f",
+        run_info,
+    )
+    check = add_command(
+        actions,
+        "verify",
+        "hold every vector against its checksum; with --texts, also compute a random sample again",
+        "st-jv5 teacher verify out/teacher --texts documents.parquet --column text",
+        run_verify,
+    )
+    join = add_command(
+        actions,
+        "merge",
+        "write a new store that joins stores",
+        "st-jv5 teacher merge one other --out joined",
+        run_merge,
+    )
+    drop = add_command(
+        actions,
+        "prune",
+        "write a new store without some spaces",
+        "st-jv5 teacher prune out/teacher --space 3f --out smaller",
+        run_prune,
+    )
     for parser in (ls, info, check, drop):
         parser.add_argument("store", help="its folder")
     for parser in (info, check):

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
 from st_jv5.choices import DTYPES, SHARD_ROWS, Engine, VectorFiles
+from st_jv5.commands.parsers import add_command
 from st_jv5.precision import BITS, bytes_per_vector
 
 if TYPE_CHECKING:
@@ -16,9 +17,15 @@ SHOWN = 100
 
 
 def add_commands(commands: Any) -> None:
-    """Add both to a parser's commands; each sets ``run``."""
-    about = "encode a corpus to disk, in constant memory; the same command goes on after a stop"
-    parser = commands.add_parser("encode", help=about, description=about)
+    """Add them to a parser's commands."""
+    parser = add_command(
+        commands,
+        "encode",
+        "encode a corpus to disk, in constant memory; the same command goes on after a stop",
+        "st-jv5 encode out/demo/model --task retrieval --in documents.parquet --column text "
+        "--out vectors",
+        run_encode,
+    )
     parser.add_argument("model", help="folder or Hub id; ours, or any text model")
     parser.add_argument("--task", help="an adapter, or base")
     parser.add_argument("--prompt", help="prompt's name; default: the task's, for documents")
@@ -49,18 +56,25 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--shard-rows", type=int, default=SHARD_ROWS, help=f"default {SHARD_ROWS}")
     parser.add_argument("--revision", help="of a Hub model")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as stored")
-    parser.set_defaults(run=run_encode)
-    about = "read a folder of vectors, and hold it against its checksums"
-    parser = commands.add_parser("verify", help=about, description=about)
+    parser = add_command(
+        commands,
+        "verify",
+        "read a folder of vectors, and hold it against its checksums",
+        "st-jv5 verify vectors",
+        run_verify,
+    )
     parser.add_argument("folder", help="what st-jv5 encode wrote")
-    parser.set_defaults(run=run_verify)
-    about = "the nearest vectors of a folder"
-    parser = commands.add_parser("search", help=about, description=about)
+    parser = add_command(
+        commands,
+        "search",
+        "the nearest vectors of a folder",
+        "st-jv5 search vectors 'a question'",
+        run_search,
+    )
     parser.add_argument("folder", help="what st-jv5 encode wrote")
     parser.add_argument("query", nargs="+", help="one text each")
     parser.add_argument("-k", type=int, default=5, help="hits per query; default 5")
     parser.add_argument("--model", help="where the model is, if not where the folder says")
-    parser.set_defaults(run=run_search)
 
 
 def run_encode(args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def choose_tasks(
     """
     for kind in types:
         if kind not in ADAPTER_OF_TYPE:
-            raise SystemExit(unknown_name("task type", kind, ADAPTER_OF_TYPE, "mteb"))
+            raise ValueError(unknown_name("task type", kind, ADAPTER_OF_TYPE, "mteb"))
     tasks = [task() for task in local_tasks(local).values()] if local else []
     own = {**local_tasks("test"), **local_tasks("validation")}
     for name in names:
@@ -41,20 +41,20 @@ def choose_tasks(
                 tasks.append(mteb.get_task(name))
             except KeyError as error:
                 told = unknown_name("task", name, local_tasks(), "this checkout")
-                raise SystemExit(f"error: {told}; mteb says: {_words(error)}") from error
+                raise ValueError(f"{told}; mteb says: {_words(error)}") from error
     for name in benchmarks:
         try:
             tasks.extend(mteb.get_benchmark(name).tasks)
         except KeyError as error:
-            raise SystemExit(f"error: no benchmark {name!r}; mteb says: {_words(error)}") from error
+            raise ValueError(f"no benchmark {name!r}; mteb says: {_words(error)}") from error
     tasks = list({task.metadata.name: task for task in tasks}.values())
     for task in tasks:
         try:
             adapter_for(task.metadata.type, task.metadata.modalities)
         except ValueError as error:
-            raise SystemExit(f"{task.metadata.name}: {error}") from error
+            raise ValueError(f"{task.metadata.name}: {error}") from error
     if not tasks:
-        raise SystemExit("nothing to run: name --tasks, a --benchmark, or --local")
+        raise ValueError("nothing to run: name --tasks, a --benchmark, or --local")
     kept = [
         task
         for task in tasks
@@ -63,7 +63,7 @@ def choose_tasks(
     ]
     if not kept:
         known = sorted({language for task in tasks for language in task.metadata.languages})
-        raise SystemExit(
+        raise ValueError(
             f"no task is left of {len(tasks)} by --types {' '.join(types) or '(all)'} and "
             f"--languages {' '.join(languages) or '(all)'} ; their languages: {', '.join(known)}"
         )

@@ -1,17 +1,8 @@
-"""Runs side by side, and what of their differences is more than noise.
-
-python eval/compare.py out/eval/one out/eval/other [...]     # folders of results.json
-python eval/compare.py out/eval/one --published              # with the averages of the paper
-python eval/compare.py out/eval/one --results org/model      # with mteb's own result files
-python eval/compare.py out/eval/one --start out/eval/base --trained-on wikipedia   # near and far
-
-The first run is what the others are compared with: 95% intervals of a paired bootstrap over the
-queries or samples of each task, every task with its own adapter, at the widest dim that was scored.
-"""
+"""What ``st-jv5 compare`` does: runs of tasks side by side, with 95% intervals."""
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +10,7 @@ import mteb
 import yaml
 from mteb.cache import ResultCache
 
-from st_jv5.evaluation.near_far import add_arguments, as_text, near_far_parts
+from st_jv5.evaluation.near_far import as_text, near_far_parts
 from st_jv5.evaluation.page import Cell, Table
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.samples import Samples, paired_bootstrap
@@ -137,41 +128,25 @@ def read_mteb(
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "runs", nargs="+", help="folders of results.json; the first is compared with"
-    )
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    parser.add_argument(
-        "--published", nargs="*", metavar="MODEL", help="averages of the paper; by default all"
-    )
-    parser.add_argument(
-        "--results", nargs="+", default=[], metavar="MODEL", help="models in mteb's result files"
-    )
-    parser.add_argument("--cache", help="folder of mteb's result files; by default mteb's own")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
+def compare(args: Namespace) -> None:
+    """Print runs side by side, as ``st-jv5 compare`` is told.
+
+    Args:
+        args: Parsed by :mod:`st_jv5.commands.evaluation`.
+
+    Raises:
+        ValueError: A folder without a record, or records that share no task.
+    """
     if args.resamples < 1:
-        parser.error("--resamples must be positive")
-    try:
-        runs = read_runs(args.runs)
-        tasks = list(dict.fromkeys(task for found in runs.values() for task in found))
-        others = read_mteb(args.results, tasks, args.cache)
-        published = None if args.published is None else read_published(args.published)
-        means = bool(args.trained_on or args.start)
-        parts = near_far_parts(runs, args.trained_on, args.start, args.resamples) if means else []
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise ValueError(f"--resamples must be positive, not {args.resamples}")
+    runs = read_runs(args.runs)
+    tasks = list(dict.fromkeys(task for rows in runs.values() for task in rows))
+    others = read_mteb(args.results, tasks, args.cache)
+    published = None if args.published is None else read_published(args.published)
+    means = bool(args.trained_on or args.start)
+    parts = near_far_parts(runs, args.trained_on, args.start, args.resamples) if means else []
     print(task_table(runs, others, args.resamples).markdown())
     if parts:
         print("\n" + as_text(parts))
     if published is not None:
         print("\n" + benchmark_table(runs, published).markdown())
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ of pairs.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -280,23 +279,6 @@ def in_words(
 
 
 # ----------------------------------------------------------------------------- for records of eval
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """What a command must be told to tell near from far."""
-    parser.add_argument(
-        "--trained-on",
-        nargs="+",
-        default=[],
-        metavar="KIND",
-        help="kinds of text (wikipedia, wordnet, ...) or tasks that the model was trained on",
-    )
-    parser.add_argument(
-        "--start",
-        default="",
-        metavar="FOLDER",
-        help="of results.json of the model that training began with: differences to it are shown",
-    )
 
 
 def trained_on(model: str) -> tuple[str, ...]:

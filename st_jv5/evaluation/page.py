@@ -6,20 +6,14 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from st_jv5.files import write_text
 
 Cell = str | float | int | None
-
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "st_jv5", "font.size": 9}
 
 STYLE = """
 :root { color-scheme: light; }
@@ -77,6 +71,9 @@ class Table:
         return f'<div class="wide"><table><tr>{head}</tr>\n{rows}</table></div>'
 
 
+NO_PLOT = 'No plot: it wants matplotlib (pip install "st-jv5[plots]").'
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure, kept as SVG; text stays text."""
@@ -86,6 +83,7 @@ class Plot:
     about: str
     """What it shows, for those who do not see it."""
     svg: str
+    """Empty where matplotlib is not installed."""
 
     @classmethod
     def of(cls, figure: Any, name: str, about: str) -> Plot:
@@ -93,11 +91,13 @@ class Plot:
         out = io.StringIO()
         figure.tight_layout()
         figure.savefig(out, format="svg", metadata={"Date": None})
-        plt.close(figure)
+        pyplot().close(figure)
         return cls(name, about, re.sub(r"^.*?(?=<svg)", "", out.getvalue(), flags=re.DOTALL))
 
     def html(self) -> str:
         """Inline, as wide as the page allows."""
+        if not self.svg:
+            return f"<p>{escape(NO_PLOT)}</p>"
         return f'<figure role="img" aria-label="{escape(self.about)}">{self.svg}</figure>'
 
 
@@ -132,7 +132,8 @@ class Page:
                 if isinstance(part, Table):
                     lines.append(part.markdown())
                 elif isinstance(part, Plot):
-                    lines.append(f"![{part.about}]({part.name}.svg)")
+                    shown_as = f"![{part.about}]({part.name}.svg)" if part.svg else NO_PLOT
+                    lines.append(shown_as)
                 elif isinstance(part, Code):
                     lines.append(f"```\n{part.text}\n```")
                 else:
@@ -165,10 +166,24 @@ class Page:
         folder.mkdir(parents=True, exist_ok=True)
         for _, parts in self.sections:
             for part in parts:
-                if isinstance(part, Plot):
+                if isinstance(part, Plot) and part.svg:
                     write_text(folder / f"{part.name}.svg", part.svg)
         write_text(folder / f"{name}.md", self.markdown())
         write_text(folder / f"{name}.html", self.html())
+
+
+@cache
+def pyplot() -> Any:
+    """matplotlib's pyplot, set to write the same file each time; None where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "st_jv5", "font.size": 9}
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
 
 
 def _pipes(cells: Sequence[str]) -> str:
@@ -200,7 +215,9 @@ def lines(
     faint: Mapping[str, Sequence[Sequence[tuple[float, float]]]] | None = None,
 ) -> Plot:
     """Label -> points ``(x, y)``, as lines with marks; ``faint`` draws thin ones in its colour."""
-    figure, axis = plt.subplots(figsize=(4.6, 3.4))
+    if pyplot() is None:
+        return Plot(name, about, "")
+    figure, axis = pyplot().subplots(figsize=(4.6, 3.4))
     for label, points in curves.items():
         (line,) = axis.plot(*zip(*sorted(points), strict=True), marker="o", ms=4, label=label)
         for other in (faint or {}).get(label, ()):
@@ -222,8 +239,10 @@ def dots(
     name: str, about: str, groups: Mapping[str, Mapping[str, Sequence[float]]], x: str, title: str
 ) -> Plot:
     """Label -> line of the plot -> values: a dot for each, a colour per label."""
+    if pyplot() is None:
+        return Plot(name, about, "")
     labels = list(dict.fromkeys(line for values in groups.values() for line in values))
-    figure, axis = plt.subplots(figsize=(4.6, 1 + 0.32 * len(labels)))
+    figure, axis = pyplot().subplots(figsize=(4.6, 1 + 0.32 * len(labels)))
     for label, values in groups.items():
         found = [(value, labels.index(line)) for line, many in values.items() for value in many]
         axis.plot(*zip(*found, strict=True), "o", ms=5, alpha=0.8, label=label)

@@ -1,17 +1,14 @@
-"""One HTML page and one Markdown page of a run: scores, curves, matrix, settings, commands.
-
-python eval/report.py out/eval/out-demo-model      # a folder of results.json
-"""
+"""One HTML page and one Markdown page of a run: scores, curves, matrix, settings, commands."""
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from st_jv5.evaluation.near_far import add_arguments, near_far_parts, trained_on
+from st_jv5.evaluation.near_far import near_far_parts, trained_on
 from st_jv5.evaluation.page import Cell, Code, Page, Part, Plot, Table, lines
 from st_jv5.evaluation.record import Row, is_routed, main_rows, read_record
 from st_jv5.task_table import BASE
@@ -193,22 +190,16 @@ def run_page(record: dict[str, Any], beside_scores: Sequence[Part] = ()) -> Page
     return page
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("run", help="a folder of results.json")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    try:
-        record = read_record(args.run)
-        parts = near_far(record, main_rows(record["results"]), args.trained_on, args.start)
-        run_page(record, parts).write(Path(args.run))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+def write_report(args: Namespace) -> None:
+    """Write the page of a record anew, as ``st-jv5 report`` is told.
+
+    Args:
+        args: Parsed by :mod:`st_jv5.commands.evaluation`.
+
+    Raises:
+        ValueError: A folder without a record.
+    """
+    record = read_record(args.run)
+    parts = near_far(record, main_rows(record["results"]), args.trained_on, args.start)
+    run_page(record, parts).write(Path(args.run))
     print(f"report: {args.run}/report.html and report.md")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,8 @@
-"""Run mteb tasks with the right adapter and prompt for each task type.
-
-python eval/run_mteb.py --model out/demo/model --local --languages eng
-python eval/run_mteb.py --model out/demo/model --local --adapters all --dims 384 128 32 \\
-    --precision float32 int8 binary binary-rescored
-python eval/run_mteb.py --model org/model --benchmark "MTEB(eng, v2)"
-python eval/run_mteb.py --model org/model --local --trained-on wikipedia --start out/eval/org-base
-"""
+"""What ``st-jv5 eval`` does: mteb tasks with the right adapter and prompt for each task type."""
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,14 +11,13 @@ from sentence_transformers import SentenceTransformer
 
 from st_jv5.evaluation.choose import choose_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
-from st_jv5.evaluation.near_far import add_arguments, as_text
+from st_jv5.evaluation.near_far import as_text
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.report import near_far, run_page
 from st_jv5.evaluation.scoring import Settings, evaluate
 from st_jv5.jina import load_model
-from st_jv5.machine.cpu import bound_kernel_cache
 from st_jv5.modules import AdapterRouter
-from st_jv5.precision import PRECISIONS, check_precision
+from st_jv5.precision import check_precision
 from st_jv5.task_table import BASE, unknown_name
 from st_jv5.texts import read_texts
 
@@ -56,89 +46,42 @@ def check_settings(settings: Settings, model: SentenceTransformer, name: str) ->
             raise ValueError(f"--max-tokens must lie in 1..{most}, what {name} has, not {tokens}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    bound_kernel_cache()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="folder or Hub id; any SentenceTransformer")
-    parser.add_argument("--tasks", nargs="+", default=[], help="mteb or local task names")
-    parser.add_argument("--benchmark", nargs="+", default=[], help='such as "MTEB(eng, v2)"')
-    parser.add_argument(
-        "--local",
-        nargs="?",
-        const="test",
-        default="",
-        choices=["test", "validation"],
-        help="all local tasks; settings are chosen on those over the validation split",
-    )
-    parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
-    parser.add_argument(
-        "--languages", nargs="+", default=[], help="such as eng deu: tasks in no other language"
-    )
-    parser.add_argument(
-        "--adapters",
-        default="auto",
-        help="auto: by task type; none: the base; all: the whole matrix; or one adapter's name",
-    )
-    parser.add_argument("--dims", nargs="+", type=int, default=[], help="cut vectors to each")
-    parser.add_argument(
-        "--precision",
-        nargs="+",
-        default=["float32"],
-        help=f"of stored vectors (retrieval, STS): {' '.join(PRECISIONS)}",
-    )
-    parser.add_argument(
-        "--max-tokens", nargs="+", type=int, default=[], help="cut inputs at each of these"
-    )
-    parser.add_argument(
-        "--calibrate",
-        nargs="+",
-        metavar=("FILE", "COLUMN"),
-        help="texts for int8's ranges; by default some of the training split",
-    )
-    add_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
-    parser.add_argument("--batch-size", type=int, default=32, help="texts per forward")
-    parser.add_argument("--output", help="folder of results.json; by default out/eval/MODEL")
-    parser.add_argument("--cache", help="mteb's result cache; by default OUTPUT/mteb")
-    args = parser.parse_args(argv)
+def run_mteb(args: Namespace) -> None:
+    """Score a model as ``st-jv5 eval`` is told, print the scores, and write record and report.
+
+    Args:
+        args: Parsed by :mod:`st_jv5.commands.evaluation`.
+
+    Raises:
+        ValueError: No such task, adapter or precision, or none that the model can run.
+    """
     tasks = choose_tasks(args.tasks, args.benchmark, args.local, args.types, args.languages)
     settings = Settings(
         args.adapters, tuple(args.dims), tuple(args.precision), tuple(args.max_tokens)
     )
     output = args.output or output_of(args.model)
-    try:
-        if args.start:
-            read_record(args.start)  # before any long work
-        model = load_model(args.model)
-        check_settings(settings, model, args.model)
-        if args.dry_run:
-            print_plan(model, tasks, settings)
-            return
-        found = evaluate(
-            MTEBEncoder(model, remember=True),
-            tasks,
-            output,
-            settings,
-            batch_size=args.batch_size,
-            label=args.model,
-            cache=args.cache,
-            calibration=read_texts(*args.calibrate[:2]) if args.calibrate else (),
-            command=f"python eval/run_mteb.py {shlex.join(sys.argv[1:] if argv is None else argv)}",
-        )
-    except (OSError, ValueError) as error:  # no network is an OSError
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here") from None
+    if args.start:
+        read_record(args.start)  # before any long work
+    model = load_model(args.model)
+    check_settings(settings, model, args.model)
+    if args.dry_run:
+        print_plan(model, tasks, settings)
+        return
+    rows = evaluate(
+        MTEBEncoder(model, remember=True),
+        tasks,
+        output,
+        settings,
+        batch_size=args.batch_size,
+        label=args.model,
+        cache=args.cache,
+        calibration=read_texts(*args.calibrate[:2]) if args.calibrate else (),
+        command=args.line,
+    )
     chosen = {task.metadata.name for task in tasks}
-    print_scores([row for row in found if row["task"] in chosen])
+    print_scores([row for row in rows if row["task"] in chosen])
     record = read_record(output)
-    try:
-        parts = near_far(record, main_rows(found), args.trained_on, args.start)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    parts = near_far(record, main_rows(rows), args.trained_on, args.start)
     print(f"\n{as_text(parts)}\n")
     run_page(record, parts).write(Path(output))
     print(f"record: {output}/results.json\nreport: {output}/report.html")
@@ -174,7 +117,3 @@ def print_scores(found: Sequence[Row]) -> None:
         )
     encode, score = (sum(row["seconds"][part] for row in found) for part in ("encode", "score"))
     print(f"seconds: {encode:.1f} encoding, {score:.1f} scoring")
-
-
-if __name__ == "__main__":
-    main()

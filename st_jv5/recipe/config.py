@@ -61,7 +61,7 @@ class DataSet:
     """Where its name and columns were seen."""
     verified: bool = True
     """False: name and columns are from memory, and were not seen; the plan says so."""
-    folder: str = ""
+    folder: str = field(default="", compare=False)
     """What ``path`` is seen from; where a recipe does not say, its own folder, or its
     ``data_folder``."""
 

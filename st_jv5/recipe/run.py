@@ -1,8 +1,4 @@
-"""Run a recipe: teacher -> stage 1 -> adapters -> one model -> evaluation -> report.
-
-    python -m training.run training/recipes/demo.yaml
-    python -m training.run training/recipes/demo.yaml --set stage1.steps=50 --only stage1
-    torchrun --nproc-per-node 8 -m training.run training/recipes/nano.yaml
+"""A recipe's stages: teacher -> stage 1 -> adapters -> one model -> evaluation -> report.
 
 Each stage leaves its result in the output folder and is skipped when it is there; a stage that was
 interrupted goes on from its last checkpoint.
@@ -10,7 +6,6 @@ interrupted goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import os
@@ -27,13 +22,11 @@ from transformers.trainer_utils import set_seed
 import st_jv5
 from st_jv5.adapters import Adapter, average_adapters, load_adapter, save_adapter
 from st_jv5.backbone import rope
-from st_jv5.machine.cpu import bound_kernel_cache
-from st_jv5.quiet import quiet
+from st_jv5.choices import STAGES
 from st_jv5.recipe.config import TOLD, Phase, Recipe
 from st_jv5.recipe.context import RANK, Run, record_settings
 from st_jv5.recipe.done import done, mark_done, require, save_whole
 from st_jv5.recipe.keep import choose_base, choose_strength, chooses, shares_kept
-from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.processes import join_processes, wait_for_all
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.recipe.teach import teach
@@ -44,8 +37,6 @@ from st_jv5.teacher.sources import resolve_model
 from st_jv5.trainer.settings import check_gpus
 
 logger = logging.getLogger("st_jv5.recipe")
-
-STAGES = ("teacher", "stage1", "adapters", "model", "evaluation", "report")
 
 # ---------------------------------------------------------------------------------------- stages
 
@@ -244,15 +235,8 @@ def run_report(run: Run) -> None:
 # ------------------------------------------------------------------------------------------ main
 
 
-def run_stages(args: argparse.Namespace) -> None:
-    """The stages that are asked for, or the plan."""
-    recipe = load_recipe(args.recipe, args.set, args.fraction)
-    run = Run(recipe, tuple(args.report_to), args.resume_anyway)
-    if args.plan:
-        from st_jv5.recipe.planning.plan import plan  # needs the extra `eval`
-
-        print(plan(run))
-        return
+def run_stages(run: Run, only: str | None = None) -> None:
+    """Run a recipe's stages in their order, or one of them, after all checks."""
     join_processes()
     if RANK == 0:
         record_settings(run)
@@ -264,50 +248,9 @@ def run_stages(args: argparse.Namespace) -> None:
         "evaluation": run_evaluation,
         "report": run_report,
     }
-    chosen = STAGES if args.only is None else (args.only,)
+    chosen = STAGES if only is None else (only,)
     preflight(run, chosen)
     for name in chosen:
         started = time.time()
         stages[name](run)
         logger.info("%s: %.0f s", name, time.time() - started)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    bound_kernel_cache()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("recipe", help="a YAML file, such as training/recipes/demo.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
-    parser.add_argument(
-        "--fraction", type=float, default=1.0, help="of each phase's steps: 0.2 for a trial"
-    )
-    parser.add_argument("--only", choices=STAGES, help="run this stage alone")
-    parser.add_argument(
-        "--report-to", nargs="+", default=["none"], help="tensorboard, trackio, wandb, ..."
-    )
-    parser.add_argument(
-        "--resume-anyway",
-        action="store_true",
-        help="go on from checkpoints of other data, arguments or versions",
-    )
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="print what it will cost, after a short probe",
-    )
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        with quiet():
-            run_stages(args)
-    except RecipeError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here") from None
-
-
-if __name__ == "__main__":
-    main()

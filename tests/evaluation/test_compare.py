@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from st_jv5.evaluation.compare import PUBLISHED, benchmark_tasks, main
+from st_jv5.cli import compare as main
+from st_jv5.evaluation.compare import PUBLISHED, benchmark_tasks
 from st_jv5.evaluation.local_tasks import WordNetSTS
 from st_jv5.files import write_json
 from st_jv5.recipe.results.measure import ChanceEncoder

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from st_jv5.evaluation.compare import main as compare
+from st_jv5.cli import compare, report
 from st_jv5.evaluation.local_tasks import labels_asked, local_tasks, text_kinds
 from st_jv5.evaluation.near_far import (
     FAR,
@@ -21,7 +21,6 @@ from st_jv5.evaluation.near_far import (
     near_far_parts,
 )
 from st_jv5.evaluation.page import Table
-from st_jv5.evaluation.report import main as report
 from st_jv5.files import read_json, write_json
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe

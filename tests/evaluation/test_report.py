@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from st_jv5.cli import report as main
 from st_jv5.evaluation.local_tasks import OfficeLongRetrieval, WordNetSTS
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.evaluation.page import Page, Table, lines
 from st_jv5.evaluation.record import main_rows, read_record
-from st_jv5.evaluation.report import main
 from st_jv5.evaluation.scoring import Settings, evaluate
 
 

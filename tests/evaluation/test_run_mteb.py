@@ -18,6 +18,7 @@ from mteb.models.model_implementations.jina_models import JinaV5TextWrapper
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
+from st_jv5.cli import evaluate as main
 from st_jv5.evaluation import PRECISIONS
 from st_jv5.evaluation.choose import choose_tasks
 from st_jv5.evaluation.local_tasks import (
@@ -32,7 +33,6 @@ from st_jv5.evaluation.local_tasks import (
 )
 from st_jv5.evaluation.mteb_encoder import ADAPTER_OF_TYPE, MTEBEncoder
 from st_jv5.evaluation.record import key_of
-from st_jv5.evaluation.run_mteb import main
 from st_jv5.evaluation.samples import Samples
 from st_jv5.evaluation.scoring import Settings, evaluate
 from st_jv5.evaluation.task_families import LocalSTS, described
@@ -409,7 +409,7 @@ def test_the_command_prints_scores_writes_a_report_and_goes_on(
         assert "WordNetSTS" in (out / name).read_text()
         assert "Near and far are not told apart" in (out / name).read_text()
     assert "| wordnet | 1 |" in printed
-    assert "python eval/run_mteb.py --model" in (out / "report.md").read_text()
+    assert "st-jv5 eval --model" in (out / "report.md").read_text()
     monkeypatch.setattr(MTEBEncoder, "encode", None)  # a second run encodes nothing
     main(command)
     assert capsys.readouterr().out == printed

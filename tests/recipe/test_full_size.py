@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, Qwen3Config, Qwen3Model
 
+from st_jv5.cli import train as main
 from st_jv5.files import read_json
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.planning.cost import read_config
-from st_jv5.recipe.run import main
 from tests.conftest import real_texts
 from tests.recipe.test_config import RECIPES
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from st_jv5.cli import train as main
 from st_jv5.recipe import keep, train
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.keep import best, shares_kept
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.results import measure
-from st_jv5.recipe.run import main
 from st_jv5.recipe.strict import RecipeError
 from tests.recipe.test_config import DEMO
 

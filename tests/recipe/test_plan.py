@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from st_jv5.batching import BUDGET
+from st_jv5.cli import train as main
 from st_jv5.machine.cpu import attention_in_float32
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
@@ -18,7 +19,6 @@ from st_jv5.recipe.planning.cost import Costs, batch, read_config, with_layers
 from st_jv5.recipe.planning.plan import _passes, _short, plan
 from st_jv5.recipe.planning.planner import Planner
 from st_jv5.recipe.planning.probe import LENGTHS, Machine, Speed, fit, probe
-from st_jv5.recipe.run import main
 from st_jv5.recipe.strict import RecipeError
 from tests.conftest import MINILM
 from tests.recipe.test_config import DEMO, RECIPES

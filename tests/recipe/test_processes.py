@@ -136,7 +136,7 @@ import sys
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch.distributed import distributed_c10d
-from st_jv5.recipe.run import main
+from st_jv5.cli import train as main
 
 try:
     main(sys.argv[1:])
@@ -154,8 +154,8 @@ NOTHING = ["--set", "teacher.model=package:no_such/x"]
 
 def test_processes_come_together_before_any_work_with_a_days_patience(tiny, tmp_path, monkeypatch):
     """Their shares of the teacher's vectors may end hours apart."""
+    from st_jv5.cli import train as main
     from st_jv5.recipe import context
-    from st_jv5.recipe.run import main
 
     asked = []
     monkeypatch.setattr(context, "WORLD_SIZE", 2)

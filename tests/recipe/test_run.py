@@ -16,9 +16,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerState
 
 import st_jv5
+from st_jv5.cli import train as main
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.run import main, preflight
+from st_jv5.recipe.run import preflight
 from st_jv5.recipe.train import _Spent, peak_memory_mib
 
 

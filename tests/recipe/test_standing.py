@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from st_jv5.cli import train as main
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.results.measure import BEFORE, CHANCE, START, TEACHER, start_model, without_far
 from st_jv5.recipe.results.standing import ROUTED, Standing
-from st_jv5.recipe.run import main
 from tests.conftest import MINILM
 from tests.recipe.test_config import DEMO
 from tests.recipe.test_means import draws, row

@@ -12,12 +12,14 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
+from st_jv5 import cli
+from st_jv5.cli import train as main
 from st_jv5.losses.labels import teacher_vectors
 from st_jv5.recipe import teach
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.data.training_sets import training_set
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.run import main, run_teacher
+from st_jv5.recipe.run import run_teacher
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.teacher import ColumnStores, SeveralTeachers
 from tests.conftest import MINILM
@@ -142,9 +144,9 @@ def test_a_server_fills_the_space_that_the_model_would(recipe, tmp_path):
     one = [word for setting in settings for word in ("--set", setting)]
     with serve(Server(SentenceTransformer(MINILM))) as server:
         endpoint = f"teacher.endpoint={{url: '{server.url}', model: its-name, batch_size: 50}}"
-        teach.main([recipe, *one, "--set", endpoint, "--set", f"output={remote}"])
+        cli.main(["teach", recipe, *one, "--set", endpoint, "--set", f"output={remote}"])
         assert {body["model"] for body in server.requests} == {"its-name"}
-    teach.main([recipe, *one, "--set", f"output={local}"])
+    cli.main(["teach", recipe, *one, "--set", f"output={local}"])
     found = []
     for output in (local, remote):
         run = Run(load_recipe(recipe, [*settings, f"output={output}"]))
@@ -162,7 +164,7 @@ def test_ranks_of_torchrun_share_the_work(recipe, tmp_path, monkeypatch, caplog)
     for rank in range(2):
         monkeypatch.setattr(teach, "RANK", rank)
         caplog.clear()
-        teach.main([recipe, *small])
+        cli.main(["teach", recipe, *small])
         told = [r.message for r in caplog.records if r.message.endswith(" new")]
         counts.append([int(message.split(", ")[1].split()[0]) for message in told])
     assert len(counts[0]) == 2
@@ -196,9 +198,9 @@ def test_settings_of_teachers_that_cannot_work_are_named(recipe, override, messa
 def test_a_teacher_that_cannot_be_asked_stops_with_its_name(recipe, tmp_path):
     settings = ["--set", f"output={tmp_path / 'x' / 'out'}", "--set", "more_teachers=[]"]
     with pytest.raises(SystemExit, match=r"teacher package:gt_all.*: url must be like http"):
-        teach.main([recipe, *settings, "--set", "teacher.endpoint={url: nowhere}"])
+        cli.main(["teach", recipe, *settings, "--set", "teacher.endpoint={url: nowhere}"])
     with pytest.raises(SystemExit, match="pip install no-such-model"):
-        teach.main([recipe, *settings, "--set", "teacher.model=package:no_such_model/x"])
+        cli.main(["teach", recipe, *settings, "--set", "teacher.model=package:no_such_model/x"])
     with pytest.raises(SystemExit):
-        teach.main([recipe, "--workers", "2"])
+        cli.main(["teach", recipe, "--workers", "2"])
     assert not list(Path(tmp_path).glob("x/teacher/*"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from st_jv5 import cli
 from st_jv5.recipe import teach
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
@@ -62,8 +63,8 @@ def the_vectors(recipe: str, output: str) -> tuple[np.ndarray, np.ndarray]:
 def test_two_workers_fill_the_store_that_one_process_fills(recipe, tmp_path):
     here, there = (str(tmp_path / name / "out") for name in ("here", "there"))
     command = [recipe, "--set", f"output={there}", "--engine", "ray", "--workers", "2"]
-    told = run("-m", "st_jv5.recipe.teach", *command)
-    teach.main([recipe, "--set", f"output={here}"])
+    told = run("-m", "st_jv5", "teach", *command)
+    cli.main(["teach", recipe, "--set", f"output={here}"])
     rows, vectors = the_vectors(recipe, here)
     ray_rows, ray_vectors = the_vectors(recipe, there)
     assert np.array_equal(rows, ray_rows)
@@ -94,9 +95,9 @@ def test_a_worker_that_dies_is_replaced_and_a_broken_vector_is_named(tmp_path):
 @pytest.mark.full
 def test_torchrun_fills_the_store_that_one_process_fills(recipe, tmp_path):
     here, there = (str(tmp_path / name / "out") for name in ("here", "there"))
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "st_jv5.recipe.teach"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "st_jv5", "teach"]
     run(*launch, recipe, "--set", f"output={there}")
-    teach.main([recipe, "--set", f"output={here}"])
+    cli.main(["teach", recipe, "--set", f"output={here}"])
     (rows, vectors), (other_rows, other) = (the_vectors(recipe, out) for out in (here, there))
     assert np.array_equal(rows, other_rows)
     np.testing.assert_allclose(other, vectors, atol=2e-4)

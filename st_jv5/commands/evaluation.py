@@ -1,0 +1,145 @@
+"""``st-jv5 eval``, ``compare`` and ``report``: mteb tasks, and runs of them side by side."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from st_jv5.commands.parsers import add_command
+from st_jv5.precision import PRECISIONS
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to a parser's commands."""
+    _add_eval(commands)
+    _add_compare(commands)
+    report = add_command(
+        commands,
+        "report",
+        "write the page of a run of tasks anew",
+        "st-jv5 report out/eval/out-demo-model --trained-on wikipedia wordnet",
+        run_report,
+    )
+    report.add_argument("run", help="a folder of results.json")
+    add_near_far(report)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "eval",
+        "run mteb tasks with the right adapter and prompt for each task type",
+        """
+        st-jv5 eval --model out/demo/model --local --languages eng
+        st-jv5 eval --model org/model --benchmark "MTEB(eng, v2)"
+        st-jv5 eval --model org/model --local --trained-on wikipedia --start out/eval/org-base
+        st-jv5 eval --model out/demo/model --local --adapters all --dims 384 128 --precision int8
+        """,
+        run_eval,
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id; any SentenceTransformer")
+    parser.add_argument("--tasks", nargs="+", default=[], help="mteb or local task names")
+    parser.add_argument("--benchmark", nargs="+", default=[], help='such as "MTEB(eng, v2)"')
+    parser.add_argument(
+        "--local",
+        nargs="?",
+        const="test",
+        default="",
+        choices=["test", "validation"],
+        help="all local tasks; settings are chosen on those over the validation split",
+    )
+    parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
+    parser.add_argument(
+        "--languages", nargs="+", default=[], help="such as eng deu: tasks in no other language"
+    )
+    parser.add_argument(
+        "--adapters",
+        default="auto",
+        help="auto: by task type; none: the base; all: the whole matrix; or one adapter's name",
+    )
+    parser.add_argument("--dims", nargs="+", type=int, default=[], help="cut vectors to each")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=["float32"],
+        help=f"of stored vectors (retrieval, STS): {' '.join(PRECISIONS)}",
+    )
+    parser.add_argument(
+        "--max-tokens", nargs="+", type=int, default=[], help="cut inputs at each of these"
+    )
+    parser.add_argument(
+        "--calibrate",
+        nargs="+",
+        metavar=("FILE", "COLUMN"),
+        help="texts for int8's ranges; by default some of the training split",
+    )
+    add_near_far(parser)
+    parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts per forward")
+    parser.add_argument("--output", help="folder of results.json; by default out/eval/MODEL")
+    parser.add_argument("--cache", help="mteb's result cache; by default OUTPUT/mteb")
+
+
+def _add_compare(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        "runs of tasks side by side, with 95% intervals",
+        """
+        st-jv5 compare out/eval/one out/eval/other
+        st-jv5 compare out/eval/one --published
+        st-jv5 compare out/eval/one --results org/model
+        st-jv5 compare out/eval/one --start out/eval/base --trained-on wikipedia
+        """,
+        run_compare,
+    )
+    parser.add_argument(
+        "runs", nargs="+", help="folders of results.json; the first is compared with"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument(
+        "--published", nargs="*", metavar="MODEL", help="averages of the paper; by default all"
+    )
+    parser.add_argument(
+        "--results", nargs="+", default=[], metavar="MODEL", help="models in mteb's result files"
+    )
+    parser.add_argument("--cache", help="folder of mteb's result files; by default mteb's own")
+    add_near_far(parser)
+
+
+def add_near_far(parser: argparse.ArgumentParser) -> None:
+    """What a command must be told to tell near from far."""
+    parser.add_argument(
+        "--trained-on",
+        nargs="+",
+        default=[],
+        metavar="KIND",
+        help="kinds of text (wikipedia, wordnet, ...) or tasks that the model was trained on",
+    )
+    parser.add_argument(
+        "--start",
+        default="",
+        metavar="FOLDER",
+        help="of results.json of the model that training began with: differences to it are shown",
+    )
+
+
+def run_eval(args: argparse.Namespace) -> None:
+    """Scores, their record and report."""
+    from st_jv5.evaluation.run_mteb import run_mteb
+
+    run_mteb(args)
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """The tables."""
+    from st_jv5.evaluation.compare import compare
+
+    compare(args)
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """The page."""
+    from st_jv5.evaluation.report import write_report
+
+    write_report(args)

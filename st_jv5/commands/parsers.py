@@ -1,0 +1,38 @@
+"""What the commands' parsers share."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    about: str,
+    example: str,
+    run: Callable[[argparse.Namespace], None],
+    more: str = "",
+) -> argparse.ArgumentParser:
+    """Add a command that says what it does, with an example, and is run by ``run``.
+
+    Args:
+        commands: What ``ArgumentParser.add_subparsers`` gives.
+        name: Of the command.
+        about: What it does, in a line.
+        example: A line of the shell, or several, each a whole command.
+        run: Gets the parsed arguments; its imports are its own, so that ``--help`` is quick.
+        more: Further sentences for the command's own help.
+    """
+    lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about.replace("%", "%%"),
+        description=textwrap.fill(f"{about[0].upper()}{about[1:]}. {more}", 80),
+        epilog=f"example:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser

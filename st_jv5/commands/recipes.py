@@ -1,0 +1,131 @@
+"""``st-jv5 train``, ``plan``, ``teach`` and ``recipes``: what is done with a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any, get_args
+
+from st_jv5.choices import STAGES, Engine
+from st_jv5.commands.parsers import add_command
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to a parser's commands."""
+    train = add_command(
+        commands,
+        "train",
+        "run a recipe: teacher, base, adapters, one model, its numbers",
+        """
+        st-jv5 train recipe.yaml
+        st-jv5 train recipe.yaml --set stage1.steps=50 --only stage1
+        torchrun --nproc-per-node 8 -m st_jv5 train recipe.yaml
+        """,
+        run_train,
+        more="Each stage leaves its result in the output folder and is skipped when it is there; a "
+        "stage that was interrupted goes on from its last checkpoint.",
+    )
+    train.add_argument("--only", choices=STAGES, help="run this stage alone")
+    train.add_argument(
+        "--report-to", nargs="+", default=["none"], help="tensorboard, trackio, wandb, ..."
+    )
+    train.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="go on from checkpoints of other data, arguments or versions",
+    )
+    train.add_argument("--plan", action="store_true", help="what st-jv5 plan prints, and no more")
+    plan = add_command(
+        commands,
+        "plan",
+        "what a recipe will cost: tokens, memory, disk, hours; after a short probe",
+        "st-jv5 plan recipe.yaml",
+        run_plan,
+    )
+    for parser in (train, plan):
+        parser.add_argument(
+            "--fraction", type=float, default=1.0, help="of each phase's steps: 0.2 for a trial"
+        )
+    teach = add_command(
+        commands,
+        "teach",
+        "compute the teacher vectors that a recipe asks for, once",
+        """
+        st-jv5 teach recipe.yaml
+        st-jv5 teach recipe.yaml --engine ray --workers 8
+        torchrun --nproc-per-node 8 -m st_jv5 teach recipe.yaml
+        """,
+        run_teach,
+    )
+    teach.add_argument("--engine", choices=get_args(Engine), default="local")
+    teach.add_argument("--workers", type=int, help="of ray; default: one per GPU, two without")
+    for parser in (train, plan, teach):
+        parser.add_argument("recipe", help="a YAML file")
+        parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    recipes = add_command(
+        commands,
+        "recipes",
+        "list the recipes that come along, or copy one",
+        """
+        st-jv5 recipes
+        st-jv5 recipes copy small
+        """,
+        run_recipes,
+    )
+    recipes.add_argument("action", nargs="?", choices=["copy"], help="default: list them")
+    recipes.add_argument("name", nargs="?", help="of the recipe to copy")
+    recipes.add_argument("--to", default=".", help="folder to copy to; default: this one")
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """The stages that are asked for, or the plan."""
+    if args.plan:
+        run_plan(args)
+        return
+    _log_lines()
+    from st_jv5.recipe.context import Run
+    from st_jv5.recipe.load import load_recipe
+    from st_jv5.recipe.run import run_stages
+
+    recipe = load_recipe(args.recipe, args.set, args.fraction)
+    run_stages(Run(recipe, tuple(args.report_to), args.resume_anyway), args.only)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """The tables of costs."""
+    _log_lines()
+    from st_jv5.recipe.context import Run
+    from st_jv5.recipe.load import load_recipe
+    from st_jv5.recipe.planning.plan import plan
+
+    print(plan(Run(load_recipe(args.recipe, args.set, args.fraction))))
+
+
+def run_teach(args: argparse.Namespace) -> None:
+    """Fill the store."""
+    if args.workers is not None and (args.workers < 1 or args.engine == "local"):
+        raise ValueError("--workers must be positive, and goes with --engine ray")
+    _log_lines()
+    from st_jv5.recipe.context import Run
+    from st_jv5.recipe.load import load_recipe
+    from st_jv5.recipe.teach import teach
+
+    teach(Run(load_recipe(args.recipe, args.set)), args.engine, args.workers)
+
+
+def run_recipes(args: argparse.Namespace) -> None:
+    """A line for each recipe, or for each file that was copied."""
+    from st_jv5.recipe.shipped import copy_recipe, list_recipes
+
+    if args.action == "copy":
+        if args.name is None:
+            raise ValueError("name a recipe: st-jv5 recipes copy NAME; st-jv5 recipes lists them")
+        print("\n".join(copy_recipe(args.name, args.to)))
+    else:
+        print("\n".join(list_recipes()))
+
+
+def _log_lines() -> None:
+    """Lines of a recipe's run on stderr, beside warnings of all else."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("st_jv5.recipe").setLevel(logging.INFO)
