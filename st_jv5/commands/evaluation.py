@@ -20,7 +20,7 @@ def add_commands(commands: Any) -> None:
         "st-jv5 report out/eval/out-demo-model --trained-on wikipedia wordnet",
         run_report,
     )
-    report.add_argument("run", help="a folder of results.json")
+    report.add_argument("record", help="a folder of results.json")
     add_near_far(report)
 
 

@@ -199,7 +199,7 @@ def write_report(args: Namespace) -> None:
     Raises:
         ValueError: A folder without a record.
     """
-    record = read_record(args.run)
+    record = read_record(args.record)
     parts = near_far(record, main_rows(record["results"]), args.trained_on, args.start)
-    run_page(record, parts).write(Path(args.run))
-    print(f"report: {args.run}/report.html and report.md")
+    run_page(record, parts).write(Path(args.record))
+    print(f"report: {args.record}/report.html and report.md")
