@@ -208,7 +208,7 @@ def probe(
             continue
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / kind
-            export(model, task, kind, folder, texts=texts[:4])
+            export(model, task, folder, kind=kind, texts=texts[:4])
             file = "model.onnx" if kind == "onnx" else "openvino_model.xml"
             run = start(folder / file)
             given = prompted(folder, [(DEFAULT_PROMPT_NAME, text) for text in texts])

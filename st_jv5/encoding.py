@@ -61,6 +61,7 @@ def encode(
     model: SentenceTransformer,
     texts: Sequence[str],
     task: TaskName | None = None,
+    *,
     prompt_name: str | None = None,
     dim: int | None = None,
     batch_tokens: int | None = None,
@@ -110,6 +111,7 @@ def encode_mixed(
     model: SentenceTransformer,
     texts: Sequence[str],
     tasks: Sequence[TaskName],
+    *,
     prompt_names: Sequence[str | None] | None = None,
     dim: int | None = None,
     batch_tokens: int | None = None,
@@ -170,6 +172,7 @@ def encode_mixed(
 def encode_all_tasks(
     model: SentenceTransformer,
     texts: Sequence[str],
+    *,
     dim: int | None = None,
     batch_tokens: int | None = None,
     show_progress_bar: bool | Progress = False,
@@ -183,7 +186,13 @@ def encode_all_tasks(
     names, texts = list(router_of(model).tasks), checked_texts(texts)
     tasks = [name for name in names for _ in texts]
     rows = encode_mixed(
-        model, list(texts) * len(names), tasks, None, dim, batch_tokens, show_progress_bar
+        model,
+        list(texts) * len(names),
+        tasks,
+        prompt_names=None,
+        dim=dim,
+        batch_tokens=batch_tokens,
+        show_progress_bar=show_progress_bar,
     )
     return dict(zip(names, rows.reshape(len(names), len(texts), rows.shape[1]), strict=True))
 

@@ -50,6 +50,7 @@ def is_jina_v5(path_or_id: str | Path, revision: str | None = None) -> bool:
 def load_model(
     name: str,
     revision: str | None = None,
+    *,
     dtype: str | None = None,
     device: str | None = None,
 ) -> SentenceTransformer:
@@ -82,6 +83,7 @@ def _check_others(name: str, revision: str | None) -> None:
 def load_jina_v5(
     path_or_id: str | Path,
     revision: str | None = None,
+    *,
     dtype: torch.dtype | str | None = None,
     default_task: str | None = None,
     **kwargs: Any,
@@ -138,7 +140,7 @@ def load_jina_v5(
     router.matryoshka_dims = tuple(dim for dim in MATRYOSHKA_DIMS if dim <= width)
     for name, adapter in adapters.items():
         lora, tensors, _ = read_adapter(adapter / CONFIG_FILE, adapter / WEIGHTS_FILE)
-        router.add_adapter(TASKS.get(name, Task(name)), lora, tensors, adapter)
+        router.add_adapter(TASKS.get(name, Task(name)), lora, tensors, source=adapter)
     if default_task is not None and default_task not in [*adapters, "base"]:
         raise ValueError(unknown_name("task", default_task, [*adapters, "base"], str(source)))
     router.default_task = default_task

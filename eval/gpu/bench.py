@@ -321,7 +321,7 @@ class Bench:
 
         rows = len(columns[0]["attention_mask"])
         ours = CompositeLoss(
-            model, {"infonce": (InfoNCELoss(model, 0.05), 1.0)}, self.size.dims,
+            model, {"infonce": (InfoNCELoss(model, 0.05), 1.0)}, dims=self.size.dims,
             mini_batch_tokens=budget,
         )  # fmt: skip
         theirs = MatryoshkaLoss(

@@ -246,7 +246,9 @@ class Ablator:
             student = SentenceTransformer(str(self.folder(spec.base, seed) / "model"))
             set_seed(seed)
             kind: Any = run.recipe.adapters[spec.phase]
-            st_jv5.add_task(student, spec.phase, kind.rank, kind.alpha, kind.dropout)
+            st_jv5.add_task(
+                student, spec.phase, rank=kind.rank, alpha=kind.alpha, dropout=kind.dropout
+            )
             return student
         if spec.theta:
             base = self.output / "bases" / f"theta-{spec.theta}-seed{seed}"

@@ -55,6 +55,7 @@ def tasks(model: SentenceTransformer) -> list[str]:
 def add_task(
     model: SentenceTransformer,
     name: str,
+    *,
     rank: int = 32,
     alpha: int = 32,
     dropout: float | None = None,
@@ -213,7 +214,7 @@ def load_adapter(model: SentenceTransformer, folder: str | Path | Adapter) -> No
                 )
         router.fill_adapter(adapter.task.name, adapter.tensors, source)
     else:
-        router.add_adapter(adapter.task, adapter.config, adapter.tensors, source)
+        router.add_adapter(adapter.task, adapter.config, adapter.tensors, source=source)
 
 
 def remove_task(model: SentenceTransformer, name: str) -> None:
@@ -240,6 +241,7 @@ def remove_task(model: SentenceTransformer, name: str) -> None:
 def average_adapters(
     folders: Sequence[str | Path],
     weights: Sequence[float] | None = None,
+    *,
     method: str = "product",
 ) -> tuple[Adapter, float]:
     """Average adapters of one base, such as two checkpoints of a run.
@@ -330,6 +332,7 @@ def blend_tasks(
     model: SentenceTransformer,
     name: str,
     weights: Mapping[str, float],
+    *,
     prompts: Mapping[str, str] | None = None,
 ) -> None:
     """Add an adapter that is several others at once: the weighted sum of their updates.

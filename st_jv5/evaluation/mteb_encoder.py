@@ -93,6 +93,7 @@ class MTEBEncoder(AbsEncoder):
         self,
         model: SentenceTransformer,
         adapter: str | None = None,
+        *,
         dim: int | None = None,
         precision: str = "float32",
         ranges: Array | None = None,
@@ -122,6 +123,7 @@ class MTEBEncoder(AbsEncoder):
     def at(
         self,
         adapter: str | None = None,
+        *,
         dim: int | None = None,
         precision: str = "float32",
         ranges: Array | None = None,

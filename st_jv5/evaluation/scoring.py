@@ -275,9 +275,9 @@ class _Scorer:
 
     def encoder_at(self, point: Point, kind: str) -> MTEBEncoder:
         """The encoder of a point; int8's ranges come from texts that are not under test."""
-        plain: MTEBEncoder = self.encoder.at(point.adapter, point.dim)
+        plain: MTEBEncoder = self.encoder.at(point.adapter, dim=point.dim)
         if point.precision != "int8":
-            return plain.at(*point)
+            return plain.at(**point._asdict())
         sides = "queries and documents" if kind in RETRIEVAL_TYPES else "documents"
         key = f"{plain.mteb_model_meta.revision},{sides}"
         known = self.record.tree["ranges"]
@@ -286,7 +286,7 @@ class _Scorer:
             low, high = plain.ranges_of(texts, kind)
             known[key] = {"texts": len(texts), "low": low.tolist(), "high": high.tolist()}
         ranges = np.array([known[key]["low"], known[key]["high"]], dtype=np.float32)
-        return plain.at(*point, ranges=ranges)
+        return plain.at(**point._asdict(), ranges=ranges)
 
     def one(self, encoder: Any, task: AbsTask) -> dict[str, Any]:
         """One score through mteb, with its samples."""

@@ -45,7 +45,7 @@ FORMS = {
 
 
 def write_merged(
-    model: SentenceTransformer, task: str, folder: Path, kind: str = "merged"
+    model: SentenceTransformer, task: str, folder: Path, *, kind: str = "merged"
 ) -> PreTrainedModel:
     """Write one task as stock modules, with the card of the kind that they are to become.
 

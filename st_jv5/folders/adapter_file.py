@@ -23,7 +23,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """What ``adapters/<task>/`` holds; ``PeftModel.from_pretrained(backbone, folder)`` reads it.
 

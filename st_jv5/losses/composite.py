@@ -72,6 +72,7 @@ class CompositeLoss(nn.Module):
         self,
         model: SentenceTransformer,
         terms: Terms,
+        *,
         dims: Sequence[int] | None = None,
         dim_weights: Sequence[float] | None = None,
         dims_per_step: int | None = None,

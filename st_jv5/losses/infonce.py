@@ -71,6 +71,7 @@ class InfoNCELoss(EmbeddingLoss):
         self,
         model: SentenceTransformer,
         temperature: float = 0.02,
+        *,
         directions: Sequence[Direction] = ("query_to_doc",),
         learn_temperature: bool = False,
         false_negative_margin: float | None = None,
@@ -128,6 +129,7 @@ class InfoNCELoss(EmbeddingLoss):
         self,
         embeddings: list[Tensor],
         labels: Tensor | None = None,
+        *,
         texts: Tensor | None = None,
         classes: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -154,10 +156,12 @@ class InfoNCELoss(EmbeddingLoss):
         total = queries.new_zeros(())
         if "query_to_doc" in self.directions:
             excluded = self._false_negatives(0, range(1, len(embeddings)), labels, texts, classes)
-            total = total + F.info_nce(queries, torch.cat(embeddings[1:]), temperature, excluded)
+            total = total + F.info_nce(
+                queries, torch.cat(embeddings[1:]), temperature, excluded=excluded
+            )
         if "doc_to_query" in self.directions:
             excluded = self._false_negatives(1, range(1), labels, texts, classes)
-            total = total + F.info_nce(positives, queries, temperature, excluded)
+            total = total + F.info_nce(positives, queries, temperature, excluded=excluded)
         return {"infonce": total}
 
     def _false_negatives(

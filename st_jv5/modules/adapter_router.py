@@ -429,6 +429,7 @@ class AdapterRouter(Transformer):
         task: Task,
         config: LoraConfig,
         tensors: Mapping[str, Tensor] | None = None,
+        *,
         source: str | Path = "the adapter",
     ) -> None:
         """Add an adapter for ``task``, fresh or with the given weights (PEFT's names).

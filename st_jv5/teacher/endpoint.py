@@ -57,6 +57,7 @@ class EndpointTeacher:
         self,
         url: str,
         model: str,
+        *,
         key_env: str = "OPENAI_API_KEY",
         batch_size: int = 32,
         concurrency: int = 8,

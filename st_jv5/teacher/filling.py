@@ -30,6 +30,7 @@ def fill(
     store: TeacherStore,
     teacher: Any,
     texts: Sequence[str],
+    *,
     batch_tokens: int | None = None,
     chunk_texts: int = CHUNK_TEXTS,
     engine: Engine = "local",

@@ -83,6 +83,7 @@ class LocalTeacher:
         self,
         model: str | SentenceTransformer,
         revision: str = "",
+        *,
         pooling: str = "",
         dtype: str | None = None,
         autocast: bool = False,

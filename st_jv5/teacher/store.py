@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Space:
 
     teacher: str
     """Name of the teacher model."""
+    _: KW_ONLY
     revision: str
     """Its revision, or "" where it has none."""
     prompt: str
@@ -139,6 +140,7 @@ class TeacherStore:
     def space(
         self,
         teacher: str,
+        *,
         revision: str = "",
         prompt: str = "",
         max_tokens: int = 512,
@@ -159,7 +161,15 @@ class TeacherStore:
             raise ValueError(f"max_tokens must be positive, not {max_tokens}")
         if shards is not None and not 1 <= shards <= MOST_SHARDS:
             raise ValueError(f"shards must lie in 1..{MOST_SHARDS}, not {shards}")
-        asked = Space(teacher, revision, prompt, max_tokens, dim or 0, dtype, pooling)
+        asked = Space(
+            teacher,
+            revision=revision,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            dim=dim or 0,
+            dtype=dtype,
+            pooling=pooling,
+        )
         known = [
             space
             for space in self.spaces()
@@ -307,6 +317,7 @@ class TeacherStore:
     def gather(
         self,
         rows: Array | Tensor | Sequence[int],
+        *,
         missing_ok: bool = False,
         device: torch.device | str | None = None,
         pin_memory: bool = False,

@@ -37,7 +37,7 @@ class Check:
 
 
 def verify(
-    store: TeacherStore, teacher: Any, texts: Sequence[str], sample: int = 100, seed: int = 0
+    store: TeacherStore, teacher: Any, texts: Sequence[str], *, sample: int = 100, seed: int = 0
 ) -> Check:
     """Compute the vectors of a random sample again and compare.
 
@@ -73,7 +73,7 @@ def verify(
 
 
 def merge(
-    stores: Sequence[TeacherStore], out: str | Path, shards: int | None = None
+    stores: Sequence[TeacherStore], out: str | Path, *, shards: int | None = None
 ) -> TeacherStore:
     """Write a new store with the spaces of several; of a text's vectors the first is kept.
 

@@ -198,6 +198,7 @@ class Weighted:
 
 def weighted(
     weights: Mapping[str, float] | None = None,
+    *,
     temperature: float = 1.0,
     batch_sizes: Mapping[str, int] | None = None,
     max_epochs: float | Mapping[str, float] | None = None,

@@ -62,6 +62,7 @@ class Corpus:
         self,
         source: str | Path | Sequence[str | Path],
         column: str | None = None,
+        *,
         id_column: str | None = None,
         split: str = "train",
         config: str | None = None,

@@ -40,6 +40,7 @@ class Hit:
 def search(
     folder: str | Path | VectorFolder,
     queries: Sequence[str],
+    *,
     k: int = 10,
     model: str | SentenceTransformer | None = None,
 ) -> list[list[Hit]]:
@@ -94,7 +95,7 @@ def query_vectors(
             f"no such folder; say where it is now with --model (model=)"
         )
     if not isinstance(loaded, SentenceTransformer):
-        loaded = load_model(loaded or told["model"], told["revision"], told["dtype"])
+        loaded = load_model(loaded or told["model"], told["revision"], dtype=told["dtype"])
     if (found := fingerprint(loaded)) != told["model_hash"]:
         raise ValueError(
             f"{folder.path} was made by {told['model']} ({told['model_hash']}), not by this model "
@@ -136,7 +137,7 @@ def _nearest(
         for query, keys in zip(queries, np.atleast_2d(coarse.keys).astype(np.int64), strict=True):
             found.append((keys, from_codes(kept[keys], "binary", folder.dim) @ query))
         return found
-    vectors = from_codes(kept, folder.precision, folder.dim, folder.ranges)
+    vectors = from_codes(kept, folder.precision, folder.dim, ranges=folder.ranges)
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     hits = exact(vectors, queries, min(k, len(vectors)), MetricKind.IP, exact=True)
     keys, apart = np.atleast_2d(hits.keys), np.atleast_2d(hits.distances)

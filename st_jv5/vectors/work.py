@@ -48,7 +48,7 @@ class Settings:
 
     def load(self, device: str | None = None) -> SentenceTransformer:
         """The model."""
-        model = load_model(self.model, self.revision, self.dtype, device)
+        model = load_model(self.model, self.revision, dtype=self.dtype, device=device)
         if self.max_tokens is not None:
             added = getattr(model.tokenizer, "num_special_tokens_to_add", int)()
             if self.max_tokens <= added:

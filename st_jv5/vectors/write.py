@@ -39,6 +39,7 @@ def encode_corpus(
     model: str,
     corpus: Corpus,
     folder: str | Path,
+    *,
     task: str | None = None,
     prompt_name: str | None = None,
     dim: int | None = None,
