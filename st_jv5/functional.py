@@ -18,7 +18,7 @@ RowMask = Callable[[int, int], Tensor]
 CHUNK_ELEMENTS = 1 << 20
 """Most elements of a score matrix that a CPU holds at once; more rows are computed in turn."""
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 25
-"""Of other devices: 128 MiB in float32; a term keeps a few of them."""
+"""Elements of a block on other devices: 128 MiB in float32; a term keeps a few of them."""
 
 
 def in_row_chunks(

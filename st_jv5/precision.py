@@ -70,7 +70,7 @@ def codes(vectors: Array, precision: str, ranges: Array | None = None) -> Array:
             are clipped.
 
     Returns:
-        ``(n, dim)`` float32, float16 or int8 (the host's codes); for binary uint8
+        ``(n, dim)`` float32, float16 or int8 (sentence-transformers' codes); for binary uint8
         ``(n, ceil(dim / 8))``, a bit per sign, the first dim highest.
 
     Example:

@@ -69,9 +69,9 @@ class Measure:
     dims: tuple[int, ...] = ()
     """Empty: the full width."""
     precisions: tuple[str, ...] = ("float32",)
-    """Of stored vectors."""
+    """Precision of stored vectors."""
     max_tokens: tuple[int, ...] = ()
-    """Where inputs are cut; empty: the student's own."""
+    """Token counts at which inputs are cut; empty: the student's own."""
     thetas: tuple[int, ...] = ()
     """RoPE thetas at which it is served; empty: the one it was trained at."""
 
@@ -89,7 +89,7 @@ class Trained:
     objective: Literal["distill", "infonce", "scores", "retrieval"] = "distill"
     """The loss; retrieval is all three terms with the paper's weights."""
     options: dict[str, float | bool | str] = field(default_factory=dict)
-    """Of the loss."""
+    """Keyword arguments of the loss."""
     learning_rate: float = 0.0
     """0: the recipe's."""
     dims: tuple[int, ...] = ()

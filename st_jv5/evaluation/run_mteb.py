@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.dry_run:
             print_plan(model, tasks, settings)
             return
-        found = evaluate(
+        rows = evaluate(
             MTEBEncoder(model, remember=True),
             tasks,
             output,
@@ -133,10 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here") from None
     chosen = {task.metadata.name for task in tasks}
-    print_scores([row for row in found if row["task"] in chosen])
+    print_scores([row for row in rows if row["task"] in chosen])
     record = read_record(output)
     try:
-        parts = near_far(record, main_rows(found), args.trained_on, args.start)
+        parts = near_far(record, main_rows(rows), args.trained_on, args.start)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(f"\n{as_text(parts)}\n")
@@ -163,16 +163,16 @@ def print_plan(model: SentenceTransformer, tasks: Sequence[AbsTask], settings: S
             )
 
 
-def print_scores(found: Sequence[Row]) -> None:
+def print_scores(rows: Sequence[Row]) -> None:
     """A line per score, and where the time went."""
-    tokens = len({row["max_tokens"] for row in found}) > 1
-    for row in found:
+    tokens = len({row["max_tokens"] for row in rows}) > 1
+    for row in rows:
         cut = f" {row['max_tokens']:>6} tokens" if tokens else ""
         print(
             f"{row['task']:<24} {row['adapter'] or '-':<14} {row['dim']:>5} "
             f"{row['precision']:<15}{cut} {row['metric']:<16} {100 * row['main_score']:6.2f}"
         )
-    encode, score = (sum(row["seconds"][part] for row in found) for part in ("encode", "score"))
+    encode, score = (sum(row["seconds"][part] for row in rows) for part in ("encode", "score"))
     print(f"seconds: {encode:.1f} encoding, {score:.1f} scoring")
 
 

@@ -94,7 +94,7 @@ def export(
 
 
 def merged_vectors(folder: Path, named: Sequence[tuple[str, str]]) -> list[Array]:
-    """By the stock modules in float32, prompts by name from the folder's own config."""
+    """Vectors by the stock modules in float32; prompts by name from the folder's own config."""
     stock = SentenceTransformer(str(folder), device="cpu").float()
     rows: dict[int, Array] = {}
     for name in dict.fromkeys(name for name, _ in named):

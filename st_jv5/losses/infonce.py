@@ -222,13 +222,13 @@ class InfoNCELoss(EmbeddingLoss):
 def _equal_texts(texts: Tensor, anchor: int, candidates: range) -> F.RowMask:
     """Candidates that are the anchor's own text or its positive's, or answer an equal anchor."""
     anchors, positives = texts[:, anchor], texts[:, candidates[0]]
-    others = texts[:, candidates.start : candidates.stop].T.flatten()
-    asked = nn.functional.pad(anchors, (0, len(others) - len(anchors)))
-    answers = torch.arange(len(others), device=texts.device) < len(anchors)
+    candidate_texts = texts[:, candidates.start : candidates.stop].T.flatten()
+    asked = nn.functional.pad(anchors, (0, len(candidate_texts) - len(anchors)))
+    answers = torch.arange(len(candidate_texts), device=texts.device) < len(anchors)
 
     def equal(begin: int, end: int) -> Tensor:
         own, positive = anchors[begin:end, None], positives[begin:end, None]
-        return (others == positive) | (others == own) | ((asked == own) & answers)
+        return (candidate_texts == positive) | (candidate_texts == own) | ((asked == own) & answers)
 
     return equal
 

@@ -119,7 +119,7 @@ class Change:
     """Files on the Hub that are no part of a model."""
 
     def told(self) -> list[str]:
-        """In words, a line per file."""
+        """The change in words, a line per file."""
         sent = {**self.added, **self.changed}
         lines = [f"{self.repo_id}: {len(sent)} files, {_size(sent.values()):,} bytes"]
         for word, files in (("add", self.added), ("change", self.changed)):
@@ -184,7 +184,7 @@ def _send(api: HfApi, change: Change) -> str:
 
 
 def _is_same(there: RepoFile, here: Path | bytes) -> bool:
-    """By the hash that the Hub lists: SHA-256 of a large file, git's own of a small one."""
+    """Whether the hash on the Hub is ours: SHA-256 of a large file, git's own of a small one."""
     if there.lfs is None:
         content = here.read_bytes() if isinstance(here, Path) else here
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)

@@ -82,7 +82,7 @@ class Work:
         self.model: SentenceTransformer | None = None
 
     def from_anywhere(self) -> Work:
-        """The same for a process that runs in another folder."""
+        """This work for a process that runs in another folder: every path absolute."""
         model, corpus = self.settings.model, copy(self.corpus)
         if Path(model).is_dir():
             model = str(Path(model).resolve())

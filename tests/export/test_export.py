@@ -89,7 +89,7 @@ def test_other_engines_find_pooling_prompts_length_and_theta_where_they_look(bac
     assert words["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert words["model_max_length"] == 64
     assert words["add_eos_token"] is True
-    # The host would turn texts into chats.
+    # sentence-transformers would turn texts into chats.
     assert not (tmp_path / "m" / "chat_template.jinja").exists()
     assert read_json(tmp_path / "m" / "tokenizer.json")["truncation"] is None
 

@@ -1,4 +1,4 @@
-"""What a composite adds to its terms: schedules, dims, maps per dim, terms of the host."""
+"""What a composite adds to its terms: schedules, dims, maps per dim, stock terms."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_the_models_own_maps_are_taken_up_and_others_refused(student):
         Projection(DIM, TEACHER_DIM, own_map_dims=(48,))
 
 
-# ---------------------------------------------------------------------------- terms of the host
+# ------------------------------------------------------------------ terms of sentence-transformers
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_equal_texts_are_no_negatives(model, texts):
 
 
 def test_texts_have_one_number_however_they_are_padded_or_flattened(model, texts):
-    """The host flattens batches for flash attention."""
+    """sentence-transformers flattens batches for flash attention."""
     rows = [*texts[:5], texts[0]]
     columns = {}
     for side in ("left", "right"):
