@@ -1,4 +1,4 @@
-"""mteb tasks on kinds of text that no recipe trains on, built as those in eval/local_tasks.py are.
+"""mteb tasks on kinds of text that no recipe trains on, built as those in local_tasks.py are.
 
 ============================  ==================  ==================================================
 task                          mteb type           built from (test split, English)

@@ -28,7 +28,7 @@ WordNetSTS               STS                 glosses of two synsets, scored 1 / 
 The classifiers' few training texts come from the train split; a clustering score is the mean of
 twenty clusterings, for one alone varies by several points.
 
-Tasks on text that no recipe trains on are in eval/far_tasks.py. ``text_kind`` tells whether a task
+Tasks on text that no recipe trains on are in far_tasks.py. ``text_kind`` tells whether a task
 is near or far: near to a model trained on the train split of the file of that name.
 
 The splits are by article and page, and share some text. 75 of the 962 test descriptions of

@@ -86,7 +86,7 @@ class TeacherStore:
     added. It means nothing in another store.
 
     Raw files under ``numpy.memmap`` were measured against Arrow, safetensors and LMDB
-    (``eval/formats.py``, ``notes/log.md``): they gather fastest and are appended to in place.
+    (``notes/log.md``): they gather fastest and are appended to in place.
 
     Example:
         >>> store = TeacherStore.open(folder, create=True).space("my-teacher", dim=2)
