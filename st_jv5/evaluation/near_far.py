@@ -1,9 +1,9 @@
 """Near and far: scores on text like the training text, and on all other text.
 
 A task is near when the model was trained on the kind of its text (``text_kinds`` of
-st_jv5/evaluation/local_tasks.py), else far. A mean counts every task alike. Intervals hold 95% of a bootstrap
-over samples, in which all sides are scored on the same queries or texts: differences and shares are
-of pairs.
+st_jv5/evaluation/local_tasks.py), else far. A mean counts every task alike. Intervals hold 95% of a
+bootstrap over samples, in which all sides are scored on the same queries or texts: differences and
+shares are of pairs.
 """
 
 from __future__ import annotations
