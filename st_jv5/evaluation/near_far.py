@@ -110,7 +110,7 @@ class Scores:
     Args:
         sides: Who -> task -> row.
         tasks: That every side has.
-        resamples: Of the bootstrap.
+        resamples: Resamples of the bootstrap.
 
     Raises:
         ValueError: Two sides' scores of a task are not of the same samples; names the task.
@@ -148,7 +148,7 @@ def means_table(
     """Each side's mean over each group, what it is above the start's, and its share of another's.
 
     Args:
-        scores: Of all sides.
+        scores: Scores of all sides.
         labels: Who -> its name in the table; a row each.
         groups: Side by side; those without tasks are left out.
         start: Who is the model that training began with, if it was measured.
@@ -185,7 +185,7 @@ def groups_table(
     """A row per group of tasks: everyone's mean, and how the models stand to the start.
 
     Args:
-        scores: Of all sides.
+        scores: Scores of all sides.
         heads: Over the parts of a group's name.
         groups: Name in parts -> tasks; those without are left out.
         labels: Who -> its name in the table; a column each.
@@ -245,11 +245,11 @@ def in_words(
     """How models stand to the one that training began with, on near and on far text.
 
     Args:
-        scores: Of all sides.
+        scores: Scores of all sides.
         subjects: Who -> what the sentence calls it, such as "this model".
         groups: near and far.
         start: Who is the model that training began with.
-        start_name: Its name.
+        start_name: Name of the start.
     """
     sentences = []
     for group, tasks in groups.items():
@@ -317,7 +317,7 @@ def near_far_parts(
         runs: Name -> task -> row; of tasks that all have.
         kinds: What they were trained on; empty: not known.
         start: Folder of the record of the model that training began with, if there is one.
-        resamples: Of the bootstrap.
+        resamples: Resamples of the bootstrap.
     """
     began, name = "", ""
     if start:

@@ -153,7 +153,7 @@ class TeacherStore:
 
         Args:
             teacher: See :class:`Space`, as all others but the last.
-            shards: Of a new space: how many processes can fill it at once; None is 16.
+            shards: Shards of a new space: how many processes can fill it at once; None is 16.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")

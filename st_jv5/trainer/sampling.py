@@ -28,7 +28,7 @@ class EpochBatchSampler(BatchSampler):
     Args:
         sampler: Gives lists of row numbers; ``len`` is its batches in an epoch.
         generator: The random numbers that it draws from.
-        seed: Of the run.
+        seed: Seed of the run.
         is_over: True: an epoch gives no batch, because the run has done all its steps.
     """
 
@@ -78,9 +78,9 @@ def one_pass(
     Args:
         sampler: Told the epoch if it wants to know.
         generator: The random numbers that it draws from.
-        seed: Of the run.
-        epoch: From 0.
-        number: Of the pass within the epoch, from 0.
+        seed: Seed of the run.
+        epoch: The epoch, from 0.
+        number: The pass within the epoch, from 0.
     """
     shuffle = epoch + PASSES * number
     if hasattr(sampler, "set_epoch"):

@@ -75,8 +75,8 @@ def encode_corpus(
         engine: ``local``: processes of this machine. ``ray``: workers of a Ray cluster (the running
             one, else one on this machine), which must see source, model and folder.
         processes: None: one per GPU, else one. On a CPU they share its cores.
-        revision: Of a Hub model.
-        dtype: Of the weights: float32, float16, bfloat16; None as the model is stored.
+        revision: Branch, tag or commit of a Hub model.
+        dtype: Dtype of the weights: float32, float16, bfloat16; None as the model is stored.
         max_tokens: Texts are cut there; None as the model says.
 
     Raises:
