@@ -127,7 +127,7 @@ def choose_task(
     labelled: Sequence[tuple[str, Hashable]] | None = None,
     candidates: Sequence[TaskName] | None = None,
 ) -> Choice:
-    """The task that serves a use best, by some examples of it, best 64 or more.
+    """The task that serves a use best, judged by examples of it: 8 at least, best 64 or more.
 
     Give one kind of example:
 

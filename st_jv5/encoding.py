@@ -89,8 +89,8 @@ def encode(
         float32 ``(n, dim)``, rows in the order of the texts.
 
     Raises:
-        ValueError: A text that is none, an unknown task, prompt or dim; a vector that is not finite
-            (:class:`NotFiniteError`, with the text's index).
+        ValueError: A text that is no string, an unknown task, prompt or dim; a vector that is not
+            finite (:class:`NotFiniteError`, with the text's index).
 
     Example:
         >>> encode(student, ["a cat", "a dog"], task="base").shape

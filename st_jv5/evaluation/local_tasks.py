@@ -160,16 +160,16 @@ class OfficeLongRetrieval(Local, AbsTaskRetrieval):
         """nDCG@10 of the queries whose page begins in each part of its document."""
         queries = self.dataset["default"]["test"]["queries"]
         titles = dict(zip(queries["id"], queries["text"], strict=True))
-        found: dict[str, float] = {}
+        by_part: dict[str, float] = {}
         for begin, end in zip(OFFSETS, (*OFFSETS[1:], None), strict=True):
             values = [
                 ndcg_at_10(results.get(query, {}), qrels[query])
                 for query, title in titles.items()
                 if begin <= self.offsets[title] and (end is None or self.offsets[title] < end)
             ]
-            found[f"ndcg_at_10_from_{begin}"] = float(np.mean(values))
-            found[f"queries_from_{begin}"] = len(values)
-        return found
+            by_part[f"ndcg_at_10_from_{begin}"] = float(np.mean(values))
+            by_part[f"queries_from_{begin}"] = len(values)
+        return by_part
 
 
 class WikipediaReranking(Local, AbsTaskRetrieval):

@@ -59,7 +59,7 @@ def publish(
         would be sent.
 
     Raises:
-        ValueError: The name is none, or the folder does not pass.
+        ValueError: The name cannot be a repository's, or the folder does not pass.
         ConnectionError: The Hub refused or was lost; names the repository.
 
     Example:

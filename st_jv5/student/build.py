@@ -39,7 +39,7 @@ def new_student(
     pooling: str | None = None,
     prompts: Mapping[str, str] | None = None,
 ) -> SentenceTransformer:
-    """A student: a backbone, pooling, the Matryoshka cut, and prompts.
+    """Build a student: a backbone, pooling, the Matryoshka cut, and prompts.
 
     A base of sentence-transformers keeps its own pooling and prompts, so that the student starts
     with the base's vectors. A plain transformers folder says nothing of either: it pools the last

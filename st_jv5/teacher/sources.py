@@ -193,7 +193,7 @@ def _named(texts: Sequence[str]) -> str:
 
 
 class FunctionTeacher:
-    """A function from a list of texts, the prompt before each, to vectors ``(n, dim)``.
+    """A teacher that is a function: from texts, each behind the prompt, to vectors ``(n, dim)``.
 
     Example:
         >>> FunctionTeacher(lambda texts: [[len(text), 1.0] for text in texts]).dim()

@@ -223,8 +223,8 @@ def weighted(
         batch_sizes: Data set -> rows per batch (and process), for those that do not take
             ``args.per_device_train_batch_size``; for all, in order, where there are no weights.
         max_epochs: Most passes over one data set: a set that was read so often is drawn no more,
-            and the others take its place. Its last pass may be cut short. None: no end. Of
-            data sets by name (those not named have no end), or of all.
+            and the others take its place. Its last pass may be cut short. One number for all, or
+            data set -> number (those not named have no end). None: no end.
 
     Raises:
         ValueError: While training, when no data set is left to draw from.
