@@ -71,6 +71,8 @@ def create_app(
     """
     if not names or not all(names):
         raise ValueError("a served model needs a name")
+    if not all(keys):
+        raise ValueError("a key must not be empty: it would open to all")
     service = Service(model, names, limits or Limits(), token_ids, batch_tokens)
     app = FastAPIOffline(
         redoc_url=None,

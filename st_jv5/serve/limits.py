@@ -25,8 +25,8 @@ class Limits:
 
     max_texts: int = _limit(2048, "texts of a request")
     max_tokens: int = _limit(262_144, "tokens of a request, after the cut to the model's length")
-    max_bytes: int = _limit(8 << 20, "bytes of a request")
-    max_requests: int = _limit(1024, "requests that are open at once; 429 beyond")
+    max_bytes: int = _limit(4 << 20, "bytes of a request")
+    max_requests: int = _limit(512, "requests that are open at once; 429 beyond")
     max_waiting_tokens: int = _limit(524_288, "tokens that wait for the model; 429 beyond")
     timeout_seconds: float = _limit(120.0, "from a request's last byte to its vectors")
     read_seconds: float = _limit(30.0, "for a request to come in")
