@@ -10,7 +10,10 @@ from huggingface_hub import ModelCardData
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 
-BLOCKS = ("data", "phases", "scores", "curves", "licenses", "limits", "prompts")
+BLOCKS = (
+    *("data", "phases", "scores", "about_scores", "curves", "licenses", "limits", "prompts"),
+    *("origin", "teacher", "usage"),
+)
 """Facts of several lines, or with marks of their own; all others are words."""
 
 MOST_CHARACTERS = 500

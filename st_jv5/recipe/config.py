@@ -147,12 +147,16 @@ class Teacher:
 class Student:
     """The small model."""
 
-    base: str
-    """As ``teacher.model``."""
+    base: str = ""
+    """What stage 1 trains, as ``teacher.model``."""
+    model: str = ""
+    """In the place of ``base`` a finished model to train adapters on: a folder or Hub id of ours, a
+    published jina-embeddings-v5-text, or any model of sentence-transformers. Its base is frozen and
+    stays as it is, and so do its other adapters; one that the recipe names is trained further."""
     source: str = ""
     """Hub id to name in the model card, where the above is none."""
     license: str = "unknown"
-    """Of its weights; stands in the model card."""
+    """Of its weights; stands in the model card. A model of ours says its own."""
     layers: tuple[int, ...] | int | None = None
     """Blocks to keep: indices, or how many."""
     append_eos: bool | None = None
@@ -175,9 +179,14 @@ class Student:
     """As ``teacher.config``."""
 
     @property
+    def name(self) -> str:
+        """The base, or the finished model."""
+        return self.model or self.base
+
+    @property
     def base_name(self) -> str:
-        """The base's name for people: all-MiniLM-L6-v2."""
-        name = self.source or self.base
+        """Its name for people: all-MiniLM-L6-v2."""
+        name = self.source or self.name
         package = name.removeprefix("package:")
         return package if package != name else Path(name).name
 
@@ -284,10 +293,14 @@ class AdapterPhase(Phase):
 class Evaluation:
     """What is measured at the end."""
 
+    skip: bool = False
+    """Measure nothing; ``evaluation: none`` says the same."""
     tasks: tuple[str, ...] = ()
-    """Local tasks by name; empty: all."""
+    """Local tasks, and those of rows that data sets hold out (``faq (held out)``), by name. Empty:
+    those of the rows held out; where there are none, all local tasks."""
     split: Literal["test", "validation"] = "test"
-    """Choose settings on validation; report on test."""
+    """Choose settings on validation; report on test. Rows held out are the test; where ``keep`` or
+    ``strengths`` has several to choose among, one half of them is the validation split."""
     resamples: int = 1000
     """Of the bootstrap behind every interval."""
     dims: tuple[int, ...] = ()
@@ -309,12 +322,16 @@ class Recipe:
 
     name: str
     """Names the output and the model card."""
-    teacher: Teacher
     student: Student
     data_sets: dict[str, DataSet]
-    stage1: Phase
     adapters: dict[str, AdapterPhase]
     """Task -> its phase."""
+    teacher: Teacher | None = None
+    """Not needed where no loss reads its vectors, as when adapters are trained by contrast alone
+    (``distill_weight: 0``) or from labels."""
+    stage1: Phase | None = None
+    """The training of the base; a recipe that names a finished model (``student.model``) has none.
+    """
     long: Phase | None = None
     """Stage 1's second phase, on long texts, after ``stage1``."""
     keep: tuple[float, ...] | None = None
@@ -349,13 +366,20 @@ class Recipe:
     @property
     def base_phases(self) -> dict[str, Phase]:
         """Those that train the backbone, by name, in order."""
-        return {"stage1": self.stage1} | ({"long": self.long} if self.long else {})
+        both = {"stage1": self.stage1, "long": self.long}
+        return {name: phase for name, phase in both.items() if phase is not None}
 
     @property
     def phases(self) -> dict[str, Phase]:
         """All, by the name of their settings, in order."""
         adapters = {f"adapters.{task}": phase for task, phase in self.adapters.items()}
         return {**self.base_phases, **adapters}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is chosen by its validation scores."""
+        strengths = (phase.strengths for phase in self.adapters.values())
+        return any(len(candidates) > 1 for candidates in (self.keep or (), *strengths))
 
     @property
     def text_kinds(self) -> frozenset[str]:
@@ -386,8 +410,22 @@ TOLD = ("source", "verified", "rows", "tokens", "license", "text_kind", "folder"
 PAIRED = {"pairs", "scored", "long", "synset_pairs"}
 """Kinds whose rows have a query and a positive."""
 
+SCORED = {"scored", "synset_pairs"}
+"""Kinds whose pairs have a score."""
+
 LABELLED = {"labelled", "paragraphs"}
 """Kinds whose texts have labels: of those of one label, each is another's positive."""
+
+
+def published_name(name: str, source: str = "") -> str:
+    """What others may read of a model or a file: its source, and never a path of this machine.
+
+    Example:
+        >>> published_name("/home/me/faq.jsonl"), published_name("org/model")
+        ('faq.jsonl', 'org/model')
+    """
+    is_private = Path(name).is_absolute() or name.startswith("~")
+    return source or (Path(name).name if is_private else name)
 
 
 def fingerprint(settings: Any) -> str:

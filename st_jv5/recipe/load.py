@@ -22,6 +22,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float
     tree = _read(Path(path))
     for override in overrides:
         _override(tree, override)
+    if tree.get("evaluation") == "none":
+        tree["evaluation"] = {"skip": True}
     recipe = build(Recipe, tree, "")
     check(recipe)
     return recipe if fraction == 1 else _shortened(recipe, fraction)
@@ -81,7 +83,7 @@ def _shortened(recipe: Recipe, fraction: float) -> Recipe:
 
     shorter = dataclasses.replace(
         recipe,
-        stage1=phase(recipe.stage1),
+        stage1=recipe.stage1 and phase(recipe.stage1),
         long=recipe.long and phase(recipe.long),
         adapters={task: phase(one) for task, one in recipe.adapters.items()},
     )

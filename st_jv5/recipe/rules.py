@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from st_jv5.recipe.config import LABELLED, PAIRED, ROLES, Phase, Recipe, Teacher, is_negative
+from pathlib import Path
+
+from st_jv5.recipe.config import (
+    LABELLED,
+    PAIRED,
+    ROLES,
+    SCORED,
+    Phase,
+    Recipe,
+    Student,
+    Teacher,
+    is_negative,
+)
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.task_table import TASKS
 
@@ -13,7 +25,8 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(f"adapters: unknown task {min(unknown)!r}; known: {', '.join(TASKS)}")
     if recipe.loader_workers < 0:
         raise RecipeError(f"loader_workers must not be negative, but is {recipe.loader_workers}")
-    teachers = {"teacher": recipe.teacher}
+    _check_start(recipe)
+    teachers = {"teacher": recipe.teacher} if recipe.teacher else {}
     teachers |= {f"more_teachers[{i}]": one for i, one in enumerate(recipe.more_teachers)}
     for path, teacher in teachers.items():
         for setting in ("weight", "max_tokens", "shards"):
@@ -63,7 +76,10 @@ def check(recipe: Recipe) -> None:
                 raise RecipeError(
                     f"{path}.{setting} must be above 0, not {getattr(phase, setting)}"
                 )
-        _check_teacher_prompts(recipe, path, phase, teachers)
+        if teachers:
+            _check_teacher_prompts(recipe, path, phase, teachers)
+        else:
+            _check_without_teacher(recipe, path, phase)
         dims = recipe.student.matryoshka_dims
         if phase.dim_weights and len(phase.dim_weights) != len(dims):
             raise RecipeError(
@@ -109,6 +125,73 @@ def check(recipe: Recipe) -> None:
         for role in data_set.tokens:
             if role not in wanted - {"label", "score"}:
                 raise RecipeError(f"data_sets.{name}.tokens: no texts in {role!r}")
+
+
+OF_A_BASE = (
+    *("layers", "append_eos", "pooling", "prompts", "matryoshka_dims", "vocabulary"),
+    "serve_theta",
+)
+"""Settings of a student that is made of a base; a finished model has made its own choice."""
+
+
+def _check_start(recipe: Recipe) -> None:
+    """A recipe trains a base from stage 1 on, or adapters of a finished model alone."""
+    student = recipe.student
+    if bool(student.base) == bool(student.model):
+        raise RecipeError(
+            "student needs either base, which stage1 trains, or model: a finished one, whose "
+            f"adapters alone are trained; it has {'both' if student.base else 'neither'}"
+        )
+    if student.base:
+        if recipe.stage1 is None:
+            raise RecipeError(
+                "stage1 is missing: it trains student.base; to train adapters alone, name a "
+                "finished model as student.model instead"
+            )
+        return
+    asked = [name for name in ("stage1", "long", "keep") if getattr(recipe, name) is not None]
+    new = Student()
+    asked += [f"student.{n}" for n in OF_A_BASE if getattr(student, n) != getattr(new, n)]
+    if asked:
+        raise RecipeError(
+            f"{asked[0]} does not go with student.model, which is taken as it is; leave it out, or "
+            f"name student.base to train a base"
+        )
+    if not recipe.adapters:
+        raise RecipeError("adapters is empty, so nothing would be trained on student.model")
+    if Path(student.model).resolve() == (recipe.folder / "model").resolve():
+        raise RecipeError(
+            f"student.model is {student.model}, where the result would go; choose another output"
+        )
+
+
+def _check_without_teacher(recipe: Recipe, path: str, phase: Phase) -> None:
+    """Without a teacher there must be no loss that reads its vectors."""
+    asks: dict[str, str] = {}
+    if phase.replay:
+        asks[f"{path}.replay"] = "leave it out"
+    if phase.asks_of_labelled:
+        asks[f"{path}.loss.rkd_teacher: labels"] = "take base"
+    if phase.loss.get("false_negative_margin") is not None:
+        asks[f"{path}.loss.false_negative_margin"] = "leave it out"
+    task = path.removeprefix("adapters.")
+    for name in phase.data:
+        spec = recipe.data_sets[name]
+        if spec.kind == "texts" or (task == "clustering" and spec.kind not in LABELLED):
+            asks[f"{path}.data.{name}: texts without labels"] = "leave them out"
+        elif spec.kind not in (*LABELLED, *SCORED) and spec.negatives:
+            told = "name your own (columns negative_1, ...), or none"
+            asks[f"data_sets.{name}.negatives"] = told
+    unscored = any(recipe.data_sets[name].kind not in SCORED for name in phase.data)
+    distils = path in recipe.base_phases or task == "retrieval"
+    distils |= task == "text-matching" and unscored
+    if distils and phase.loss.get("distill_weight") != 0:
+        asks[f"{path}.loss: its distillation"] = f"set {path}.loss: {{distill_weight: 0}}"
+    for what, instead in asks.items():
+        raise RecipeError(
+            f"{what} needs a teacher's vectors, and the recipe has no teacher; name one, or "
+            f"{instead}"
+        )
 
 
 def _check_labelled(recipe: Recipe, path: str, phase: Phase) -> None:

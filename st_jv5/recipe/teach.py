@@ -39,6 +39,9 @@ def wanted(run: Run) -> dict[str | None, Texts]:
 
 def teach(run: Run, engine: Engine = "local", workers: int | None = None) -> None:
     """Fill the store of every teacher, behind every prompt that a phase names."""
+    if not run.teachers:
+        logger.info("no teacher: no loss reads its vectors")
+        return
     for prompt, texts in wanted(run).items():
         for number, spec in enumerate(run.teachers):
             try:

@@ -12,6 +12,7 @@ from st_jv5.evaluation.page import Cell, Table
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.planning.planner import DRAWING_BYTES, GIB, PhasePlan, Planner, TeacherPlan
 from st_jv5.recipe.results.measure import without_far
+from st_jv5.recipe.strict import RecipeError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ UTILISATION = 0.4
 
 def plan(run: Run, measured: bool = True) -> str:
     """The whole plan, as Markdown."""
-    planner = Planner(run)
+    try:
+        planner = Planner(run)
+    except OSError as error:
+        raise RecipeError(f"student or teacher: {error}") from error
     if measured:
         planner.measure()
     teaching, phases = planner.teaching(), list(planner.phases())
