@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,11 @@ class DataSet:
     before one that bars the row."""
     limit: int | None = None
     """Most rows to take, drawn by the recipe's seed."""
+    held_out: int = 0
+    """Rows that no phase trains on, for evaluation. They are drawn by a hash of their text (of
+    pairs: the positive) and the seed, before ``limit`` counts: rows that are added later may become
+    held out, but none that was trained on. No row of any data set of the recipe that has a query, a
+    positive or a text of theirs is trained on."""
     license: str = "unknown"
     """Of the text; stands in the model card."""
     negatives: int = 0
@@ -407,11 +412,23 @@ ROLES: dict[str, set[str]] = {
 TOLD = ("source", "verified", "rows", "tokens", "license", "text_kind", "folder")
 """Settings of a data set that leave its rows as they are."""
 
+
+def row_settings(spec: DataSet) -> dict[str, Any]:
+    """The settings of a data set that decide its rows; ``held_out`` only where it is used."""
+    settings = {key: value for key, value in asdict(spec).items() if key not in TOLD}
+    if not spec.held_out:
+        del settings["held_out"]
+    return settings
+
+
 PAIRED = {"pairs", "scored", "long", "synset_pairs"}
 """Kinds whose rows have a query and a positive."""
 
 SCORED = {"scored", "synset_pairs"}
 """Kinds whose pairs have a score."""
+
+HELD_OUT = ("pairs", "scored", "texts", "labelled")
+"""Kinds whose rows are the source's own, so that some can be held out."""
 
 LABELLED = {"labelled", "paragraphs"}
 """Kinds whose texts have labels: of those of one label, each is another's positive."""

@@ -38,7 +38,7 @@ from st_jv5.recipe.config import (
     published_name,
 )
 from st_jv5.recipe.data.decontaminate import read_hashes
-from st_jv5.recipe.data.prepare import read_rows
+from st_jv5.recipe.data.prepare import held_texts, read_held_out, read_rows
 from st_jv5.recipe.data.rows import Rows
 from st_jv5.student.own_way import OwnWay
 from st_jv5.task_table import PROMPTS
@@ -118,7 +118,22 @@ class Run:
 
     def read(self, name: str, folder: Path) -> Rows:
         """A data set's rows, those with a test text left out, prepared in a folder."""
-        return read_rows(name, self.recipe.data_sets[name], self.recipe.seed, folder, self._barred)
+        spec, seed = self.recipe.data_sets[name], self.recipe.seed
+        return read_rows(name, spec, seed, folder, self._barred, self._held)
+
+    def held_out(self, name: str) -> Rows:
+        """The rows of a data set that no phase trains on: ``held_out`` of them, or fewer.
+
+        They have the roles of the set; ``rows[name]`` are the others.
+        """
+        spec, seed = self.recipe.data_sets[name], self.recipe.seed
+        return read_held_out(name, spec, seed, self.data_folder, self._barred)
+
+    @cached_property
+    def _held(self) -> frozenset[int]:
+        """Hashes of the texts of every held-out row of the recipe."""
+        parts = [name for name, spec in self.recipe.data_sets.items() if spec.held_out]
+        return frozenset[int]().union(*(held_texts(self.held_out(name)) for name in parts))
 
     @cached_property
     def _barred(self) -> frozenset[int]:

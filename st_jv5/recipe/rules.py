@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from st_jv5.recipe.config import (
+    HELD_OUT,
     LABELLED,
     PAIRED,
     ROLES,
@@ -113,6 +114,15 @@ def check(recipe: Recipe) -> None:
         if name not in recipe.data_sets:
             raise RecipeError(f"student.vocabulary: unknown data set {name!r}")
     for name, data_set in recipe.data_sets.items():
+        if data_set.held_out < 0:
+            raise RecipeError(
+                f"data_sets.{name}.held_out must be 0 or more rows, not {data_set.held_out}"
+            )
+        if data_set.held_out and data_set.kind not in HELD_OUT:
+            raise RecipeError(
+                f"data_sets.{name}.held_out goes with kind {', '.join(HELD_OUT)}, not "
+                f"{data_set.kind}"
+            )
         wanted = ROLES[data_set.kind]
         named = {role for role in data_set.columns if not is_negative(role)}
         if named != wanted or (named != {*data_set.columns} and data_set.kind != "pairs"):

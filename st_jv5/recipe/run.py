@@ -31,7 +31,7 @@ from st_jv5.adapters import Adapter, average_adapters, load_adapter, save_adapte
 from st_jv5.backbone import rope
 from st_jv5.machine.cpu import bound_kernel_cache
 from st_jv5.quiet import quiet
-from st_jv5.recipe.config import TOLD, Phase, Recipe
+from st_jv5.recipe.config import Phase, Recipe, row_settings
 from st_jv5.recipe.context import RANK, Run, record_settings
 from st_jv5.recipe.done import done, mark_done, require, save_whole
 from st_jv5.recipe.keep import choose_base, choose_strength, shares_kept
@@ -66,7 +66,9 @@ def upstream(recipe: Recipe) -> dict[str, Any]:
         if teacher is not None
     ]
     told = ("serve_theta", "config", "model", "source", "license")
+    held_out = {name: spec.held_out for name, spec in recipe.data_sets.items() if spec.held_out}
     return {
+        **({"held_out": held_out} if held_out else {}),  # of any set: its texts are barred in all
         "teachers": teachers,
         "student": {k: v for k, v in tree["student"].items() if k not in told},
         "vocabulary": _sets(recipe, recipe.student.vocabulary),
@@ -90,8 +92,7 @@ def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
 
 
 def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
-    found = {name: asdict(recipe.data_sets[name]) for name in names}
-    return {name: {k: v for k, v in one.items() if k not in TOLD} for name, one in found.items()}
+    return {name: row_settings(recipe.data_sets[name]) for name in names}
 
 
 def check_at_hand(run: Run) -> None:

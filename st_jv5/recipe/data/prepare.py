@@ -8,9 +8,9 @@ import re
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from st_jv5.evaluation.corpora import joined, similarity_pairs
 from st_jv5.files import whole_folder, write_json
-from st_jv5.recipe.config import TOLD, DataSet, fingerprint
+from st_jv5.recipe.config import DataSet, fingerprint, is_negative, row_settings
 from st_jv5.recipe.data.decontaminate import text_hash
 from st_jv5.recipe.data.rows import NO_TEXTS, Rows, is_list, write_tables
 from st_jv5.recipe.strict import RecipeError
@@ -44,19 +44,34 @@ LEAST_PART = 60
 """Characters of a paragraph that stands by itself."""
 SYNSET_PAIRS = 10_000
 """Scored pairs that are drawn where a recipe sets no limit."""
-COUNTS = ("read", "filtered", "empty", "repeated", "barred", "taken")
+COUNTS = {
+    "read": "read",
+    "filtered": "filtered",
+    "empty": "empty",
+    "repeated": "repeated",
+    "barred": "barred",
+    "held_out": "held out",
+    "shared": "sharing a text with held-out rows",
+    "taken": "taken",
+}
 """What is told of a source's rows: read, dropped and why, and rows that were made of the rest."""
 
 
 def read_rows(
-    name: str, spec: DataSet, seed: int, folder: Path, barred: Collection[int] = frozenset()
+    name: str,
+    spec: DataSet,
+    seed: int,
+    folder: Path,
+    barred: Collection[int] = frozenset(),
+    held: Collection[int] = frozenset(),
 ) -> Rows:
     """The rows of a data set: filtered, limited, under their roles, duplicates dropped.
 
     They are prepared by the first process that asks for them, while others wait, and are there as a
     whole or not at all. A row with an empty text is dropped, and one with a text whose hash
     (:func:`text_hash`) is barred. synset_pairs becomes scored pairs, long rows joined documents,
-    paragraphs the labelled parts of its texts.
+    paragraphs the labelled parts of its texts. Held-out rows are not among them
+    (:func:`read_held_out`), nor others that share a text with them.
 
     Args:
         name: Of the data set in the recipe.
@@ -64,13 +79,50 @@ def read_rows(
         seed: Draws the order.
         folder: Where prepared rows lie; those of other settings or of a changed file lie beside.
         barred: Hashes of texts that must not be trained on.
+        held: Hashes of the texts of other sets' held-out rows (:func:`held_texts`).
 
     Raises:
         RecipeError: No such file, column or row; a value that is no text, label or score. Names the
             data set, its file, the column and the row.
     """
-    label = re.sub(r"[^\w.-]+", "-", name)
-    place = folder / f"{label}-{fingerprint(_key(name, spec, seed, barred))}"
+    if spec.held_out:
+        own = held_texts(read_held_out(name, spec, seed, folder, barred))
+        held = frozenset(held) | own
+    return _prepared(_Preparation(name, spec, seed, barred, held), folder)
+
+
+def read_held_out(
+    name: str, spec: DataSet, seed: int, folder: Path, barred: Collection[int] = frozenset()
+) -> Rows:
+    """The rows of a data set that are kept out of training: ``held_out`` of them.
+
+    They have the same roles as those of :func:`read_rows`. Rows whose positives (or texts) are
+    equal are drawn together, so that few others are lost to training.
+
+    Args:
+        name: As in :func:`read_rows`.
+        spec: Its settings.
+        seed: Draws the rows, by a hash of their text.
+        folder: Where prepared rows lie.
+        barred: Hashes of texts that must not be tested on, either.
+
+    Raises:
+        RecipeError: As in :func:`read_rows`; or the set has not so many rows.
+    """
+    return _prepared(_Preparation(name, spec, seed, barred, held_out=True), folder)
+
+
+def held_texts(rows: Rows) -> frozenset[int]:
+    """Hashes (:func:`text_hash`) of the queries, positives and texts of held-out rows."""
+    roles = [role for role in rows.roles if not is_negative(role)]
+    return frozenset(text_hash(text) for role in roles for text in rows.column(role))
+
+
+def _prepared(preparation: _Preparation, folder: Path) -> Rows:
+    label = re.sub(r"[^\w.-]+", "-", preparation.name)
+    if preparation.held_out:
+        label += ".held-out"
+    place = folder / f"{label}-{fingerprint(preparation.key())}"
     if not place.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{label}.lock"):
@@ -80,24 +132,11 @@ def read_rows(
                     shutil.rmtree(left, ignore_errors=True)
                 try:
                     with whole_folder(place) as partial:
-                        _Preparation(name, spec, seed, barred, source).write(partial)
+                        preparation.read(source)
+                        preparation.write(partial)
                 finally:
                     shutil.rmtree(source, ignore_errors=True)
     return Rows(place)
-
-
-def _key(name: str, spec: DataSet, seed: int, barred: Collection[int]) -> dict[str, Any]:
-    """All that decides the rows of a data set."""
-    told = (*TOLD, "negatives")
-    settings = {key: value for key, value in asdict(spec).items() if key not in told}
-    file = None
-    if spec.is_file:
-        path = spec.file
-        if not path.is_file():
-            raise RecipeError(f"data_sets.{name}.path: no file {path.absolute()}")
-        file = [path.stat().st_size, path.stat().st_mtime_ns]
-    return {"format": FORMAT, "settings": settings, "file": file, "seed": seed,
-            "barred": fingerprint(sorted(barred))}  # fmt: skip
 
 
 class _Preparation:
@@ -107,9 +146,35 @@ class _Preparation:
     """
 
     def __init__(
-        self, name: str, spec: DataSet, seed: int, barred: Collection[int], cache: Path
+        self,
+        name: str,
+        spec: DataSet,
+        seed: int,
+        barred: Collection[int],
+        held: Collection[int] = frozenset(),
+        held_out: bool = False,
     ) -> None:
-        self.name, self.spec, self.seed, self.barred = name, spec, seed, barred
+        self.name, self.spec, self.seed, self.barred, self.held = name, spec, seed, barred, held
+        self.held_out = held_out
+
+    def key(self) -> dict[str, Any]:
+        """All that decides the rows."""
+        spec = self.spec
+        settings = row_settings(replace(spec, held_out=spec.held_out if self.held_out else 0))
+        del settings["negatives"]
+        file = None
+        if spec.is_file:
+            path = spec.file
+            if not path.is_file():
+                raise RecipeError(f"data_sets.{self.name}.path: no file {path.absolute()}")
+            file = [path.stat().st_size, path.stat().st_mtime_ns]
+        key = {"format": FORMAT, "settings": settings, "file": file, "seed": self.seed,
+               "barred": fingerprint(sorted(self.barred))}  # fmt: skip
+        return key | ({"held": fingerprint(sorted(self.held))} if self.held else {})
+
+    def read(self, cache: Path) -> None:
+        """Open the source."""
+        spec = self.spec
         try:
             source = _load(spec, cache)
         except (OSError, ValueError, StopIteration, DatasetsError) as error:
@@ -150,25 +215,31 @@ class _Preparation:
             self.counts["taken"] = write_tables(folder / "rows.arrow", map(hashed, tables))
         if not self.counts["taken"]:
             raise self.error(f"{self.spec.path}: kind {self.spec.kind} makes no row of its texts")
+        if self.held:
+            self.counts["held_out"] = min(self.spec.held_out, self.counts["shared"])
+            self.counts["shared"] -= self.counts["held_out"]
         counts = {why: self.counts[why] for why in COUNTS}
         write_json(folder / "rows.json", {"name": self.name, "source": self.spec.path, **counts})
-        lost = [f"{counts[why]:,} {why}" for why in COUNTS[1:-1] if counts[why]]
-        told = f" ({', '.join(lost)})" if lost else ""
-        logger.info(
-            "%s: %s of %s rows%s", self.name, f"{counts['taken']:,}", f"{counts['read']:,}", told
-        )
+        if not self.held_out:
+            lost = [
+                f"{counts[why]:,} {word}" for why, word in [*COUNTS.items()][1:-1] if counts[why]
+            ]
+            told = f" ({', '.join(lost)})" if lost else ""
+            taken, read = f"{counts['taken']:,}", f"{counts['read']:,}"
+            logger.info("%s: %s of %s rows%s", self.name, taken, read, told)
 
     # ------------------------------------------------------------------- which rows, in what order
 
     def _order(self) -> Array:
         """Numbers of the source's rows that are taken, int64, in the order of training."""
         fits: dict[tuple[str, str], bool] = {}
-        rows, keys = [], []
+        rows, keys, words = [], [], []
         for begin in self._steps(range(0, len(self.table), self.step), "reading"):
             block = self.table.slice(begin, self.step)
-            kept, key = self._kept(block, begin, fits)
+            kept, key, of_words = self._kept(block, begin, fits)
             rows.append(kept + begin)
             keys.append(key)
+            words.append(of_words)
         counts = self.counts
         if counts["read"] == counts["filtered"] + counts["empty"]:
             raise self.error(
@@ -177,21 +248,36 @@ class _Preparation:
             )
         found = np.concatenate(rows)
         if not len(found):
-            raise self.error("every row has a text that `decontaminate` bars")
+            raise self.error(
+                f"no row is left to train on: of {counts['read']} rows {counts['barred']} have a "
+                f"text that `decontaminate` bars, and {counts['shared']} one of a held-out row"
+            )
         if self.spec.kind != "synset_pairs":
             first = np.sort(np.unique(np.concatenate(keys), return_index=True)[1])
             self.counts["repeated"] = len(found) - len(first)
             found = found[first]
+            if self.held_out:
+                return found[self._drawn(np.concatenate(words)[first])]
         # Sets of one file share their first rows, so that the teacher embeds fewer texts.
         order = array("q", range(len(found)))
         random.Random(f"{self.seed} {self.spec.path}").shuffle(order)
         taken = len(order) if self.spec.kind == "synset_pairs" else self.spec.limit
         return found[np.frombuffer(order, dtype=np.int64)[:taken]]
 
+    def _drawn(self, words: Array) -> Array:
+        """Places of the rows that are held out: those whose hashes are nearest one of the seed.
+
+        Rows that are added may come before them, but bring none of the others in.
+        """
+        count = self.spec.held_out
+        if count >= len(words):
+            raise self.error(f"held_out: {count} of its {len(words)} rows; leave some to train on")
+        return np.argsort(words ^ np.uint64(text_hash(f"seed {self.seed}")), kind="stable")[:count]
+
     def _kept(
         self, block: pa.Table, begin: int, fits: dict[tuple[str, str], bool]
-    ) -> tuple[Array, Array]:
-        """Places in the block that are kept, and a hash of each one's row."""
+    ) -> tuple[Array, Array, Array]:
+        """Places in the block that are kept, a hash of each one's row, and of its words."""
         mask = np.ones(len(block), dtype=bool)
         for column, pattern in self.spec.where.items():
             mask &= self._matching(block[column], column, pattern, fits)
@@ -206,18 +292,20 @@ class _Preparation:
             mask = there
         places = np.flatnonzero(mask)
         values = self._values(block.filter(pa.array(mask)), begin + places).to_pydict()
-        clean = np.ones(len(places), dtype=bool)
-        if self.barred:
-            for role, column in values.items():
-                if role not in NO_TEXTS:
-                    clean &= [
-                        not isinstance(text, str) or text_hash(text) not in self.barred
-                        for text in column
-                    ]
-            self.counts["barred"] += int((~clean).sum())
+        texts = {role: column for role, column in values.items() if role not in NO_TEXTS}
+        clean = _without(texts, self.barred)
+        self.counts["barred"] += int((~clean).sum())
+        seen = {role: column for role, column in texts.items() if not is_negative(role)}
+        apart = _without(seen, self.held)
+        self.counts["shared"] += int((clean & ~apart).sum())
+        clean &= apart
+        words = np.zeros(len(places), dtype=np.uint64)
+        if self.held_out:
+            drawn_by = texts["positive" if "positive" in texts else "text"]
+            words = np.array([text_hash(text) for text in drawn_by], dtype=np.uint64)
         # Python's hash of a string is 64 bits wide and kept in it; no process hands it to another.
         keys = [hash(tuple(map(str, row))) for row in zip(*values.values(), strict=True)]
-        return places[clean], np.array(keys, dtype=np.int64)[clean]
+        return places[clean], np.array(keys, dtype=np.int64)[clean], words[clean]
 
     def _matching(
         self, column: pa.ChunkedArray, name: str, pattern: str, fits: dict[tuple[str, str], bool]
@@ -376,6 +464,14 @@ def _gathered(batches: Sequence[pa.RecordBatch], starts: Array, rows: Array) -> 
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+
+
+def _without(texts: Mapping[str, Sequence[Any]], barred: Collection[int]) -> Array:
+    """Which rows have no text whose hash is barred, bool."""
+    clean = np.ones(len(next(iter(texts.values()))), dtype=bool)
+    for column in texts.values() if barred else ():
+        clean &= [not isinstance(text, str) or text_hash(text) not in barred for text in column]
+    return clean
 
 
 def _is_number(value: Any) -> bool:
