@@ -22,6 +22,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
@@ -34,6 +35,7 @@ from mteb.abstasks import (
 )
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from st_jv5.choosing import read_examples
 from st_jv5.evaluation.task_families import (
     TRAINING_TEXTS,
     Local,
@@ -50,6 +52,8 @@ DISTRACTORS = 10_000
 and takes longer."""
 MOST_READ = 100_000
 """Rows for training that are read for texts of each label."""
+MOST_ROWS = 10_000
+"""Of a file."""
 LEAST_PER_LABEL = 5
 """Texts that a cluster has at least."""
 LANGUAGE = "und-Latn"
@@ -145,6 +149,38 @@ def own_tasks(
     return OwnTasks(maker.tasks, maker.left_out)
 
 
+def file_tasks(path: str | Path) -> OwnTasks:
+    """The tasks that a file's rows make, each called ``FILE (own)``.
+
+    Of labelled texts the first half of each label's, eight at most, are the classifiers' few, and
+    all others are under test.
+
+    Args:
+        path: A .jsonl, .json, .csv or .parquet file with the columns query, document; or sentence1,
+            sentence2, score; or text, label. Of a longer one :data:`MOST_ROWS` rows from all over
+            it are taken.
+
+    Raises:
+        ValueError: No such file, columns of no kind, or rows of which nothing can be asked.
+    """
+    kind, examples = read_examples(path, MOST_ROWS)
+    roles = {"pairs": ("query", "positive"), "scored": ("query", "positive", "score")}
+    rows: list[Row] = [
+        dict(zip(roles.get(kind, ("text", "label")), example, strict=True)) for example in examples
+    ]
+    few: list[Row] = []
+    if kind == "labelled":
+        rows = [{**row, "label": str(row["label"])} for row in rows]
+        count = Counter(row["label"] for row in rows)
+        taken = list(_few_of_each(rows, {label: min(8, n // 2) for label, n in count.items()}))
+        few, seen = taken, {id(row) for row in taken}
+        rows = [row for row in rows if id(row) not in seen]
+    made = own_tasks(Path(path).stem, rows, few, part="own")
+    if not made.tasks:
+        raise ValueError(f"{path}: {'; '.join(made.left_out)}")
+    return made
+
+
 def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Rows in two halves, to choose on the one and to report on the other.
 
@@ -201,7 +237,8 @@ class _Maker:
                 f"{self.name}: its texts have several labels each, which is not measured"
             )
             return
-        few = list(_few_of_each(islice(training, MOST_READ)))
+        most = defaultdict[str, int](lambda: TRAINING_TEXTS)
+        few = list(_few_of_each(islice(training, MOST_READ), most))
         known = sorted({row["label"] for row in few} & {row["label"] for row in rows})
         if len(known) < 2:
             self.left_out.append(
@@ -268,11 +305,11 @@ class _Maker:
         self.tasks[-1].min_score, self.tasks[-1].max_score = scores[0], scores[-1]
 
 
-def _few_of_each(rows: Iterable[Row]) -> Iterator[Row]:
-    """The first :data:`TRAINING_TEXTS` of each label; one with several labels is passed over."""
+def _few_of_each(rows: Iterable[Row], most: Mapping[str, int]) -> Iterator[Row]:
+    """The first texts of each label, so many at most; one with several labels is passed over."""
     seen: Counter[str] = Counter()
     for row in rows:
         label = row["label"]
-        if isinstance(label, str) and seen[label] < TRAINING_TEXTS:
+        if isinstance(label, str) and seen[label] < most[label]:
             seen[label] += 1
             yield row

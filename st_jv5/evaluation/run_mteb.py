@@ -4,6 +4,7 @@ python eval/run_mteb.py --model out/demo/model --local --languages eng
 python eval/run_mteb.py --model out/demo/model --local --adapters all --dims 384 128 32 \\
     --precision float32 int8 binary binary-rescored
 python eval/run_mteb.py --model org/model --benchmark "MTEB(eng, v2)"
+python eval/run_mteb.py --model org/model --own faq.jsonl
 python eval/run_mteb.py --model org/model --local --trained-on wikipedia --start out/eval/org-base
 """
 
@@ -21,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 from st_jv5.evaluation.choose import choose_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.evaluation.near_far import add_arguments, as_text
+from st_jv5.evaluation.own_tasks import file_tasks
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.report import near_far, run_page
 from st_jv5.evaluation.scoring import Settings, evaluate
@@ -73,6 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=["test", "validation"],
         help="all local tasks; settings are chosen on those over the validation split",
     )
+    parser.add_argument(
+        "--own",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files of your own: columns query, document; sentence1, sentence2, score; text, label",
+    )
     parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
     parser.add_argument(
         "--languages", nargs="+", default=[], help="such as eng deu: tasks in no other language"
@@ -104,7 +113,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", help="folder of results.json; by default out/eval/MODEL")
     parser.add_argument("--cache", help="mteb's result cache; by default OUTPUT/mteb")
     args = parser.parse_args(argv)
-    tasks = choose_tasks(args.tasks, args.benchmark, args.local, args.types, args.languages)
+    tasks = own_files(args.own)
+    if args.tasks or args.benchmark or args.local or not tasks:
+        named = (args.tasks, args.benchmark, args.local, args.types, args.languages)
+        tasks = [*choose_tasks(*named), *tasks]
     settings = Settings(
         args.adapters, tuple(args.dims), tuple(args.precision), tuple(args.max_tokens)
     )
@@ -142,6 +154,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{as_text(parts)}\n")
     run_page(record, parts).write(Path(output))
     print(f"record: {output}/results.json\nreport: {output}/report.html")
+
+
+def own_files(files: Sequence[str]) -> list[AbsTask]:
+    """The tasks of files; what cannot be asked of one is told."""
+    found: list[AbsTask] = []
+    for file in files:
+        try:
+            made = file_tasks(file)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: {error}") from error
+        for told in made.left_out:
+            print(f"not asked: {told}", file=sys.stderr)
+        found += made.tasks
+    return found
 
 
 def print_plan(model: SentenceTransformer, tasks: Sequence[AbsTask], settings: Settings) -> None:

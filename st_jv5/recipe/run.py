@@ -169,7 +169,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
             thetas = [phase.theta for phase in run.recipe.phases.values()]
             if any(theta is not None for theta in (*thetas, run.recipe.student.serve_theta)):
                 rope.check_rotary(student[0].config)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise RecipeError(f"student: {error}") from error
         most = getattr(student[0].config, "max_position_embeddings", None) or math.inf
         for name, phase in run.recipe.phases.items():

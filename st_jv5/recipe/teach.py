@@ -54,7 +54,7 @@ def teach(run: Run, engine: Engine = "local", workers: int | None = None) -> Non
                     rank=RANK,
                     world_size=WORLD_SIZE,
                 )
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise RecipeError(f"teacher {spec.model}: {error}") from error
             behind = f" behind its prompt {prompt!r}" if prompt is not None else ""
             logger.info("%s: %d texts%s, %d of them new", spec.model, len(texts), behind, computed)

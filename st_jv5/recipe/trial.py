@@ -201,5 +201,5 @@ def _named(where: str) -> Iterator[None]:
     except RecipeError as error:
         text = str(error)
         raise RecipeError(text if where in text else f"{where}: {text}") from error
-    except (ValueError, TypeError, FloatingPointError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, FloatingPointError, ImportError, RuntimeError) as error:
         raise RecipeError(f"{where}: {error}") from error

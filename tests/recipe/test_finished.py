@@ -171,7 +171,7 @@ def test_models_that_cannot_be_had_and_trackers_that_are_not_installed_are_told_
     monkeypatch.setattr("st_jv5.recipe.run.try_phases", lambda *_: pytest.fail("it began"))
     with pytest.raises(SystemExit, match=r"student.model: team/mini is no folder .*hf download"):
         main([recipe(tmp_path, "team/mini")])
-    with pytest.raises(SystemExit, match="student.model: /no/such is no folder here, and no id"):
+    with pytest.raises(SystemExit, match=r"student.model: /no/such is no folder here, and no id"):
         main([recipe(tmp_path, "/no/such")])
     path = recipe(tmp_path, saved)
     with pytest.raises(SystemExit, match=r"--report-to nope: unknown; known: none, all, azure"):

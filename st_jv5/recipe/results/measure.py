@@ -130,7 +130,8 @@ def _made_of(run: Run, name: str, split: Split) -> OwnTasks:
 
 
 def check_held_out(run: Run) -> None:
-    """Tell what cannot be asked of the rows that data sets hold out."""
+    """All tasks are known; what cannot be asked of the rows that data sets hold out is told."""
+    chosen_tasks(run)
     for name in _held_out(run):
         for told in _made_of(run, name, "test").left_out:
             logger.warning("data_sets.%s", told)
@@ -152,12 +153,27 @@ def near_and_far_of(recipe: Recipe, tasks: Sequence[Any]) -> dict[str, list[str]
 
 
 def without_far(run: Run) -> str:
-    """A warning where all chosen tasks are on text like the training text; else nothing."""
-    tasks = chosen_tasks(run)
-    if not tasks or near_and_far_of(run.recipe, tasks)[FAR]:
+    """A warning where all chosen tasks are on text like the training text; else nothing.
+
+    No data set is read for it: the plan asks, too, and downloads nothing.
+    """
+    recipe, known = run.recipe, local_tasks()
+    if recipe.evaluation.skip:
         return ""
-    kinds = ", ".join(sorted(run.recipe.text_kinds))
-    among = "evaluation.tasks" if run.recipe.evaluation.tasks else "the tasks of held-out rows"
+    asked = recipe.evaluation.tasks
+    own = {
+        spec.kind_of_text
+        for name, spec in recipe.data_sets.items()
+        if spec.held_out and (not asked or any(t.startswith(f"{name} (held out") for t in asked))
+    }
+    local = [name for name in asked if name in known]
+    if not asked and not own and corpora.is_here():
+        local = list(known)
+    is_far = own - recipe.text_kinds or near_and_far(local, recipe.text_kinds)[FAR]
+    if is_far or not (own or local):
+        return ""
+    kinds = ", ".join(sorted(recipe.text_kinds))
+    among = "evaluation.tasks" if asked else "the tasks of held-out rows"
     return (
         f"no far task among {among}: all are on text like the training text ({kinds}); "
         f"whether training hurts on other text will not be known"
