@@ -22,7 +22,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from sentence_transformers import SentenceTransformer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import set_seed
@@ -130,6 +135,8 @@ def _check_model(setting: str, name: str, revision: str = "") -> None:
             f"network, or HF_HUB_OFFLINE is set); run `hf download {name}` where there is a "
             f"network, or name a folder"
         ) from error
+    except EntryNotFoundError:
+        return  # the Hub has it; some have their config in a folder
     except HFValidationError as error:
         raise RecipeError(f"{setting}: {name} is no folder here, and no id of the Hub") from error
     except (HfHubHTTPError, ValueError) as error:

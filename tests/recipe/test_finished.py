@@ -193,5 +193,25 @@ def test_the_plan_of_a_recipe_without_teacher_or_stage1_counts_its_adapter_alone
     run = Run(load_recipe(recipe(tmp_path, published[1])))
     told = plan(run, measured=False)
     assert "| adapters.retrieval | 2 |" in told
-    assert "| teacher |  |  | 0.00 | 0.0 |" in told
+    assert "0 texts, 0.00 GiB on disk" in told
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_a_finished_model_is_measured_beside_what_it_was(saved, tmp_path, capsys):
+    columns = {"query": "ask", "positive": "answer"}
+    data = {"path": str(faq(tmp_path)), "columns": columns, "license": "mit", "held_out": 8}
+    settings = {"resamples": 20, "dims": [48]}
+    main([recipe(tmp_path, saved, data_sets={"faq": data}, evaluation=settings)])
+    printed = capsys.readouterr().out
+    for row in ("saved (start)", "base", "this model", "this model above the start"):
+        assert f"\n| {row} | " in printed
+    assert "before training" not in printed
+    folder = tmp_path / "out" / "evaluation"
+    start, after = (
+        read_json(folder / who / "results.json")["results"] for who in ("start", "model")
+    )
+    assert [row["adapter"] for row in start] == ["retrieval"]  # with the adapter that it had
+    assert {row["adapter"] for row in after} == {"base", *st_jv5.tasks(SentenceTransformer(saved))}
+    assert "its base alone" not in printed
+    summary = read_json(tmp_path / "out" / "report" / "summary.json")
+    assert summary["start"]["faq (held out)"] == start[0]["main_score"]
