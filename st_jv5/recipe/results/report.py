@@ -216,6 +216,7 @@ def card_metadata(run: Run, scored: Mapping[str, Row]) -> ModelCardData:
     settings = read_json(run.folder / "model" / "st_jv5.json")
     licenses = Licenses.read(settings["licenses"], "st_jv5.json")
     student = run.recipe.student
+    stated = next(iter(licenses.base.values()), "") if student.model else student.license
     scores = [
         EvalResult(
             task_type=row["type"],
@@ -228,7 +229,7 @@ def card_metadata(run: Run, scored: Mapping[str, Row]) -> ModelCardData:
         for task, row in scored.items()
     ]
     return ModelCardData(
-        license=licenses.binding() or next(iter(licenses.base.values()), student.license),
+        license=licenses.binding() or stated,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         base_model=student.source or (None if is_on_disk(student.name) else student.name),
