@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,6 @@ from mteb.abstasks import (
     AbsTaskRetrieval,
     AbsTaskSTS,
 )
-from mteb.abstasks.task_metadata import TaskMetadata
 
 from st_jv5.choosing import read_examples
 from st_jv5.evaluation.task_families import (
@@ -63,9 +62,7 @@ LANGUAGE = "und-Latn"
 class Own(Local):
     """A task of one's own rows."""
 
-    def __init__(self, metadata: TaskMetadata, text_kind: str, data: Any, labels: Any = ()) -> None:
-        self.metadata = metadata
-        self.text_kind = text_kind  # type: ignore[misc]
+    def __init__(self, data: Any, labels: Collection[str] = ()) -> None:
         self.data = data
         self.labels = frozenset[str](labels)
         """Labels that are asked for."""
@@ -211,7 +208,8 @@ class _Maker:
         also = ", clustering" if type_ == "Clustering" else ""
         name = f"{self.name} ({self.part}{also})"
         metadata = described(name, type_, metric, about, (LANGUAGE,))
-        self.tasks.append(kind(metadata, self.text_kind, data, labels))
+        own = {"metadata": metadata, "text_kind": self.text_kind}  # mteb looks at the class
+        self.tasks.append(type(kind.__name__, (kind,), own)(data, labels))
 
     def retrieval(self, rows: Sequence[Row], training: Iterable[Row]) -> None:
         documents: dict[str, str] = {}

@@ -22,7 +22,7 @@ from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.planning.plan import plan
 from st_jv5.recipe.run import main
 from st_jv5.recipe.strict import RecipeError
-from tests.conftest import MINILM, real_texts
+from tests.conftest import real_texts
 
 WITHOUT_TEACHER = {"distill_weight": 0}
 PHASE = {"steps": 2, "batch_size": 4, "checkpoint_steps": 1, "learning_rate": 0.01}
@@ -103,27 +103,30 @@ def test_one_adapter_of_a_published_model_is_trained_and_all_else_keeps_its_bits
         main([path])
 
 
-def test_a_licence_that_is_added_later_reaches_the_model_and_its_card(saved, tmp_path, caplog):
+def test_a_licence_that_is_added_later_reaches_a_stock_model_and_its_card(
+    backbones, tmp_path, caplog
+):
+    stock = str(tmp_path / "stock")
+    SentenceTransformer(backbones["bert"]).save_pretrained(stock)
     data = {"path": str(faq(tmp_path)), "columns": {"query": "ask", "positive": "answer"}}
-    path = recipe(tmp_path, MINILM, data_sets={"faq": data})
-    main([path])
+    main([recipe(tmp_path, stock, data_sets={"faq": data})])
     out = tmp_path / "out" / "model"
-    told = "licence not stated: base model, data faq. `st-jv5 check` and `publish` refuse"
+    told = "licence not stated: base stock, data faq. `st-jv5 check` and `publish` refuse"
     assert told in caplog.text
     with pytest.raises(ValueError, match="names no license"):
         self_test(out)
     weights = (out / "model.safetensors").read_bytes()
-    stated = {"model": MINILM, "max_tokens": 16, "license": "apache-2.0", "source": "team/MiniLM"}
+    stated = {"model": stock, "max_tokens": 16, "license": "apache-2.0", "source": "team/mini"}
     data_sets = {"faq": {**data, "license": "mit"}}
-    main([recipe(tmp_path, MINILM, student=stated, data_sets=data_sets)])
+    main([recipe(tmp_path, stock, student=stated, data_sets=data_sets)])
     assert (out / "model.safetensors").read_bytes() == weights
     assert any("the card says apache-2.0" in line for line in self_test(out))
     assert read_json(out / "st_jv5.json")["licenses"] == {
-        "base": {"team/MiniLM": "apache-2.0"},
+        "base": {"team/mini": "apache-2.0"},
         "teacher": {"none": "not needed"},
         "data": {"faq": "mit"},
     }
-    assert "base_model: team/MiniLM" in (out / "README.md").read_text()
+    assert "base_model: team/mini" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -103,15 +103,12 @@ def own_tasks_of(run: Run, split: Split = "test") -> dict[str, Any]:
     """Name -> task, of the rows that data sets hold out.
 
     A recipe that chooses on validation scores does so on one half of them, and reports on the
-    other; the name of a task on the half to choose on ends in ``validation)``.
+    other; the tasks to choose by are called ``faq (held out, validation)``.
     """
     found: dict[str, Any] = {}
     for name in _held_out(run):
         for task in _made_of(run, name, split).tasks:
-            found[task.metadata.name] = task
-            if split == "validation":
-                other = f"{task.metadata.name.removesuffix(')')}, validation)"
-                task.metadata = task.metadata.model_copy(update={"name": other})
+            found[task.metadata.name.replace(", validation", "")] = task
     return found
 
 
@@ -126,7 +123,8 @@ def _made_of(run: Run, name: str, split: Split) -> OwnTasks:
         rows = halves(rows)[split == "validation"]
     kind = run.recipe.data_sets[name].kind_of_text
     others = run.rows[name] if name in run.rows else run.read(name, run.data_folder)
-    return own_tasks(name, rows, others, text_kind=kind)
+    part = "held out, validation" if split == "validation" else "held out"
+    return own_tasks(name, rows, others, part=part, text_kind=kind)
 
 
 def check_held_out(run: Run) -> None:
