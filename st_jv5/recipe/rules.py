@@ -197,7 +197,8 @@ def _check_without_teacher(recipe: Recipe, path: str, phase: Phase) -> None:
     distils |= task == "text-matching" and unscored
     if distils and phase.loss.get("distill_weight") != 0:
         asks[f"{path}.loss: its distillation"] = f"set {path}.loss: {{distill_weight: 0}}"
-    for what, instead in asks.items():
+    if asks:
+        what, instead = next(iter(asks.items()))
         raise RecipeError(
             f"{what} needs a teacher's vectors, and the recipe has no teacher; name one, or "
             f"{instead}"
