@@ -166,7 +166,7 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     for name, spec in recipe.data_sets.items():
         if name in run.rows:
             count = len(run.rows[name])
-            data.append([as_words(name), as_words(spec.path), as_words(spec.license), count])
+            data.append([as_words(name), as_words(spec.named), as_words(spec.license), count])
     phases: list[list[Cell]] = []
     for name, phase in recipe.phases.items():
         seconds = read_json(run.log_of(name))["seconds"]
