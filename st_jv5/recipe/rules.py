@@ -63,6 +63,7 @@ def check(recipe: Recipe) -> None:
         if not phase.data:
             raise RecipeError(f"{path}.data names no data set")
         _check_labelled(recipe, path, phase)
+        _check_kinds(recipe, path, phase)
         for setting in ("batch_sizes", "max_tokens"):
             for name, number in getattr(phase, setting).items():
                 if name not in phase.mix:
@@ -123,6 +124,13 @@ def check(recipe: Recipe) -> None:
                 f"data_sets.{name}.held_out goes with kind {', '.join(HELD_OUT)}, not "
                 f"{data_set.kind}"
             )
+        if not data_set.kind:
+            raise RecipeError(
+                f"data_sets.{name}.columns has {', '.join(data_set.columns)}, which no kind of "
+                f"data set has; the kinds: "
+                + "; ".join(f"{kind}: {', '.join(sorted(roles))}"
+                            for kind, roles in ROLES.items() if roles)
+            )  # fmt: skip
         wanted = ROLES[data_set.kind]
         named = {role for role in data_set.columns if not is_negative(role)}
         if named != wanted or (named != {*data_set.columns} and data_set.kind != "pairs"):
@@ -214,6 +222,32 @@ def _check_labelled(recipe: Recipe, path: str, phase: Phase) -> None:
             raise RecipeError(
                 f"{path}.data.{name}: this phase's loss reads no labels; replay its texts "
                 f"({path}.replay), or in clustering give {path}.loss an infonce_weight"
+            )
+
+
+TAKES = {
+    "stage1": ("pairs", "texts", "long"),
+    "long": ("long", "pairs", "texts"),
+    "adapters.retrieval": ("pairs", "long"),
+    "adapters.text-matching": ("scored", "synset_pairs", "pairs"),
+    "adapters.clustering": ("texts", "pairs"),
+    "adapters.classification": ("labelled", "paragraphs", "pairs"),
+}
+"""Phase -> the kinds of data sets that its loss is made for."""
+
+
+def _check_kinds(recipe: Recipe, path: str, phase: Phase) -> None:
+    """A loss of pairs can use no single texts, and none but text-matching's uses scores."""
+    for name in phase.data:
+        kind = recipe.data_sets[name].kind
+        single = kind == "texts" and "texts" not in TAKES[path]
+        if single and phase.loss.get("infonce_weight") == 0:  # what is left distils any text
+            continue
+        if single or (kind in ("scored", "synset_pairs") and kind not in TAKES[path]):
+            what = "has single texts" if single else "has scores, which this loss does not read"
+            raise RecipeError(
+                f"{path}.data.{name}: the set is of kind {kind} and {what}; {path} takes "
+                f"{', '.join(TAKES[path])}{f', or its texts as {path}.replay' if single else ''}"
             )
 
 

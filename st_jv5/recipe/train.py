@@ -249,15 +249,18 @@ def draws_of(run: Run, phase: Phase, name: str) -> int:
 def check_epochs(run: Run, name: str, phase: Phase) -> None:
     """The phase's data sets must hold its steps without more passes than ``max_epochs``."""
     batches = 0
+    told = []
     for data_set in phase.mix:
         rows = run.rows[data_set]
         count = len(rows.distinct() if data_set in phase.replay else rows)
         size = phase.batch_sizes.get(data_set, phase.batch_size) * phase.devices
         batches += max(1, int(phase.max_epochs * (count // size)))
+        told.append(f"{data_set}: {count} rows, {size} a step")
     if batches < phase.steps:
         raise RecipeError(
             f"{name}.steps: {phase.steps} steps, but its data sets hold {batches} batches within "
-            f"max_epochs {phase.max_epochs:g}; add text, lower steps, or raise {name}.max_epochs"
+            f"max_epochs {phase.max_epochs:g} ({'; '.join(told)}); add text, lower steps, or raise "
+            f"{name}.max_epochs"
         )
 
 

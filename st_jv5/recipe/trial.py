@@ -180,9 +180,10 @@ def _check_rows(run: Run, phase_name: str, phase: Phase, name: str, first: Datas
     here = batch_rows(phase, {name: whole})[name]
     wanted = rows_here(phase, phase.batch_sizes.get(name, phase.batch_size))
     if here < min(2, wanted):
+        distinct = [f"{len(rows.distinct(role))} distinct in {role}" for role in rows.roles]
         raise RecipeError(
-            f"a batch needs two rows whose texts all differ, and the {len(rows)} rows of "
-            f"{spec.path} hold no two; add rows"
+            f"a batch needs two rows whose texts all differ, better {wanted} (batch_size), and the "
+            f"{len(rows)} rows of {spec.named} ({', '.join(distinct)}) hold no two; add rows"
         )
     if here < wanted and RANK == 0:
         logger.warning(

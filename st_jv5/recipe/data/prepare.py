@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import ClassLabel
 from filelock import FileLock
 from tqdm.auto import tqdm
 
@@ -29,6 +28,7 @@ from st_jv5.files import whole_folder, write_json
 from st_jv5.recipe.config import DataSet, fingerprint, is_negative, row_settings
 from st_jv5.recipe.data.decontaminate import text_hash
 from st_jv5.recipe.data.rows import NO_TEXTS, Rows, is_list, write_tables
+from st_jv5.recipe.data.sources import files_of, is_text, open_source
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.teacher.shard import Array, hash_texts
 
@@ -156,6 +156,10 @@ class _Preparation:
     ) -> None:
         self.name, self.spec, self.seed, self.barred, self.held = name, spec, seed, barred, held
         self.held_out = held_out
+        self.empty: Counter[str] = Counter()
+        """Role -> rows that have no text in it."""
+        self.filled: Counter[str] = Counter()
+        """Negative -> rows that have another row's."""
 
     def key(self) -> dict[str, Any]:
         """All that decides the rows."""
@@ -163,35 +167,25 @@ class _Preparation:
         settings = row_settings(replace(spec, held_out=spec.held_out if self.held_out else 0))
         del settings["negatives"]
         file = None
-        if spec.is_file:
-            path = spec.file
-            if not path.is_file():
-                raise RecipeError(f"data_sets.{self.name}.path: no file {path.absolute()}")
-            file = [path.stat().st_size, path.stat().st_mtime_ns]
+        if spec.is_local:
+            files = files_of(self.name, spec)
+            seen = [[str(one), one.stat().st_size, one.stat().st_mtime_ns] for one in files]
+            alone = len(files) == 1 and files[0] == spec.place(spec.paths[0])
+            file = seen[0][1:] if alone else seen
         key = {"format": FORMAT, "settings": settings, "file": file, "seed": self.seed,
                "barred": fingerprint(sorted(self.barred))}  # fmt: skip
         return key | ({"held": fingerprint(sorted(self.held))} if self.held else {})
 
     def read(self, cache: Path) -> None:
         """Open the source."""
-        spec = self.spec
-        try:
-            source = _load(spec, cache)
-        except (OSError, ValueError, StopIteration, DatasetsError) as error:
-            why = str(error.__cause__ or error) or "it is empty"  # StopIteration says nothing
-            raise self.error(f"{spec.path} cannot be read: {why}") from error
-        for column in (*spec.where, *spec.columns.values()):
-            if column not in source.column_names:
-                raise self.error(
-                    f"{spec.path} has no column {column!r}; it has {', '.join(source.column_names)}"
-                )
-        plain = spec.kind != "synset_pairs"
-        self.roles = spec.columns if plain else {name: name for name in source.column_names}
-        wanted = list(dict.fromkeys([*self.roles.values(), *spec.where]))
-        self.features = source.features
-        self.table: pa.Table = source.select_columns(wanted).data.table
+        self.source = open_source(self.name, self.spec, cache)
+        self.roles, self.features = self.source.roles, self.source.features
+        self.table = self.source.table
         self.step = _block_rows(self.table)
         self.counts: Counter[str] = Counter(read=len(self.table))
+        self.has = {
+            role: np.zeros(len(self.table), bool) for role in self.roles if is_negative(role)
+        }
 
     def error(self, message: str) -> RecipeError:
         """An error about the data set."""
@@ -214,19 +208,24 @@ class _Preparation:
             tables = self._tables(self._order())
             self.counts["taken"] = write_tables(folder / "rows.arrow", map(hashed, tables))
         if not self.counts["taken"]:
-            raise self.error(f"{self.spec.path}: kind {self.spec.kind} makes no row of its texts")
+            raise self.error(f"{self.spec.named}: kind {self.spec.kind} makes no row of its texts")
         if self.held:
             self.counts["held_out"] = min(self.spec.held_out, self.counts["shared"])
             self.counts["shared"] -= self.counts["held_out"]
         counts = {why: self.counts[why] for why in COUNTS}
-        write_json(folder / "rows.json", {"name": self.name, "source": self.spec.path, **counts})
+        write_json(folder / "rows.json", {"name": self.name, "source": self.spec.named, **counts})
         if not self.held_out:
-            lost = [
-                f"{counts[why]:,} {word}" for why, word in [*COUNTS.items()][1:-1] if counts[why]
-            ]
+            words = [*COUNTS.items()][1:-1]
+            lost = [f"{counts[why]:,} {word}{self._where_empty(why)}" for why, word in words
+                    if counts[why]]  # fmt: skip
+            lost += [f"{n:,} given another row's {role}" for role, n in self.filled.items()]
             told = f" ({', '.join(lost)})" if lost else ""
             taken, read = f"{counts['taken']:,}", f"{counts['read']:,}"
             logger.info("%s: %s of %s rows%s", self.name, taken, read, told)
+
+    def _where_empty(self, why: str) -> str:
+        roles = sorted(role for role, count in self.empty.items() if count)
+        return f" in {' or '.join(roles)}" if why == "empty" and roles else ""
 
     # ------------------------------------------------------------------- which rows, in what order
 
@@ -243,8 +242,9 @@ class _Preparation:
         counts = self.counts
         if counts["read"] == counts["filtered"] + counts["empty"]:
             raise self.error(
-                f"no row of {self.spec.path} passes `where` and has its texts: of {counts['read']} "
-                f"rows `where` drops {counts['filtered']}, and {counts['empty']} have an empty text"
+                f"no row of {self.spec.named} passes `where` and has its texts: of "
+                f"{counts['read']} rows `where` drops {counts['filtered']}, and {counts['empty']} "
+                f"have an empty text"
             )
         found = np.concatenate(rows)
         if not len(found):
@@ -260,7 +260,7 @@ class _Preparation:
                 return found[self._drawn(np.concatenate(words)[first])]
         # Sets of one file share their first rows, so that the teacher embeds fewer texts.
         order = array("q", range(len(found)))
-        random.Random(f"{self.seed} {self.spec.path}").shuffle(order)
+        random.Random(f"{self.seed} {self.spec.named}").shuffle(order)
         taken = len(order) if self.spec.kind == "synset_pairs" else self.spec.limit
         return found[np.frombuffer(order, dtype=np.int64)[:taken]]
 
@@ -283,18 +283,23 @@ class _Preparation:
             mask &= self._matching(block[column], column, pattern, fits)
         self.counts["filtered"] += int((~mask).sum())
         if self.spec.kind != "synset_pairs":
-            there = mask.copy()
             for role, column in self.roles.items():
-                if role not in NO_TEXTS:
-                    lengths = pc.binary_length(self._texts(block[column], column))
-                    there &= lengths.fill_null(0).to_numpy() > 0
-            self.counts["empty"] += int((mask & ~there).sum())
-            mask = there
+                if role in NO_TEXTS:
+                    continue
+                there = _has_text(self._texts(block[column], column))
+                if is_negative(role):
+                    self.has[role][begin : begin + len(block)] = there
+                else:
+                    self.counts["empty"] += (lost := int((mask & ~there).sum()))
+                    self.empty[role] += lost
+                    mask &= there
         places = np.flatnonzero(mask)
         values = self._values(block.filter(pa.array(mask)), begin + places).to_pydict()
         texts = {role: column for role, column in values.items() if role not in NO_TEXTS}
         clean = _without(texts, self.barred)
         self.counts["barred"] += int((~clean).sum())
+        for role in self.has if self.held else ():
+            self.has[role][begin + places] &= _without({role: texts[role]}, self.held)
         seen = {role: column for role, column in texts.items() if not is_negative(role)}
         apart = _without(seen, self.held)
         self.counts["shared"] += int((clean & ~apart).sum())
@@ -344,10 +349,9 @@ class _Preparation:
 
     def _texts(self, values: pa.ChunkedArray, column: str) -> pa.Array:
         kind = values.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)
-                or pa.types.is_string_view(kind) or pa.types.is_null(kind)):  # fmt: skip
+        if not is_text(kind):
             raise self.error(
-                f"column {column!r} of {self.spec.path} holds {kind}, not text; name a column of "
+                f"column {column!r} of {self.spec.named} holds {kind}, not text; name a column of "
                 f"text"
             )
         return values.cast(pa.large_string()).combine_chunks()
@@ -357,7 +361,7 @@ class _Preparation:
         inner = kind.value_type if is_list(kind) else kind
         if pa.types.is_nested(inner) or pa.types.is_binary(inner):
             raise self.error(
-                f"column {column!r} of {self.spec.path} holds {kind}, not labels: text, numbers, "
+                f"column {column!r} of {self.spec.named} holds {kind}, not labels: text, numbers, "
                 f"or lists of them"
             )
         found = as_labels(values.combine_chunks(), self.features[column])
@@ -370,11 +374,12 @@ class _Preparation:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             for row, value in zip(rows.tolist(), values.to_pylist(), strict=True):
                 if not _is_number(value):
+                    file, row = self.source.place(row)
                     raise self.error(
-                        f"column {column!r} of {self.spec.path} holds {value!r:.80} in row {row} "
-                        f"(counted from 0), which is no score; a score is a number"
+                        f"column {column!r} of {file} holds {value!r:.80} in row {row} (counted "
+                        f"from 0), which is no score; a score is a number"
                     ) from error
-            raise self.error(f"column {column!r} of {self.spec.path}: {error}") from error
+            raise self.error(f"column {column!r} of {self.spec.named}: {error}") from error
         finite = pc.if_else(pc.is_finite(found), found, pa.scalar(None, pa.float64()))
         self._no_nulls(finite, column, rows, "score")
         return found
@@ -382,9 +387,10 @@ class _Preparation:
     def _no_nulls(self, values: pa.Array, column: str, rows: Array, what: str) -> None:
         if values.null_count:
             row = int(rows[int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])])
+            file, row = self.source.place(row)
             raise self.error(
-                f"column {column!r} of {self.spec.path} has no {what} in row {row} (counted from "
-                f"0); give it one, or drop such rows by `where`"
+                f"column {column!r} of {file} has no {what} in row {row} (counted from 0); give it "
+                f"one, or drop such rows by `where`"
             )
 
     # ------------------------------------------------------------------------- what they become
@@ -408,9 +414,35 @@ class _Preparation:
     def _blocks(self, order: Array) -> Iterator[pa.Table]:
         batches = self.table.to_batches()
         starts = np.cumsum([0, *map(len, batches)])
+        givers = self._givers(order)
         for begin in self._steps(range(0, len(order), self.step), "writing"):
             rows = order[begin : begin + self.step]
-            yield self._values(_gathered(batches, starts, rows), rows)
+            block = self._values(_gathered(batches, starts, rows), rows)
+            for role, of in givers.items():
+                given = self._values(
+                    _gathered(batches, starts, of[begin : begin + self.step]), rows
+                )
+                block = block.set_column(block.column_names.index(role), role, given[role])
+            yield block
+
+    def _givers(self, order: Array) -> dict[str, Array]:
+        """Of each negative that some rows lack: the rows that it is taken of, its own where it has.
+
+        A query meets all negatives of its batch anyway, so one of another row does no harm.
+        """
+        found = {}
+        draw = np.random.default_rng(self.seed)
+        for role, has in self.has.items():
+            there = has[order]
+            if not there.any():
+                raise self.error(
+                    f"column {self.spec.columns[role]!r} of {self.spec.named} has no text for "
+                    f"{role} in any row that is taken; leave {role} out of its columns"
+                )
+            if not there.all():
+                found[role] = np.where(there, order, draw.choice(order[there], len(order)))
+                self.filled[role] = int((~there).sum())
+        return found
 
     def _texts_in(self, order: Array, role: str) -> Iterator[str]:
         for block in self._blocks(order):
@@ -429,17 +461,6 @@ class _Preparation:
     def _steps(self, steps: range, what: str) -> Iterable[int]:
         disable = True if len(steps) < 2 else None  # None: where there is no terminal
         return tqdm(steps, desc=f"{self.name}: {what}", unit="block", disable=disable)
-
-
-def _load(spec: DataSet, cache: Path) -> Dataset:
-    """A memory-mapped table: of a file in the cache, of the Hub where ``datasets`` keeps them."""
-    if spec.is_file:
-        path = spec.file
-        kind = "parquet" if path.suffix == ".parquet" else "json"
-        return load_dataset(kind, data_files=str(path), split="train", cache_dir=str(cache))
-    return load_dataset(
-        spec.path, spec.subset or None, split=spec.split, revision=spec.revision or None
-    )
 
 
 def _block_rows(table: pa.Table) -> int:
@@ -464,6 +485,13 @@ def _gathered(batches: Sequence[pa.RecordBatch], starts: Array, rows: Array) -> 
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+
+
+def _has_text(values: pa.Array) -> Array:
+    """Which texts are there and not blank, bool."""
+    lengths = pc.binary_length(pc.utf8_trim_whitespace(values))
+    found: Array = lengths.fill_null(0).to_numpy() > 0
+    return found
 
 
 def _without(texts: Mapping[str, Sequence[Any]], barred: Collection[int]) -> Array:

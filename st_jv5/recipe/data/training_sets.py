@@ -201,7 +201,10 @@ def _labelled_set(
             try:
                 drawn = contrastive_rows(own, negatives, seed + 1_000_003 * draw)
             except ValueError as error:
-                raise RecipeError(f"data_sets.{rows.name}: {error}") from error
+                raise RecipeError(
+                    f"data_sets.{rows.name}: {error}; add texts of other labels, or lower "
+                    f"data_sets.{rows.name}.negatives"
+                ) from error
             for begin in range(0, len(drawn), BLOCK_ROWS):
                 texts = drawn[begin : begin + BLOCK_ROWS]
                 yield {**_named(first[texts]), "label": labels[texts]}

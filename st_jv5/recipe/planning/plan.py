@@ -156,11 +156,11 @@ def _warnings(run: Run, planner: Planner) -> Iterator[str]:
     for name, spec in run.used_sets.items():
         facts = planner.facts[name]
         if not spec.verified:
-            yield f"not verified: {name} ({spec.path}): its name and columns were not seen"
+            yield f"not verified: {name} ({spec.named}): its name and columns were not seen"
         if facts.rows is None:
-            yield f"unknown size: {name} ({spec.path}); give data_sets.{name}.rows"
+            yield f"unknown size: {name} ({spec.named}); give data_sets.{name}.rows"
         if not facts.tokens and spec.kind != "synset_pairs":
-            yield f"unknown lengths: {name} ({spec.path}); every text is taken as cut at the limit"
+            yield f"unknown lengths: {name} ({spec.named}); every text is taken as cut at the limit"
 
 
 def _count(number: int | None) -> str:

@@ -160,7 +160,7 @@ class Planner:
 
     def _facts(self, name: str, spec: DataSet) -> SetFacts:
         told = {role: np.array([mean]) for role, mean in spec.tokens.items()}
-        if not spec.is_file:
+        if not spec.is_local:
             rows = spec.limit or spec.rows
             return SetFacts(rows, told, self._disk(spec, rows, told))
         found = self.run.read(name, self._folder)
@@ -334,7 +334,7 @@ class Planner:
             distils = distils or (data_set.kind in LABELLED and phase.asks_of_labelled)
             roles = [r for r in data_set.columns if r != "label" and not is_negative(r)]
             for role in roles if distils else ():
-                rows = f"{data_set.path} {data_set.subset} {data_set.where} "
+                rows = f"{data_set.named} {data_set.subset} {data_set.where} "
                 if data_set.kind == "long" and role == "positive":  # other texts than its file's
                     rows += f"joined to {data_set.characters} "
                 prompt = phase.teacher_prompts.get("text" if name in phase.replay else role)

@@ -272,7 +272,8 @@ def card_facts(run: Run, scores: str, own: Collection[str] = ()) -> dict[str, st
     for name, spec in recipe.data_sets.items():
         if name in run.rows:
             count = len(run.rows[name])
-            source = spec.path if not spec.is_file else published_name(spec.path, spec.source)
+            paths = ", ".join(map(published_name, spec.paths))
+            source = (spec.source if spec.is_local else "") or paths
             data.append([as_words(name), as_words(source), as_words(spec.license), count])
     phases: list[list[Cell]] = []
     for name, phase in recipe.phases.items():
