@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from huggingface_hub import ModelCard
 
 from st_jv5.files import whole_file
 from st_jv5.recipe.config import DataSet
@@ -20,6 +21,7 @@ from st_jv5.recipe.data.columns import with_columns
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.data.rows import Rows
 from st_jv5.recipe.strict import RecipeError
+from st_jv5.teacher.sources import resolve_model
 from st_jv5.texts import ending
 
 TEACHER = "sentence-transformers/all-mpnet-base-v2"
@@ -186,13 +188,15 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
     adapters: dict[str, list[Own]] = {}
     for own in owns:
         adapters.setdefault(TASKS[own.spec.kind], []).append(own)
+    of_teacher, of_base = _stated(teacher), _stated(base)
     lines = [
         "# Run it: st-jv5 train THIS_FILE. Every setting is told in st_jv5/recipe/config.py.",
         f"name: {_flow(name)}   # the result goes to out/{name}",
         "# The teacher is the big model that the student learns from; it embeds each text once.",
-        f"teacher: {_flow({'model': teacher, 'max_tokens': min(tokens, 384)})}",
+        f"teacher: {_flow({'model': teacher, **of_teacher, 'max_tokens': min(tokens, 384)})}",
         "# The base is what becomes your model. Texts are cut at max_tokens; fewer are faster.",
-        f"student: {_flow({'base': base, 'max_tokens': tokens})}",
+        f"student: {_flow({'base': base, **of_base, 'max_tokens': tokens})}",
+        "# license: what the result's card says of the text; own where it is yours to publish",
         "data_sets:   # held_out rows are never trained on: the scores at the end are theirs",
         *(f"  {_flow(n)}: {_flow(settings)}" for n, settings in _sets(owns).items()),
         "# The base learns the teacher's vectors of all your texts. A step reads batch_size rows.",
@@ -223,6 +227,7 @@ def _sets(owns: Sequence[Own]) -> dict[str, dict[str, Any]]:
     for own in owns:
         spec = own.spec
         settings: dict[str, Any] = {"path": spec.path, "kind": spec.kind, "columns": spec.columns}
+        settings["license"] = "own"
         if spec.kind == "labelled":
             settings["negatives"] = own.negatives
         if spec.held_out:
@@ -230,7 +235,8 @@ def _sets(owns: Sequence[Own]) -> dict[str, dict[str, Any]]:
         found[own.name] = settings
         if (general := _general(own)) != own.name:
             column = spec.columns["text" if "text" in spec.columns else "query"]
-            found[general] = {"path": spec.path, "kind": "texts", "columns": {"text": column}}
+            single = {"path": spec.path, "kind": "texts", "columns": {"text": column}}
+            found[general] = {**single, "license": "own"}
     return found
 
 
@@ -262,6 +268,18 @@ def _steps(owns: Sequence[Own]) -> int:
 
 def _passes(owns: Sequence[Own]) -> float:
     return _steps(owns) * _batch(owns) / sum(own.train for own in owns)
+
+
+def _stated(model: str) -> dict[str, str]:
+    """The licence that a model's card states, as a setting; none where it cannot be read here."""
+    if model in (TEACHER, BASE):
+        return {"license": "apache-2.0"}
+    card = Path(resolve_model(model)) / "README.md"
+    if not card.is_file():
+        return {}
+    data = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    license = data.to_dict().get("license")
+    return {"license": license} if isinstance(license, str) else {}
 
 
 def _flow(value: Any) -> str:
