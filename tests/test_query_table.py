@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
+from tokenizers import Tokenizer
 
 import st_jv5
-from tests.conftest import adapted, real_texts
+from st_jv5 import query_table
+from st_jv5.query_table import remember_words
+from tests.conftest import MINILM, adapted, real_texts
 
 DOCUMENTS = real_texts(12)
 
@@ -176,6 +180,63 @@ def test_a_stock_model_knows_no_task(backbones):
         ValueError, match="a model of Transformer knows no task, so not 'retrieval'"
     ):
         st_jv5.fit_query_table(stock(backbones["bert"]), ["a cat"], task="retrieval")
+
+
+# ------------------------------------------------------------------------------------------ words
+
+
+HOSTILE = [
+    "a  cat,\tand\na dog",
+    " lead",
+    "",
+    " ",
+    "caf\u00e9 na\u00efve cafe\u0301",
+    "\u96ea\u306e \u57ce, x\u96eay",
+    "zero\u200bwidth \u00a0nbsp\x00null\x1cfs",
+    "[MASK] a [SEP]b [UNK]",
+    "don't e.g. C++ _x_ 3.14",
+    "word " * 700,
+    "x" * 300,
+    "\u2603 \U0001f600 a\u2028b",
+]
+
+
+@pytest.fixture
+def stock_table() -> SentenceTransformer:
+    tokenizer = Tokenizer.from_file(f"{MINILM}/tokenizer.json")
+    tokenizer.enable_truncation(256)
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+
+
+def test_remembered_words_change_no_id_of_any_text_seen_or_new(stock_table):
+    tokenizer = stock_table[0].tokenizer
+    expected = [one.ids for one in tokenizer.encode_batch(HOSTILE, add_special_tokens=False)]
+    remember_words(stock_table)
+    for _ in range(2):
+        assert [one.ids for one in stock_table[0].tokenizer.encode_batch(HOSTILE)] == expected
+
+
+def test_a_memory_of_words_is_bounded_pickled_and_not_saved(stock_table, monkeypatch, tmp_path):
+    monkeypatch.setattr(query_table, "MOST_WORDS", 3)
+    before = stock_table.encode(HOSTILE)
+    remember_words(stock_table)
+    remember_words(stock_table)
+    copy = pickle.loads(pickle.dumps(stock_table))
+    for model in (stock_table, copy):
+        np.testing.assert_array_equal(model.encode(HOSTILE), before)
+        assert len(model[0].tokenizer.known) == 3
+    stock_table.save_pretrained(str(tmp_path))
+    again = SentenceTransformer(str(tmp_path), device="cpu")
+    assert isinstance(again[0].tokenizer, Tokenizer)
+    np.testing.assert_array_equal(again.encode(HOSTILE), before)
+
+
+def test_words_are_remembered_only_where_spaces_part_them(fast, ours):
+    assert isinstance(fast[0].sub_modules["query"][0].tokenizer, Tokenizer)  # a byte-level BPE
+    with pytest.raises(ValueError, match="does not split texts at spaces"):
+        remember_words(fast)
+    with pytest.raises(ValueError, match="encoded by AdapterRouter, not looked up"):
+        remember_words(ours)
 
 
 # -------------------------------------------------------------------------------- a small encoder
