@@ -32,6 +32,8 @@ from st_jv5.task_table import BASE, TaskName
 RARE = 1e-3
 """``a`` of a token's first weight a / (a + p), p its share of all tokens (Arora et al. 2017)."""
 WARMUP_STEPS = 50
+NO_LENGTH = 1 << 31
+"""Tokens; a longest text of so many is a tokenizer's word for none."""
 MOST_WORDS = 1 << 18
 """Words whose ids are kept, some tens of megabytes; later ones are tokenised each time."""
 
@@ -95,6 +97,8 @@ def fit_query_table(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be above 0, not {learning_rate}")
     documents = _of_documents(model, task)
     tokenizer = _own_tokenizer(documents)
     bags = _Bags(tokenizer, list(dict.fromkeys(checked_texts(queries))))
@@ -299,7 +303,9 @@ def _own_tokenizer(model: SentenceTransformer) -> Tokenizer:
         )
     tokenizer = Tokenizer.from_str(fast.backend_tokenizer.to_str())
     tokenizer.no_padding()
-    tokenizer.enable_truncation(model.max_seq_length or fast.model_max_length)
+    tokenizer.no_truncation()
+    if 0 < (most := model.max_seq_length or 0) < NO_LENGTH:
+        tokenizer.enable_truncation(most)
     return tokenizer
 
 

@@ -116,6 +116,17 @@ def test_tokens_that_no_query_had_are_finite_and_an_empty_query_is_zero(backbone
     assert not empty.any()
 
 
+def test_a_long_query_is_cut_where_the_model_cuts_it(ours, fast):
+    most = ours.max_seq_length
+    words = " ".join(["city"] * most + ["river"] * 50)
+    table = fast[0].sub_modules["query"][0]
+    (cut,) = table.tokenizer.encode_batch([words], add_special_tokens=False)
+    assert len(cut.ids) == most
+    np.testing.assert_allclose(
+        fast.encode_query(words), fast.encode_query(" ".join(["city"] * most)), atol=1e-6
+    )
+
+
 def test_one_seed_gives_one_table_and_repeats_of_a_query_change_nothing(ours, queries):
     one, other, third = (
         st_jv5.fit_query_table(ours, texts, epochs=1, batch_size=16, seed=seed)
@@ -168,6 +179,7 @@ def test_weights_that_are_not_for_commerce_stay_so(ours, queries, tmp_path, monk
         (["a cat"], {"task": "retreival"}, "unknown task 'retreival'"),
         (["a cat"], {"epochs": 0}, "epochs must be at least 1, not 0"),
         (["a cat"], {"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        (["a cat"], {"learning_rate": 0}, "learning_rate must be above 0, not 0"),
     ],
 )
 def test_what_cannot_be_fitted_is_told(ours, queries, settings, message):

@@ -30,6 +30,7 @@ from st_jv5.evaluation.samples import Samples, ndcg_at_10
 from st_jv5.files import write_json
 from st_jv5.modules import AdapterRouter
 from st_jv5.query_table import fit_query_encoder, fit_query_table
+from st_jv5.quiet import shows_bars
 
 Array = np.ndarray[Any, Any]
 
@@ -155,9 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole, *small = (stock(folder) for folder in (args.model, args.encoder) if folder)
     began = time.time()
     if small:
-        fast = fit_query_encoder(whole, queries, small[0], show_progress_bar=True)
+        fast = fit_query_encoder(whole, queries, small[0], show_progress_bar=shows_bars())
     else:
-        fast = fit_query_table(whole, queries, show_progress_bar=True)
+        fast = fit_query_table(whole, queries, show_progress_bar=shows_bars())
     seconds = round(time.time() - began)
     output = Path(args.output)
     fast.save_pretrained(str(output / "model"))
