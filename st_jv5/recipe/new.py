@@ -39,8 +39,8 @@ SAMPLE = 1000
 TASKS = {"pairs": "retrieval", "scored": "text-matching", "texts": "clustering",
          "labelled": "classification"}  # fmt: skip
 """Kind of data -> the adapter that it trains."""
-BATCH_ROWS = {"pairs": 32, "scored": 32, "texts": 32, "labelled": 8}
-"""Most rows of a batch; of labelled texts each row has a positive and negatives."""
+BATCH_ROWS, LABELLED_ROWS = 32, 8
+"""Most rows of a batch; to learn labels each row has a positive and negatives beside its text."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,6 @@ class Own:
             yield f"  {len(self.labels):,} labels, such as {common}"
         few = f" (fewer than {LEAST_ROWS} rows)" if not self.spec.held_out else ""
         yield f"  {self.train:,} rows to train on, {self.spec.held_out:,} held out{few}"
-
-    @property
-    def batch(self) -> int:
-        """Rows of a batch: a power of two, a quarter of the set at most."""
-        return _power_of_two(min(BATCH_ROWS[self.spec.kind], self.train // 4))
 
     @property
     def negatives(self) -> int:
@@ -200,12 +195,15 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
         "data_sets:   # held_out rows are never trained on: the scores at the end are theirs",
         *(f"  {_flow(n)}: {_flow(settings)}" for n, settings in _sets(owns).items()),
         "# The base learns the teacher's vectors of all your texts. A step reads batch_size rows.",
-        f"stage1: {_flow(_phase(owns, [_general(own) for own in owns], 1.0e-4))}",
+        f"stage1: {_flow(_phase(owns, [_general(own) for own in owns], BATCH_ROWS, 1.0e-4))}",
         "adapters:   # then one adapter for each use, on the base, which is frozen",
     ]
     for task, of in adapters.items():
-        lines.append(f"  # {USES[task]}; every row is read about {_passes(of):.1f} times")
-        lines.append(f"  {task}: {_flow(_phase(of, [own.name for own in of], 3.0e-4))}")
+        most = LABELLED_ROWS if task == "classification" else BATCH_ROWS
+        phase = _phase(of, [own.name for own in of], most, 3.0e-4)
+        passes = phase["steps"] * phase["batch_size"] / sum(own.train for own in of)
+        lines.append(f"  # {USES[task]}; every row is read about {passes:.1f} times")
+        lines.append(f"  {task}: {_flow(phase)}")
     lines += [
         "# Better: more rows; for pairs hard negatives (columns negative_1, ...), or a second data",
         "# set of the same pairs with `negatives: 2`: the teacher finds them. Longer: raise steps.",
@@ -245,29 +243,22 @@ def _general(own: Own) -> str:
     return own.name if own.spec.kind in ("pairs", "texts") else f"{own.name}-texts"
 
 
-def _phase(owns: Sequence[Own], names: Sequence[str], rate: float) -> dict[str, Any]:
-    """A phase's settings: a few passes over its sets, each drawn by its rows."""
-    whole, steps = sum(own.train for own in owns), _steps(owns)
+def _phase(owns: Sequence[Own], names: Sequence[str], most: int, rate: float) -> dict[str, Any]:
+    """A phase's settings: a few passes over its sets, each drawn by its rows.
+
+    A batch has a power of two of rows, and no more than a quarter of the smallest set.
+    """
+    batch = _power_of_two(min(most, *(own.train // 4 for own in owns)))
+    steps = max(1, min(MOST_STEPS, EPOCHS * sum(own.train // batch for own in owns)))
+    whole = sum(own.train for own in owns)
     weights = [max(0.01, round(own.train / whole, 2)) for own in owns]
     return {
         "data": dict(zip(names, weights, strict=True)),
         "steps": steps,
-        "batch_size": _batch(owns),
+        "batch_size": batch,
         "learning_rate": rate,
         "warmup_steps": steps // 10,
     }
-
-
-def _batch(owns: Sequence[Own]) -> int:
-    return min(own.batch for own in owns)
-
-
-def _steps(owns: Sequence[Own]) -> int:
-    return max(1, min(MOST_STEPS, EPOCHS * sum(own.train // _batch(owns) for own in owns)))
-
-
-def _passes(owns: Sequence[Own]) -> float:
-    return _steps(owns) * _batch(owns) / sum(own.train for own in owns)
 
 
 def _stated(model: str) -> dict[str, str]:
