@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import Dataset
 
 from st_jv5.recipe.config import DataSet
+from st_jv5.recipe.data import sources
 from st_jv5.recipe.data.columns import roles_of, with_columns
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.data.rows import Rows
@@ -287,6 +289,21 @@ def test_tevatrons_passages_are_read_with_their_titles(tmp_path, read):
     expected = [(f"q{i}", f"t{i} p{i}", f"n{i}") for i in range(5)]
     for name in ("a.jsonl", "a.parquet"):
         assert in_order(read(write(tmp_path / name, rows))) == expected
+
+
+def test_lists_of_a_set_of_the_hub_are_spread_too(tmp_path, read, monkeypatch):
+    rows = [{"query": f"q{i}", "pos": [f"p{i}", f"r{i}"], "neg": [f"n{i}", "  "]} for i in range(5)]
+    monkeypatch.setattr(sources, "load_dataset", lambda *args, **settings: Dataset.from_list(rows))
+    columns = {"query": "query", "positive": "pos", "negative_1": "neg"}
+    expected = sorted((f"q{i}", f"{p}{i}", f"n{i}") for i in range(5) for p in "pr")
+    assert in_order(read("org/set", columns=columns)) == expected
+
+
+def test_a_passage_without_text_is_named_by_file_and_row(tmp_path, read):
+    rows = [{"query": "q", "pos": ["p"]}, {"query": "r", "pos": ["p", {"id": 3}]}]
+    with pytest.raises(RecipeError, match=r"'pos' of .*a.jsonl holds {'id': 3}, not a text, nor a "
+                       r"passage with a text, in row 1 \(counted from 0\)"):  # fmt: skip
+        read(write(tmp_path / "a.jsonl", rows))
 
 
 def test_as_many_negatives_are_taken_as_half_of_the_rows_have():
