@@ -20,15 +20,15 @@ def main(url: str) -> None:
     server = OpenAI(base_url=url, api_key=os.environ.get("ST_JV5_API_KEY", "none"))
 
     def vectors(texts: list[str], task: str) -> list[list[float]]:
-        answer = server.embeddings.create(model=f"st-jv5/{task}", input=texts)
-        return [row.embedding for row in answer.data]
+        data = server.embeddings.create(model=f"st-jv5/{task}", input=texts).data
+        return [row.embedding for row in data]
 
     found = vectors(DOCUMENTS, "document")
     store = QdrantClient(":memory:")
-    size = VectorParams(size=len(found[0]), distance=Distance.DOT)  # unit rows: the cosine
-    store.create_collection("notes", vectors_config=size)
+    store.create_collection("notes", VectorParams(size=len(found[0]), distance=Distance.COSINE))
     points = [
-        PointStruct(id=i, vector=v, payload={"text": DOCUMENTS[i]}) for i, v in enumerate(found)
+        PointStruct(id=i, vector=v, payload={"text": t})
+        for i, (v, t) in enumerate(zip(found, DOCUMENTS, strict=True))
     ]
     store.upsert("notes", points)
     question = "what do we breathe with?"
