@@ -10,7 +10,7 @@ import sys
 
 from openai import OpenAI
 from qdrant_client import QdrantClient
-from qdrant_client.models import Distance, PointStruct, VectorParams
+from qdrant_client.models import Distance, VectorParams
 
 DOCUMENTS = ["The lungs take up oxygen.", "A prime has two divisors.", "Paris lies on the Seine."]
 
@@ -26,11 +26,7 @@ def main(url: str) -> None:
     found = vectors(DOCUMENTS, "document")
     store = QdrantClient(":memory:")
     store.create_collection("notes", VectorParams(size=len(found[0]), distance=Distance.COSINE))
-    points = [
-        PointStruct(id=i, vector=v, payload={"text": t})
-        for i, (v, t) in enumerate(zip(found, DOCUMENTS, strict=True))
-    ]
-    store.upsert("notes", points)
+    store.upload_collection("notes", found, payload=[{"text": text} for text in DOCUMENTS])
     question = "what do we breathe with?"
     (hit,) = store.query_points("notes", vectors([question], "query")[0], limit=1).points
     print(question, f"{hit.score:.2f}", hit.payload["text"])
