@@ -16,12 +16,14 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compi
 demo: $(INSTALLED)  ## the whole recipe, small but real; ends with a table
 	$(BIN)/python -m training.run training/recipes/demo.yaml
 
-check: $(INSTALLED) docs  ## lint, format, types, floors, imports, the documentation, the wheel and what is in it
+check: $(INSTALLED)  ## lint, spelling, types, floors, imports, documentation, the wheel and what is in it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
 	$(BIN)/python tests/import_all.py
+	$(MAKE) --no-print-directory docs
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
 	$(BIN)/python tests/list_wheel.py dist/*.whl
