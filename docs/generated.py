@@ -6,8 +6,10 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import textwrap
+import typing
 from itertools import pairwise
 from typing import Any
 
@@ -77,17 +79,18 @@ def _command(name: str, parser: argparse.ArgumentParser) -> str:
 def _argument(action: argparse.Action) -> str:
     shown = action.metavar or action.dest
     shown = shown if isinstance(shown, str) else " ".join(shown)
+    shown = shown if action.metavar else shown.upper()
     if action.choices:
         shown = "{" + ",".join(map(str, action.choices)) + "}"
-    value = "" if action.nargs == 0 else f" {shown if action.choices else shown.upper()}"
-    term = ", ".join(f"{option}{value}" for option in action.option_strings) or shown
+    value = "" if action.nargs == 0 else f" {shown}"
+    term = ", ".join(f"{option}{value}" for option in action.option_strings) or shown.lower()
     about = (action.help or "").replace("%%", "%")
     default = action.default not in (None, False, "", [], argparse.SUPPRESS)
     if default and "default" not in about and action.option_strings:
         given = action.default
         about += f"; default {' '.join(map(str, given)) if isinstance(given, list) else given}"
     about = f"{about}; required" if action.required and action.option_strings else about
-    return f"``{term}``\n    {_escaped(about.lstrip('; ') or 'See above.')}"
+    return f"``{term}``\n    {_escaped(about)}"
 
 
 # ------------------------------------------------------------------------------- recipe keys
@@ -116,12 +119,13 @@ SECTIONS = {
 def _section(cls: Any, path: str) -> str:
     bases = filter(dataclasses.is_dataclass, cls.__mro__[1:])
     inherited = {field.name for base in bases for field in dataclasses.fields(base)}
-    words = field_words(cls)
+    words, hints = field_words(cls), typing.get_type_hints(cls)
     parts = [_title(path, "-"), _escaped(inspect.getdoc(cls) or "")]
     for field in dataclasses.fields(cls):
         if field.name not in inherited | INTERNAL:
-            about = words[field.name] or "A group of settings, below."
-            parts.append(f"``{field.name}`` ({_type(field)}{_default(field)})\n    {about}")
+            kind = _kind(hints[field.name])
+            about = words[field.name] or f"See {kind}."
+            parts.append(f"``{field.name}`` ({kind}{_default(field)})\n    {about}")
     return "\n\n".join(parts)
 
 
@@ -140,18 +144,32 @@ def field_words(cls: Any) -> dict[str, str]:
     return found
 
 
-def _type(field: Any) -> str:
-    kind = re.sub(r"Literal\[(.*)\]", r"\1", str(field.type).replace("\n", " "))
-    return f"``{kind}``".replace('"', "")
+PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "none"}
+
+
+def _kind(hint: Any) -> str:
+    """A type in words of YAML; a group of settings as a link to its section."""
+    args = [part for part in typing.get_args(hint) if part is not Ellipsis]
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        path = SECTIONS.get(getattr(hint, "__name__", ""))
+        return f"`{path}`_" if path else "a schedule"
+    if origin is typing.Literal:
+        return " | ".join(f"``{choice or '(empty)'}``" for choice in args)
+    if origin is dict:
+        return f"map of {_kind(args[1])}"
+    if origin is tuple:
+        return f"list of {_kind(args[0])}"
+    return PLAIN[hint] if hint in PLAIN else " or ".join(map(_kind, args))
 
 
 def _default(field: Any) -> str:
-    if field.default is not dataclasses.MISSING:
-        return f", default ``{field.default!r}``"
+    value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
-        return "" if dataclasses.is_dataclass(value) else f", default ``{value!r}``"
-    return ", required"
+    if value is dataclasses.MISSING:
+        return ", required"
+    return "" if dataclasses.is_dataclass(value) else f"; default ``{json.dumps(value)}``"
 
 
 # --------------------------------------------------------------------------------------- RST
