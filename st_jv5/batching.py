@@ -38,6 +38,8 @@ def row_chunks(lengths: Tensor, budget: int, most_rows: int | None = None) -> li
     longest_first = lengths[order].tolist()
     chunks: list[tuple[int, Tensor]] = []
     begin = 0
+    # Longest first, each chunk filled up to the budget: rows of a chunk are then nearly as long,
+    # so that padding is little, and a long row does not make short ones as wide as itself.
     while begin < len(order):
         longest = max(1, longest_first[begin])
         fitting = max(1, budget // longest)
@@ -111,13 +113,15 @@ def plan_chunks(
     lengths = torch.cat(layout.lengths)
     planned = row_chunks(lengths, budget, most_rows)
     order = torch.cat(planned)
+    # One copy to the device for all chunks: a copy for each would cost a launch, and a size read
+    # back from the device would wait for it.
     there = torch.stack([order, torch.argsort(order)]).to(device, non_blocking=True)
     bounds = torch.arange(len(columns) + 1) * len(layout.lengths[0])
     chunks = []
     for rows, placed in zip(planned, there[0].split([len(rows) for rows in planned]), strict=True):
         cuts = torch.searchsorted(rows, bounds).tolist()
-        own = [lengths[rows[begin:end]] for begin, end in pairwise(cuts)]
-        widths = tuple(max(1, int(part.max())) if len(part) else 0 for part in own)
+        by_column = [lengths[rows[begin:end]] for begin, end in pairwise(cuts)]
+        widths = tuple(max(1, int(part.max())) if len(part) else 0 for part in by_column)
         full = int(lengths[rows].sum()) == max(widths) * len(rows)
         chunks.append(Chunk(placed, tuple(cuts), widths, layout.left[0], full))
     return chunks, there[1]

@@ -14,7 +14,7 @@ EXPORTS = ("merged", "onnx", "openvino", "gguf")
 """What a task is exported to."""
 
 DTYPES = ("float32", "float16", "bfloat16")
-"""Of weights that are loaded."""
+"""Dtypes of weights that are loaded."""
 
 SHARD_ROWS = 4096
 """Rows of a shard of vectors on disk: what a kill loses at most, per process."""

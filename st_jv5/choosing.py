@@ -48,7 +48,7 @@ Statistic = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two scores on the same examples, in points of percent."""
+    """The difference of two scores on the same examples, in points of percent."""
 
     value: float
     low: float
@@ -224,7 +224,7 @@ def checked_examples(kind: str, examples: Sequence[Any]) -> list[tuple[Any, ...]
     """Different examples of one kind, as tuples; an error names the first that is none."""
     shape = COLUMNS[kind]
     texts = len(shape) if kind == "pairs" else len(shape) - 1
-    found = []
+    checked = []
     for index, example in enumerate(examples):
         parts = tuple(example) if isinstance(example, Sequence) else ()
         is_whole = len(parts) == len(shape) and not isinstance(example, str)
@@ -239,24 +239,27 @@ def checked_examples(kind: str, examples: Sequence[Any]) -> list[tuple[Any, ...]
             )
         if kind == "labelled" and (not isinstance(last, Hashable) or last in (None, "")):
             raise ValueError(f"example {index} of labelled must have a label, not {last!r}")
-        found.append(parts)
-    found = list(dict.fromkeys(found))
-    if len(found) < LEAST_EXAMPLES:
+        checked.append(parts)
+    checked = list(dict.fromkeys(checked))
+    if len(checked) < LEAST_EXAMPLES:
         raise ValueError(
-            f"{len(found)} different examples tell nothing; give {LEAST_EXAMPLES} or more, best 64"
+            f"{len(checked)} different examples tell nothing; give {LEAST_EXAMPLES} or more, "
+            f"best 64"
         )
-    values = {parts[-1] for parts in found}
+    values = {parts[-1] for parts in checked}
     if len(values) == 1:
         (value,) = values
         raise ValueError(
-            f"all {len(found)} examples have the {shape[-1]} {_short(value)}; give two or more"
+            f"all {len(checked)} examples have the {shape[-1]} {_short(value)}; give two or more"
         )
-    if kind == "pairs" and len({parts[0] for parts in found}) == 1:
-        told = _short(found[0][0])
-        raise ValueError(f"all {len(found)} examples have the query {told}; give two or more")
-    if kind == "labelled" and len(values) == len(found):
-        raise ValueError(f"each of {len(found)} texts has a label of its own; give some in common")
-    return found
+    if kind == "pairs" and len({parts[0] for parts in checked}) == 1:
+        told = _short(checked[0][0])
+        raise ValueError(f"all {len(checked)} examples have the query {told}; give two or more")
+    if kind == "labelled" and len(values) == len(checked):
+        raise ValueError(
+            f"each of {len(checked)} texts has a label of its own; give some in common"
+        )
+    return checked
 
 
 def _short(value: object) -> str:

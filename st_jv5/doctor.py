@@ -42,7 +42,7 @@ class Probe:
     name: str
     texts_per_second: float
     least_cosine: float
-    """Of its vectors with those of the model as it was loaded."""
+    """The least cosine of its vectors with those of the model as it was loaded."""
     how: str
     """What a user writes."""
 
@@ -208,7 +208,7 @@ def probe(
             continue
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / kind
-            export(model, task, kind, folder, texts=texts[:4])
+            export(model, task, folder, kind=kind, texts=texts[:4])
             file = "model.onnx" if kind == "onnx" else "openvino_model.xml"
             run = start(folder / file)
             given = prompted(folder, [(DEFAULT_PROMPT_NAME, text) for text in texts])
@@ -218,10 +218,10 @@ def probe(
 
 def _timed(run: Callable[[], Array]) -> tuple[Array, float]:
     """Vectors, and texts per second; a first run warms up."""
-    found = run()
+    vectors = run()
     seconds = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begin)
-    return found, len(found) / statistics.median(seconds)
+    return vectors, len(vectors) / statistics.median(seconds)

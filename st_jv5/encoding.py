@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 BLOCK_TEXTS = 1024
 """Texts that are tokenised together; bounds the memory of their padded tokens."""
 BLOCK_TEXTS_ELSEWHERE = 4096
-"""For devices with larger batches than a CPU's, so that a block holds several."""
+"""Texts of a block on devices whose batches are larger than a CPU's: a block holds several."""
 AHEAD = 2
 """Blocks that are tokenised ahead of a GPU."""
 SHARED_TOKENS = 64
@@ -61,6 +61,7 @@ def encode(
     model: SentenceTransformer,
     texts: Sequence[str],
     task: TaskName | None = None,
+    *,
     prompt_name: str | None = None,
     dim: int | None = None,
     batch_tokens: int | None = None,
@@ -110,6 +111,7 @@ def encode_mixed(
     model: SentenceTransformer,
     texts: Sequence[str],
     tasks: Sequence[TaskName],
+    *,
     prompt_names: Sequence[str | None] | None = None,
     dim: int | None = None,
     batch_tokens: int | None = None,
@@ -170,6 +172,7 @@ def encode_mixed(
 def encode_all_tasks(
     model: SentenceTransformer,
     texts: Sequence[str],
+    *,
     dim: int | None = None,
     batch_tokens: int | None = None,
     show_progress_bar: bool | Progress = False,
@@ -183,7 +186,13 @@ def encode_all_tasks(
     names, texts = list(router_of(model).tasks), checked_texts(texts)
     tasks = [name for name in names for _ in texts]
     rows = encode_mixed(
-        model, list(texts) * len(names), tasks, None, dim, batch_tokens, show_progress_bar
+        model,
+        list(texts) * len(names),
+        tasks,
+        prompt_names=None,
+        dim=dim,
+        batch_tokens=batch_tokens,
+        show_progress_bar=show_progress_bar,
     )
     return dict(zip(names, rows.reshape(len(names), len(texts), rows.shape[1]), strict=True))
 
@@ -252,24 +261,24 @@ def _encode(
     budget = batch_tokens or default_budget(model.device.type)
     cut: dict[str, Any] = {} if dim is None else {"dim": dim}
     # The prompts of several tasks are in the texts already; one task may have its own.
-    own = {"task": tasks[0]} if len(tasks) == 1 and tasks[0] is not None else {}
+    at_task = {"task": tasks[0]} if len(tasks) == 1 and tasks[0] is not None else {}
     order = np.argsort([-len(text) for text in texts], kind="stable")
     place = np.empty(len(texts), dtype=np.int64)
     place[order] = np.arange(len(texts))
     rows = np.argsort(place[of_text], kind="stable")
     size = BLOCK_TEXTS if model.device.type == "cpu" else BLOCK_TEXTS_ELSEWHERE
     begins = np.searchsorted(place[of_text[rows]], np.arange(0, len(texts) + size, size))
-    tokenise = partial(that_pads(model).preprocess, prompt=prompt, **own, **cut)
+    tokenise = partial(that_pads(model).preprocess, prompt=prompt, **at_task, **cut)
     blocks = [
         [texts[i] for i in order[first : first + size]] for first in range(0, len(texts), size)
     ]
-    found: Array | None = None
+    kept_rows: Array | None = None
 
     def keep(batch: Array, vectors: Tensor) -> None:
-        nonlocal found
-        if found is None:
-            found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
-        found[batch] = vectors.cpu().numpy()
+        nonlocal kept_rows
+        if kept_rows is None:
+            kept_rows = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+        kept_rows[batch] = vectors.cpu().numpy()
         bar.update(len(batch))
 
     model.eval()
@@ -301,12 +310,12 @@ def _encode(
                 running = chosen[batch], output["sentence_embedding"].float()
         if running is not None:
             keep(*running)
-    if found is None:
+    if kept_rows is None:
         none = torch.zeros(0, model.get_embedding_dimension() or 0)
         if cut:  # a wrong dim is told for no texts, too
             none = model[-1]({"sentence_embedding": none}, **cut)["sentence_embedding"]
         return none.numpy()
-    return found
+    return kept_rows
 
 
 def _ahead(

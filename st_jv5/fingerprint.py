@@ -26,16 +26,16 @@ def fingerprint(model: SentenceTransformer) -> str:
 
 def _wiring(model: SentenceTransformer) -> str:
     """Modules and their settings, backbone and tokenizer: pooling, EOS, theta, words."""
-    found: list[Any] = [
+    wiring: list[Any] = [
         (type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model
     ]
     if model.transformers_model is not None:
         config = model.transformers_model.config.to_diff_dict()
         own = ("_name_or_path", "transformers_version", "dtype")
-        found.append({key: value for key, value in config.items() if key not in own})
+        wiring.append({key: value for key, value in config.items() if key not in own})
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     if backend is not None:
         words = json.loads(backend.to_str())
         # Set anew for every batch.
-        found.append({k: v for k, v in words.items() if k not in ("truncation", "padding")})
-    return json.dumps(found, sort_keys=True, default=str)
+        wiring.append({k: v for k, v in words.items() if k not in ("truncation", "padding")})
+    return json.dumps(wiring, sort_keys=True, default=str)

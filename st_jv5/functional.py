@@ -18,11 +18,11 @@ RowMask = Callable[[int, int], Tensor]
 CHUNK_ELEMENTS = 1 << 20
 """Most elements of a score matrix that a CPU holds at once; more rows are computed in turn."""
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 25
-"""Of other devices: 128 MiB in float32; a term keeps a few of them."""
+"""Elements of a block on other devices: 128 MiB in float32; a term keeps a few of them."""
 
 
 def in_row_chunks(
-    part: Callable[[int, int], Tensor], rows: int, elements_per_row: int, device: torch.device
+    part: Callable[[int, int], Tensor], rows: int, elements_per_row: int, *, device: torch.device
 ) -> list[Tensor]:
     """``part(begin, end)`` over all rows, in chunks of as many elements as the device may hold.
 
@@ -123,6 +123,7 @@ def info_nce(
     queries: Tensor,
     documents: Tensor,
     temperature: Tensor | float,
+    *,
     excluded: Tensor | RowMask | None = None,
 ) -> Tensor:
     r"""Eq. 2: cross entropy of each query's own document among all documents.
@@ -154,7 +155,9 @@ def info_nce(
             scores = scores.masked_fill(left_out, -torch.inf)
         return cross_entropy(scores, own, reduction="sum")
 
-    return sum_of(in_row_chunks(part, len(queries), len(documents), queries.device)) / len(queries)
+    return sum_of(in_row_chunks(part, len(queries), len(documents), device=queries.device)) / len(
+        queries
+    )
 
 
 @at_full_precision
@@ -189,7 +192,7 @@ def cosent(cosines: Tensor, scores: Tensor, temperature: float) -> Tensor:
         ordered = scores[begin:end, None] > scores[None, :]
         return torch.logsumexp(gaps.masked_fill(~ordered, -torch.inf).flatten(), dim=0)
 
-    parts = torch.stack(in_row_chunks(part, len(cosines), len(cosines), cosines.device))
+    parts = torch.stack(in_row_chunks(part, len(cosines), len(cosines), device=cosines.device))
     return torch.logsumexp(torch.cat([parts.new_zeros(1), parts]), dim=0)
 
 
@@ -229,7 +232,9 @@ def relational_distance(student: Tensor, teacher: Tensor, include_diagonal: bool
         return (1 - rows[begin:end] @ rows.T).scatter(1, itself[:, None], 0.0)
 
     def mean(rows: Tensor) -> Tensor:
-        parts = in_row_chunks(lambda a, b: distances(rows, a, b).sum(), count, count, rows.device)
+        parts = in_row_chunks(
+            lambda a, b: distances(rows, a, b).sum(), count, count, device=rows.device
+        )
         return (sum_of(parts) / pairs).clamp(min=tiny)
 
     student_mean, teacher_mean = mean(student), mean(teacher)
@@ -238,4 +243,4 @@ def relational_distance(student: Tensor, teacher: Tensor, include_diagonal: bool
         gap = distances(student, begin, end) / student_mean
         return (gap - distances(teacher, begin, end) / teacher_mean).square().sum()
 
-    return sum_of(in_row_chunks(part, count, count, student.device)) / count**2
+    return sum_of(in_row_chunks(part, count, count, device=student.device)) / count**2

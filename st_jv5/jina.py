@@ -50,6 +50,7 @@ def is_jina_v5(path_or_id: str | Path, revision: str | None = None) -> bool:
 def load_model(
     name: str,
     revision: str | None = None,
+    *,
     dtype: str | None = None,
     device: str | None = None,
 ) -> SentenceTransformer:
@@ -59,7 +60,7 @@ def load_model(
         name: Folder or Hub id.
         revision: Of a Hub model.
         dtype: Of the weights, such as ``bfloat16``; None as they are stored.
-        device: Such as ``cuda:1``; None is the host's choice.
+        device: Such as ``cuda:1``; None: sentence-transformers chooses.
     """
     if is_jina_v5(name, revision):
         return load_jina_v5(name, revision=revision, dtype=dtype, device=device)
@@ -82,6 +83,7 @@ def _check_others(name: str, revision: str | None) -> None:
 def load_jina_v5(
     path_or_id: str | Path,
     revision: str | None = None,
+    *,
     dtype: torch.dtype | str | None = None,
     default_task: str | None = None,
     **kwargs: Any,
@@ -138,7 +140,7 @@ def load_jina_v5(
     router.matryoshka_dims = tuple(dim for dim in MATRYOSHKA_DIMS if dim <= width)
     for name, adapter in adapters.items():
         lora, tensors, _ = read_adapter(adapter / CONFIG_FILE, adapter / WEIGHTS_FILE)
-        router.add_adapter(TASKS.get(name, Task(name)), lora, tensors, adapter)
+        router.add_adapter(TASKS.get(name, Task(name)), lora, tensors, source=adapter)
     if default_task is not None and default_task not in [*adapters, "base"]:
         raise ValueError(unknown_name("task", default_task, [*adapters, "base"], str(source)))
     router.default_task = default_task
@@ -184,16 +186,16 @@ def _read(source: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
         raise ValueError(f"{source} has no model.safetensors")
     tensors = {name for path in weights for name in shapes_of(path)}
     check_numbers(source / "config.json", config, len(tensors))
-    found = sorted(path.parent.name for path in source.glob(f"adapters/*/{CONFIG_FILE}"))
-    if not found and kind == MODEL_TYPE:
+    names = sorted(path.parent.name for path in source.glob(f"adapters/*/{CONFIG_FILE}"))
+    if not names and kind == MODEL_TYPE:
         raise ValueError(f"{source} has no adapters/<task>/{CONFIG_FILE}")
-    for name in found:
+    for name in names:
         if not TASK_NAME.fullmatch(name):
             raise ValueError(f"{source}/adapters has {name!r}, which can be no task's name")
         if not (source / "adapters" / name / WEIGHTS_FILE).is_file():
             raise ValueError(f"{source}/adapters/{name} has no {WEIGHTS_FILE}")
-    found.sort(key=lambda name: list(TASKS).index(name) if name in TASKS else len(TASKS))
-    return config, weights, {name: source / "adapters" / name for name in found}
+    names.sort(key=lambda name: list(TASKS).index(name) if name in TASKS else len(TASKS))
+    return config, weights, {name: source / "adapters" / name for name in names}
 
 
 def _stage(source: Path, stock: Path, config: dict[str, Any], weights: list[Path]) -> None:

@@ -70,7 +70,7 @@ def codes(vectors: Array, precision: str, ranges: Array | None = None) -> Array:
             are clipped.
 
     Returns:
-        ``(n, dim)`` float32, float16 or int8 (the host's codes); for binary uint8
+        ``(n, dim)`` float32, float16 or int8 (sentence-transformers' codes); for binary uint8
         ``(n, ceil(dim / 8))``, a bit per sign, the first dim highest.
 
     Example:
@@ -93,7 +93,7 @@ def codes(vectors: Array, precision: str, ranges: Array | None = None) -> Array:
     return np.packbits(vectors > 0, axis=1)
 
 
-def from_codes(kept: Array, precision: str, dim: int, ranges: Array | None = None) -> Array:
+def from_codes(kept: Array, precision: str, dim: int, *, ranges: Array | None = None) -> Array:
     """Vectors out of :func:`codes`: float32 ``(n, dim)``, unit rows.
 
     int8 codes are taken back to the middle of their steps; a sign becomes plus or minus
@@ -127,7 +127,7 @@ def stored(vectors: Array, precision: str, ranges: Array | None = None) -> Array
     """
     if BITS.get(precision) == 1:
         return _signs(vectors > 0)  # the same without packing
-    return from_codes(codes(vectors, precision, ranges), precision, vectors.shape[1], ranges)
+    return from_codes(codes(vectors, precision, ranges), precision, vectors.shape[1], ranges=ranges)
 
 
 def _check_ranges(ranges: Array | None, dim: int) -> Array:

@@ -48,6 +48,7 @@ class Projection(nn.Module):
         self,
         student_dim: int,
         teacher_dim: int,
+        *,
         placement: Placement = "student_up",
         info: dict[str, Any] | None = None,
         own_map_dims: Sequence[int] = (),
@@ -111,6 +112,7 @@ class Projection(nn.Module):
         cls,
         student: Tensor,
         teacher: Tensor,
+        *,
         info: dict[str, Any] | None = None,
         own_map_dims: Sequence[int] = (),
     ) -> Projection:
@@ -189,6 +191,7 @@ def fit_projection(
     model: SentenceTransformer,
     store: Vectors,
     texts: Sequence[str],
+    *,
     prompt_name: str = "document",
 ) -> Projection:
     """Fit a projection to a base by least squares, and make it the model's.

@@ -29,7 +29,7 @@ BASE = "base"
 """The name of the backbone without an adapter."""
 
 LABEL_COLUMNS = ("label", "labels", "score", "scores")
-"""The columns that the host's collator takes for labels; every other column is text."""
+"""The columns that sentence-transformers' collator takes for labels; every other column is text."""
 
 QUERY_COLUMN = re.compile(r"(quer(y|ies)|anchors?|questions?)(_?\d+)?", re.IGNORECASE)
 """What a column of queries is called."""
@@ -134,17 +134,17 @@ def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
         raise ValueError(f"no text column among {list(columns)}; a data set needs at least one")
     document = task.prompts["document"]
     query = task.prompts.get("query", document)
-    found = dict.fromkeys(texts, document)
+    prompts_of = dict.fromkeys(texts, document)
     if len(texts) > 1 and query != document:
         known = _query_column(texts)
-        found[known or texts[0]] = query
+        prompts_of[known or texts[0]] = query
         if known is None:
             logger.warning(
                 "no name among the columns %s tells which one is the query: %r is read behind %r, "
                 "the others behind %r; name it query, or give prompts by column",
                 *(texts, texts[0], query, document),
             )
-    return found
+    return prompts_of
 
 
 def _query_column(columns: Sequence[str]) -> str | None:

@@ -26,6 +26,7 @@ class VectorRows(Protocol):
     def gather(
         self,
         rows: Array | Tensor | Sequence[int],
+        *,
         missing_ok: bool = False,
         device: torch.device | str | None = None,
         pin_memory: bool = False,

@@ -102,7 +102,7 @@ def test_a_blend_made_an_adapter_survives_saving_and_every_export(model, texts, 
     np.testing.assert_allclose(saved.encode(texts, task="mine"), expected, atol=1e-6)
     found = saved.encode(texts, task="mine", prompt_name="query")
     np.testing.assert_allclose(found, asked, atol=1e-6)
-    (parity,) = export(saved, "mine", "merged", tmp_path / "merged", texts=texts[:8])
+    (parity,) = export(saved, "mine", tmp_path / "merged", kind="merged", texts=texts[:8])
     assert parity.least > 1 - 1e-6
     stock = SentenceTransformer(str(tmp_path / "merged"))
     np.testing.assert_allclose(stock.encode(texts), expected, atol=1e-6)
@@ -263,5 +263,5 @@ def test_names_and_uses_that_cannot_be_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match=r"cannot be trained.*st_jv5\.blend_tasks"):
         st_jv5.train_task(model, [SEVERAL[0]])
     with pytest.raises(ValueError, match=r"unknown task \{'retrieval'"):
-        export(model, SEVERAL[0], "merged", tmp_path / "out")
+        export(model, SEVERAL[0], tmp_path / "out", kind="merged")
     assert st_jv5.tasks(model) == ["retrieval", "text-matching", "clustering", "classification"]

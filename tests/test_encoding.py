@@ -72,7 +72,7 @@ def test_every_row_of_a_mixed_list_gets_its_own_task(model, texts, monkeypatch):
     tasks = [[*TASKS, "query", "base"][i % 6] for i in range(len(texts))]
     repeated = [*texts[:10], *texts[:10]]
     names = [None] * 10 + ["query"] * 10
-    mixed = st_jv5.encode_mixed(model, repeated, ["retrieval"] * 20, names)
+    mixed = st_jv5.encode_mixed(model, repeated, ["retrieval"] * 20, prompt_names=names)
     np.testing.assert_allclose(mixed[:10], model.encode(texts[:10], task="retrieval"), atol=1e-6)
     np.testing.assert_allclose(mixed[10:], model.encode(texts[:10], task="query"), atol=1e-6)
     for shared in (0, 10**6):  # a batch per task; one batch, a row each with its adapter

@@ -104,7 +104,7 @@ def test_two_scored_pairs_give_cosent_softplus():
 FORMULAS = {
     "gor": lambda x, y: F.mean_squared_offdiagonal(x),
     "info_nce": lambda x, y: F.info_nce(x, y, 0.3),
-    "masked": lambda x, y: F.info_nce(x, y, 0.3, torch.arange(49).reshape(7, 7) % 3 == 0),
+    "masked": lambda x, y: F.info_nce(x, y, 0.3, excluded=torch.arange(49).reshape(7, 7) % 3 == 0),
     "cosent": lambda x, y: F.cosent((x * y).sum(1), torch.tensor([2, 1, 1, 0, 3, 2, 5]), 0.3),
     "relational": lambda x, y: F.relational_distance(x, y),
 }
@@ -130,7 +130,7 @@ def test_negatives_that_are_left_out_do_not_count():
     excluded = torch.ones(3, 8, dtype=torch.bool)
     excluded[:, kept] = False
     excluded[:, :3] |= torch.eye(3, dtype=torch.bool)  # a positive counts all the same
-    assert torch.allclose(F.info_nce(q, d, 0.1, excluded), F.info_nce(q, d[kept], 0.1))
+    assert torch.allclose(F.info_nce(q, d, 0.1, excluded=excluded), F.info_nce(q, d[kept], 0.1))
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(9, 4), (4, 9)])

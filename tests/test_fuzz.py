@@ -219,7 +219,7 @@ def test_every_way_to_encode_puts_the_same_prompt_before_the_same_text(one, exam
         found = one.encode([text, "x"], task=task, prompt_name=name)
         for other in (
             st_jv5.encode(one, [text, "x"], task=task, prompt_name=name),
-            st_jv5.encode_mixed(one, [text, "x"], [task] * 2, [name] * 2),
+            st_jv5.encode_mixed(one, [text, "x"], [task] * 2, prompt_names=[name] * 2),
         ):
             np.testing.assert_allclose(found, other, atol=1e-5)
         side = task if task in ("query", "document") else None

@@ -17,7 +17,9 @@ def test_it_starts_as_the_identity_and_keeps_cosines():
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
-    projection = Projection(4, 7, "teacher_down", info={"teacher": "big", "revision": "abc"})
+    projection = Projection(
+        4, 7, placement="teacher_down", info={"teacher": "big", "revision": "abc"}
+    )
     torch.nn.init.normal_(projection.linear.weight)
     projection.save(tmp_path)
     loaded = Projection.load(tmp_path)
@@ -41,7 +43,7 @@ def test_files_that_do_not_fit_are_named(tmp_path):
 
 def test_widths_and_placements_are_checked():
     with pytest.raises(ValueError, match="placement must be one of"):
-        Projection(4, 7, "sideways")
+        Projection(4, 7, placement="sideways")
     with pytest.raises(ValueError, match="teacher_dim must be a positive integer, not 0"):
         Projection(4, 0)
     with pytest.raises(ValueError, match=r"4 student and 7 teacher dims, but got student \(2, 5\)"):

@@ -48,7 +48,10 @@ def test_a_users_prompts_go_before_the_texts_of_every_way_to_encode(saved, texts
         (queries, st_jv5.encode(model, texts, task="query")),
         (queries, st_jv5.encode(model, texts, task="retrieval", prompt_name="query")),
         (queries, st_jv5.encode_mixed(model, texts, ["query"] * six)),
-        (queries, st_jv5.encode_mixed(model, texts, ["retrieval"] * six, ["query"] * six)),
+        (
+            queries,
+            st_jv5.encode_mixed(model, texts, ["retrieval"] * six, prompt_names=["query"] * six),
+        ),
         (queries, st_jv5.merge_task(model, "retrieval").encode_query(texts)),
         (documents, model.encode_document(texts)),
         (documents, model.encode(texts, task="document")),

@@ -8,9 +8,11 @@ import io
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
-from inspect import ismodule
+from inspect import Parameter, getmembers, isclass, ismodule, signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +64,9 @@ PACKAGES = (
 )
 """Those with public names."""
 
+PLAIN = ("functional", "jina", "projection", "publish.hub", "publish.self_test", "precision")
+"""Modules that are public as they are."""
+
 LOAD = """
 import sys, time
 begin = time.process_time()
@@ -100,6 +105,43 @@ def test_no_public_name_is_that_of_a_submodule():
         inside = {found.name for found in pkgutil.iter_modules(module.__path__)}
         assert not inside & set(module.__all__), package
         assert not {name for name in inside & set(vars(module)) if not ismodule(vars(module)[name])}
+
+
+THEIRS = {
+    "AdapterRouter.preprocess",  # sentence-transformers calls it with a text and a prompt
+    "AdapterTrainer.data_collator_class",  # a dataclass: its trainer's collator
+    "AdapterTrainer.get_batch_sampler",
+    "AdapterTrainer.get_multi_dataset_batch_sampler",
+}
+"""Public callables whose positional parameters sentence-transformers has laid down."""
+
+
+def test_no_public_callable_takes_more_than_three_arguments_by_place():
+    """Methods as on the class: ``self`` is not counted. What is longer is told by name."""
+    many = set()
+    for package in ("st_jv5", *(f"st_jv5.{name}" for name in (*PACKAGES, *PLAIN))):
+        module = import_module(package)
+        own = [name for name, value in vars(module).items() if _is_of(value, package)]
+        for name in getattr(module, "__all__", [name for name in own if name[0] != "_"]):
+            value = getattr(module, name)
+            if _is_of(value, "st_jv5"):
+                many |= {each for each, count in _by_place(name, value) if count > 3}
+    assert many == THEIRS
+
+
+def _is_of(value: Any, package: str) -> bool:
+    return callable(value) and str(getattr(value, "__module__", "")).startswith(package)
+
+
+def _by_place(name: str, value: Any) -> Iterator[tuple[str, int]]:
+    """The callable, and of a class its public methods, each with its positional parameters."""
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    methods = getmembers(value, callable) if isclass(value) else []
+    public = [(f"{name}.{key}", method) for key, method in methods if not key.startswith("_")]
+    for each, found in ((name, value), *public):
+        if _is_of(found, "st_jv5"):
+            parameters = signature(found).parameters.values()
+            yield each, sum(p.kind in kinds and p.name != "self" for p in parameters)
 
 
 def test_a_submodule_is_there_without_an_import_of_its_own():

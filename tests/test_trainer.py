@@ -1,4 +1,4 @@
-"""Training through the host's trainers: prompts, mixed data sets, resume."""
+"""Training through sentence-transformers' trainers: prompts, mixed data sets, resume."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_plain_trainer_with_router_mapping_trains_too(model, pairs, store, tmp
 
 
 def test_trap_22_loss_parameters_of_ours_are_the_models(model):
-    # The host's cached losses and DDP see the model's parameters only.
+    # sentence-transformers' cached losses and DDP see the model's parameters only.
     loss = retrieval_loss(model, TEACHER_DIM)
     own = {id(p) for p in model.parameters()}
     outside = [n for n, p in loss.named_parameters() if p.requires_grad and id(p) not in own]

@@ -24,9 +24,9 @@ LANGUAGES = (
     "en", "cs", "da", "de", "es", "fr", "it", "ja", "ko", "pl", "pt_BR", "ru", "uk", "zh_CN",
 )  # fmt: skip
 LEAST_CHARACTERS = 120
-"""Of a long description."""
+"""Characters of a long description."""
 MOST_ROWS = 2_000
-"""Of a language other than English."""
+"""Most rows of a language other than English."""
 NO_DESCRIPTION = re.compile(
     r"transitional|dummy package|debug symbols|debugging symbols|development (files|headers)"
     r"|\(development|header files|empty package",
@@ -67,7 +67,7 @@ def described(text: str) -> tuple[str, str]:
 
 
 def split_of(source: str) -> str:
-    """By a hash of the source package: train 85%, validation 5%, test 10%."""
+    """The split, by a hash of the source package: train 85%, validation 5%, test 10%."""
     place = int(hashlib.sha256(source.encode()).hexdigest(), 16) % 100
     return "train" if place < 85 else "validation" if place < 90 else "test"
 

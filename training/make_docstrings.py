@@ -207,7 +207,7 @@ def hashed(text: str) -> int:
 
 
 def split_of(module: str) -> str:
-    """By a hash of the module; train holds the examples of classifiers, and no more."""
+    """The split, by a hash of the module; train holds the examples of classifiers, and no more."""
     place = hashed(module) % 100
     return "train" if place < 20 else "validation" if place < 56 else "test"
 

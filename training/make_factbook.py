@@ -50,7 +50,7 @@ SUBJECTS = {
 }
 """Subject -> place in the Factbook and a question of ours."""
 CHARACTERS = (60, 500)
-"""Of a text, least and most; a longer one is cut after a sentence."""
+"""Least and most characters of a text; a longer one is cut after a sentence."""
 
 
 def at(tree: Any, path: str) -> str:
@@ -83,7 +83,7 @@ def cut(text: str, most: int) -> str:
 
 
 def split_of(country: str) -> str:
-    """By a hash of the country; train holds the examples of classifiers, and no more."""
+    """The split, by a hash of the country; train holds the examples of classifiers, and no more."""
     place = int(hashlib.sha256(country.encode()).hexdigest(), 16) % 100
     return "train" if place < 20 else "validation" if place < 56 else "test"
 

@@ -126,7 +126,7 @@ class Bench:
         return str(folder)
 
     def model(self, adapters: bool = True, device: str = DEVICE) -> SentenceTransformer:
-        """Of the shape, with four adapters that move vectors."""
+        """A model of the shape, with four adapters that move vectors."""
         model = st_jv5.new_student(self.folder(), matryoshka_dims=self.size.dims)
         torch.manual_seed(0)
         if adapters:
@@ -197,16 +197,16 @@ class Bench:
                 self.tell("vectors", task=task, dtype=str(dtype), **told)
         count = 8 if self.size.tiny else 24
         store, labels = self.store(self.queries[:count], self.documents[:count])
-        found = {}
+        gradients = {}
         for device in ("cpu", DEVICE):
             model = self.model(device=device)
             st_jv5.train_task(model, TASK)
             loss = self.loss(model.train(), store, TASK, 1024)
             sum(loss(self.columns(model, count), labels).values()).backward()
-            found[device] = {
+            gradients[device] = {
                 n: p.grad.cpu() for n, p in loss.named_parameters() if p.grad is not None
             }
-        one, other = found["cpu"], found[DEVICE]
+        one, other = gradients["cpu"], gradients[DEVICE]
         apart = max(float((one[n] - other[n]).norm() / (one[n].norm() + 1e-30)) for n in one)
         self.tell("gradients", tensors=len(one), same=set(one) == set(other), most_apart=apart)
 
@@ -253,7 +253,7 @@ class Bench:
                 self._profile(ours)
 
     def compiled(self) -> None:
-        """The same steps with the backbone's layers compiled."""
+        """The steps of a stage, with the backbone's layers compiled."""
         for task, count in self._tasks():
             store, labels = self.store(self.queries[:count], self.documents[:count])
             model = self.model(adapters=task != "base")
@@ -288,7 +288,7 @@ class Bench:
     def _speed(
         self, model: SentenceTransformer, columns: list[dict[str, Any]], seconds: float
     ) -> dict[str, float]:
-        """Of a step: real tokens, and operations of the backbone's own weights on them.
+        """The real tokens of a step, and the operations of the backbone's own weights on them.
 
         Two a weight in a forward: one without a graph, one with, and two forwards' worth backwards.
         """
@@ -321,7 +321,7 @@ class Bench:
 
         rows = len(columns[0]["attention_mask"])
         ours = CompositeLoss(
-            model, {"infonce": (InfoNCELoss(model, 0.05), 1.0)}, self.size.dims,
+            model, {"infonce": (InfoNCELoss(model, 0.05), 1.0)}, dims=self.size.dims,
             mini_batch_tokens=budget,
         )  # fmt: skip
         theirs = MatryoshkaLoss(

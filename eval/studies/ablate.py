@@ -69,9 +69,9 @@ class Measure:
     dims: tuple[int, ...] = ()
     """Empty: the full width."""
     precisions: tuple[str, ...] = ("float32",)
-    """Of stored vectors."""
+    """Precision of stored vectors."""
     max_tokens: tuple[int, ...] = ()
-    """Where inputs are cut; empty: the student's own."""
+    """Token counts at which inputs are cut; empty: the student's own."""
     thetas: tuple[int, ...] = ()
     """RoPE thetas at which it is served; empty: the one it was trained at."""
 
@@ -89,7 +89,7 @@ class Trained:
     objective: Literal["distill", "infonce", "scores", "retrieval"] = "distill"
     """The loss; retrieval is all three terms with the paper's weights."""
     options: dict[str, float | bool | str] = field(default_factory=dict)
-    """Of the loss."""
+    """Keyword arguments of the loss."""
     learning_rate: float = 0.0
     """0: the recipe's."""
     dims: tuple[int, ...] = ()
@@ -246,7 +246,9 @@ class Ablator:
             student = SentenceTransformer(str(self.folder(spec.base, seed) / "model"))
             set_seed(seed)
             kind: Any = run.recipe.adapters[spec.phase]
-            st_jv5.add_task(student, spec.phase, kind.rank, kind.alpha, kind.dropout)
+            st_jv5.add_task(
+                student, spec.phase, rank=kind.rank, alpha=kind.alpha, dropout=kind.dropout
+            )
             return student
         if spec.theta:
             base = self.output / "bases" / f"theta-{spec.theta}-seed{seed}"

@@ -97,20 +97,20 @@ def task_parts(short: str, ablation: Ablation, task: str, series: Series) -> lis
     places: list[Axis] = list(dict.fromkeys(p for points in series.values() for p in points))
     if all(isinstance(place, int) for place in places):
         places.sort()
-    first, *others = series
+    first, *arms = series
     scores: list[list[Cell]] = [
         [label, *(" / ".join(_scores(points.get(place, ()))) for place in places)]
         for label, points in series.items()
     ]
     gaps: list[list[Cell]] = [
         [label, *(difference(series[label].get(p, ()), series[first].get(p, ())) for p in places)]
-        for label in others
+        for label in arms
     ]
     metric = next(iter(series[first].values()))[0]["metric"]
     names = [place_name(ablation.over, place) for place in places]
     parts: list[Part] = [plot_of(short, ablation, task, series)]
     parts += [f"{task}, {metric}:", Table(["", *names], scores)]
-    if others:
+    if arms:
         parts += [f"Difference to {first}:", Table(["", *names], gaps)]
     if ablation.over == "precision":
         parts += lost_parts(task, series)

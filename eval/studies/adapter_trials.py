@@ -108,7 +108,7 @@ def score(trials: Trials, arm: str, base: Path, output: Path, overrides: Sequenc
         for task in chosen_tasks(run, "validation")
         if adapter_for(task.metadata.type) in trials.families_of(arm)
     ]
-    found = {}
+    means = {}
     for strength, scaled in adapters.items():
         model = SentenceTransformer(str(base))
         if scaled is not None:
@@ -117,11 +117,11 @@ def score(trials: Trials, arm: str, base: Path, output: Path, overrides: Sequenc
         with run.forwards():
             encoder, name = MTEBEncoder(model, remember=True), own.task
             rows = evaluate(encoder, tasks, folder, Settings(name), label=arm)
-        found[f"{strength:g}"] = {str(row["task"]): 100 * row["main_score"] for row in rows}
+        means[f"{strength:g}"] = {str(row["task"]): 100 * row["main_score"] for row in rows}
     labels = {kind: sorted(own) for kind, own in run.labels.items()}
     write_json(
         scored,
-        {"fingerprint": made, "scores": found, "seconds": round(seconds), "labels": labels},
+        {"fingerprint": made, "scores": means, "seconds": round(seconds), "labels": labels},
     )
 
 
@@ -130,26 +130,26 @@ def groups_of(
 ) -> dict[str, list[str]]:
     """``classification, far, new labels`` and the like -> tasks."""
     types = {task.metadata.name: task.metadata.type for task in chosen_tasks(run, "validation")}
-    found: dict[str, list[str]] = defaultdict(list)
+    groups: dict[str, list[str]] = defaultdict(list)
     for side, own in near_and_far(tasks, run.recipe.text_kinds).items():
         for task in own:
             new = labels_are_new(task, labels)
             told = "" if new is None else ", new labels" if new else ", told labels"
-            found[f"{adapter_for(types[task])}, {side}{told}"].append(task)
-    return found
+            groups[f"{adapter_for(types[task])}, {side}{told}"].append(task)
+    return groups
 
 
 def table(trials: Trials, run: Run, arms: Sequence[str], output: Path) -> Table:
     """What each arm and strength is above the base, by group of tasks, in points."""
     base = read_json(file_of(output, BASE))["scores"]["0"]
-    found = {arm: read_json(file_of(output, arm)) for arm in arms if file_of(output, arm).exists()}
+    by_arm = {arm: read_json(file_of(output, arm)) for arm in arms if file_of(output, arm).exists()}
     groups: dict[str, list[str]] = {}
-    for one in found.values():
+    for one in by_arm.values():
         groups |= groups_of(run, [*base], one["labels"])
     rows: list[list[Cell]] = [
         ["base", "", *(float(np.mean([base[t] for t in own])) for own in groups.values())]
     ]
-    for arm, one in found.items():
+    for arm, one in by_arm.items():
         for strength, scores in one["scores"].items() if arm != BASE else ():
             cells: list[Cell] = []
             for own in groups.values():

@@ -147,7 +147,7 @@ class UnmergedAdapters:
         self.model[0].model = self.peft = peft
 
     def encode(self, texts: list[str], task: str, prompt: str, batch_size: int = 32) -> Array:
-        """Switch, then the host's encode."""
+        """Switch, then sentence-transformers' encode."""
         self.peft.set_adapter(task)
         found: Array = self.model.encode(texts, prompt=prompt, batch_size=batch_size)
         return found

@@ -48,14 +48,14 @@ class Levers:
     arms: dict[str, tuple[str, ...]]
     """Name -> ``a.b=value`` on top of ``before``."""
     fraction: float = 0.2
-    """Of stage 1's steps."""
+    """Share of stage 1's steps that an arm trains."""
     seeds: tuple[int, ...] = (0, 1)
     keep: tuple[float, ...] = (0.0, 0.5)
     """How much of the start stays, scored in turn."""
 
     @property
     def names(self) -> list[str]:
-        """Of all arms."""
+        """The names of all arms."""
         return [START, *self.arms, ALL]
 
     def changes(self, arm: str) -> tuple[str, ...]:
@@ -94,13 +94,13 @@ def score(levers: Levers, arm: str, seed: int, output: Path, overrides: Sequence
             for share in levers.keep
         }
     seconds = time.time() - started
-    found = {
+    means = {
         f"{share:g}": validation_means(run, model, BASE, folder / f"keep-{share:g}")
         for share, model in models.items()
     }
     write_json(
         folder.with_suffix(".json"),
-        {"fingerprint": made, "means": found, "seconds": round(seconds)},
+        {"fingerprint": made, "means": means, "seconds": round(seconds)},
     )
 
 

@@ -37,9 +37,9 @@ interval of KEY.
 
     vs_bare              routed encode / the bare backbone under stock pooling
     vs_unmerged          PEFT's adapters, switched on per call / ours
-    token_budget         the host's batches of 32 / batches of 2,048 padded tokens
-    token_budget_small   the host's batches of so few texts that they have no more tokens / ours
-    KEY_peak             peak memory of ours / of the host's
+    token_budget         sentence-transformers' batches of 32 / batches of 2,048 padded tokens
+    token_budget_small   its batches of so few texts that they have no more tokens / ours
+    KEY_peak             peak memory of ours / of sentence-transformers'
     alternating          PEFT's adapters, switched text by text / encode_mixed
     alternating_vs_pure  encode_mixed / one run per task
     threads              eight calls of four tasks at once / one after the other, to the same bits

@@ -36,7 +36,7 @@ PROMPT = PROMPTS[DEFAULT_PROMPT_NAME]
 BATCH = 32
 THREADS = 8
 DRAWS = 2000
-"""Of the bootstrap."""
+"""Resamples of the bootstrap."""
 
 Seconds = dict[str, list[float]]
 
@@ -123,7 +123,7 @@ def same(bound: float) -> Callable[..., None]:
 
 
 def routing(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Ours against the bare backbone and against unmerged adapters, by the host's encode."""
+    """Ours against the bare backbone and unmerged adapters, by sentence-transformers' encode."""
     model = load(folder, args.max_tokens)
     bare, theirs = bare_backbone(folder, args.max_tokens), UnmergedAdapters(folder, args.max_tokens)
 
@@ -151,7 +151,7 @@ def routing(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def budgets(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Batches by tokens against the host's of 32 texts, and of so few that they take no more."""
+    """Batches by tokens against batches of 32 texts, and of so few that they take no more."""
     model = load(folder, args.max_tokens)
     inputs = [real_text(2 * args.texts, args.long, seed) for seed in range(args.rounds + 1)]
     ways = {way: partial(by_way, model, way, args) for way in ("stock", "stock_small", "ours")}
@@ -237,17 +237,17 @@ def threads(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         return [call(texts, number) for number, texts in enumerate(parts)]
 
     def at_once(parts: list[list[str]]) -> list[Array]:
-        found: list[Any] = [None] * THREADS
+        vectors: list[Any] = [None] * THREADS
 
         def work(number: int) -> None:
-            found[number] = call(parts[number], number)
+            vectors[number] = call(parts[number], number)
 
         workers = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
-        return found
+        return vectors
 
     def check(sequential: list[Array], at_once: list[Array]) -> None:
         if not all(map(np.array_equal, sequential, at_once)):
@@ -299,7 +299,7 @@ PARTS = {"routing": routing, "budgets": budgets, "threads": threads, "stream": s
 
 def encode(args: argparse.Namespace) -> dict[str, Any]:
     """The parts at nano's shape, and on another model if one is named."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         models = {}
         if args.nano:
@@ -313,5 +313,5 @@ def encode(args: argparse.Namespace) -> dict[str, Any]:
             for part in args.parts:
                 parts |= PARTS[part](path, args)
                 print(json.dumps({name: parts}), flush=True)
-            found |= parts if name == "nano" else {args.model: parts}
-    return found
+            figures |= parts if name == "nano" else {args.model: parts}
+    return figures

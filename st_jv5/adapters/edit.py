@@ -55,6 +55,7 @@ def tasks(model: SentenceTransformer) -> list[str]:
 def add_task(
     model: SentenceTransformer,
     name: str,
+    *,
     rank: int = 32,
     alpha: int = 32,
     dropout: float | None = None,
@@ -138,15 +139,15 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
     """
     router = router_of(model)
     names = [name] if isinstance(name, str | Mapping) else list(name)
-    for one in names:
-        if isinstance(one, Mapping):
+    for asked in names:
+        if isinstance(asked, Mapping):
             raise ValueError(
-                f"a blend cannot be trained as {dict(one)}; make it an adapter with "
+                f"a blend cannot be trained as {dict(asked)}; make it an adapter with "
                 f"st_jv5.blend_tasks and train that"
             )
     if not names:
         raise ValueError("no task to train")
-    adapters = [] if names == [BASE] else [router.resolve(one) for one in names]
+    adapters = [] if names == [BASE] else [router.resolve(asked) for asked in names]
     if None in adapters:
         raise ValueError(f"{names} cannot be trained together: the base is no adapter")
     with router.registry.changing:  # other threads may add adapters or remove them
@@ -154,7 +155,7 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
             parameter.requires_grad_(False)
         chosen: list[Tensor]
         if adapters:
-            chosen = [t for one in adapters for t in router.adapter_tensors(str(one)).values()]
+            chosen = [t for asked in adapters for t in router.adapter_tensors(str(asked)).values()]
         else:
             chosen = list(router.base_parameters())
             router._base_sha256 = None
@@ -213,7 +214,7 @@ def load_adapter(model: SentenceTransformer, folder: str | Path | Adapter) -> No
                 )
         router.fill_adapter(adapter.task.name, adapter.tensors, source)
     else:
-        router.add_adapter(adapter.task, adapter.config, adapter.tensors, source)
+        router.add_adapter(adapter.task, adapter.config, adapter.tensors, source=source)
 
 
 def remove_task(model: SentenceTransformer, name: str) -> None:
@@ -240,6 +241,7 @@ def remove_task(model: SentenceTransformer, name: str) -> None:
 def average_adapters(
     folders: Sequence[str | Path],
     weights: Sequence[float] | None = None,
+    *,
     method: str = "product",
 ) -> tuple[Adapter, float]:
     """Average adapters of one base, such as two checkpoints of a run.
@@ -274,13 +276,13 @@ def average_adapters(
     shares = [weight / sum(weights) for weight in weights]
     adapters = [Adapter.load(folder) for folder in folders]
     first = adapters[0]
-    for folder, other in zip(folders, adapters, strict=True):
+    for folder, each in zip(folders, adapters, strict=True):
         for what, ours, theirs in (
-            ("task", first.task.name, other.task.name),
-            ("base", first.base_sha256, other.base_sha256),
-            ("rank", first.config.r, other.config.r),
-            ("alpha", first.config.lora_alpha, other.config.lora_alpha),
-            ("layers", sorted(first.tensors), sorted(other.tensors)),
+            ("task", first.task.name, each.task.name),
+            ("base", first.base_sha256, each.base_sha256),
+            ("rank", first.config.r, each.config.r),
+            ("alpha", first.config.lora_alpha, each.config.lora_alpha),
+            ("layers", sorted(first.tensors), sorted(each.tensors)),
         ):
             if ours != theirs:
                 raise ValueError(f"{folder} has another {what} than {folders[0]}")
@@ -330,6 +332,7 @@ def blend_tasks(
     model: SentenceTransformer,
     name: str,
     weights: Mapping[str, float],
+    *,
     prompts: Mapping[str, str] | None = None,
 ) -> None:
     """Add an adapter that is several others at once: the weighted sum of their updates.
@@ -383,13 +386,13 @@ def blend_tasks(
     for path, layer in layers.items():
         base, scalings = layer.get_base_layer().weight, dict(layer.parts(blend))
         a_rows, b_columns = [], []
-        for part, own in configs.items():
+        for part, part_config in configs.items():
             if part in scalings:
                 a_rows.append(layer.lora_A[part].weight.detach().double())
                 b_columns.append(scalings[part] * layer.lora_B[part].weight.detach().double())
             else:
-                a_rows.append(base.new_zeros(own.r, base.shape[1], dtype=torch.float64))
-                b_columns.append(base.new_zeros(base.shape[0], own.r, dtype=torch.float64))
+                a_rows.append(base.new_zeros(part_config.r, base.shape[1], dtype=torch.float64))
+                b_columns.append(base.new_zeros(base.shape[0], part_config.r, dtype=torch.float64))
         tensors[f"base_model.model.{path}.lora_A.weight"] = torch.cat(a_rows)
         tensors[f"base_model.model.{path}.lora_B.weight"] = torch.cat(b_columns, dim=1)
     router.add_adapter(task, config, tensors, source=f"the blend {name!r}")

@@ -56,17 +56,17 @@ def cut_vocabulary(folder: str | Path, texts: Iterable[str]) -> tuple[int, int]:
         used.update(itertools.chain(*tokenizer(block, add_special_tokens=True)["input_ids"]))
     if not used:
         raise ValueError("the corpus is empty: name the texts whose tokens are kept")
-    own = tokenizer.get_vocab()
+    ids = tokenizer.get_vocab()
     used.update(token["id"] for token in words["added_tokens"])
-    used.update(own[name] for name in _always_kept(words["model"], own))
+    used.update(ids[name] for name in _always_kept(words["model"], ids))
     merges: list[Any] = []
     if kind == "BPE":
-        merges = _merges_of(words["model"]["merges"], [n for n, i in own.items() if i in used])
-        used.update(own[part] for pair in merges for part in (*pair, "".join(pair)))
+        merges = _merges_of(words["model"]["merges"], [n for n, i in ids.items() if i in used])
+        used.update(ids[part] for pair in merges for part in (*pair, "".join(pair)))
     new_id = {old: new for new, old in enumerate(sorted(used))}
     _write_tokenizer(folder, words, new_id, merges)
     _write_model(folder, new_id)
-    return len(own), len(new_id)
+    return len(ids), len(new_id)
 
 
 def _always_kept(model: dict[str, Any], own: dict[str, int]) -> Iterator[str]:

@@ -60,7 +60,7 @@ def run_average(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if (out / CONFIG_FILE).exists():
         raise ValueError(f"{out} holds an adapter already; choose another --out")
-    adapter, lost = average_adapters(args.folders, args.weights, args.method)
+    adapter, lost = average_adapters(args.folders, args.weights, method=args.method)
     adapter.save(out)
     how = f"factored to rank {adapter.config.r}, which loses {lost:.1%} of its squared norm"
     if args.method == "factors":

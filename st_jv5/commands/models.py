@@ -68,7 +68,7 @@ def run_export(args: argparse.Namespace) -> None:
 
     model = load_model(args.model, args.revision, dtype="float32")
     task = router_of(model).resolve(args.task) or BASE  # an alias, too, as encode takes it
-    found = export(model, task, args.to, args.folder, args.int8, args.llama_cpp)
+    found = export(model, task, args.folder, kind=args.to, int8=args.int8, llama_cpp=args.llama_cpp)
     for parity in found:
         print(parity)
     if not found:
@@ -87,7 +87,13 @@ def run_publish(args: argparse.Namespace) -> None:
     """Test, send, and tell what was sent where."""
     from st_jv5.publish import hub
 
-    lines = hub.publish(args.folder, args.repository, args.siblings, args.private, args.dry_run)
+    lines = hub.publish(
+        args.folder,
+        args.repository,
+        siblings=args.siblings,
+        private=args.private,
+        dry_run=args.dry_run,
+    )
     print("\n".join(lines))
 
 

@@ -157,8 +157,10 @@ def _compute_again(view: TeacherStore, args: argparse.Namespace) -> None:
         source: Any = EndpointTeacher(args.endpoint, name, key_env=args.key_env)
     else:
         revision = "" if args.model else view.key.revision
-        source = LocalTeacher(name, revision, view.key.pooling)
-    found = verify(view, source, read_texts(args.texts, args.column), args.sample, args.seed)
+        source = LocalTeacher(name, revision, pooling=view.key.pooling)
+    found = verify(
+        view, source, read_texts(args.texts, args.column), sample=args.sample, seed=args.seed
+    )
     if found.missing:
         print(f"{found.missing} of the texts are not in the space")
     least, mean = found.cosines.min(), found.cosines.mean()
@@ -177,7 +179,7 @@ def run_merge(args: argparse.Namespace) -> None:
     from st_jv5.teacher import TeacherStore, merge
 
     stores = [TeacherStore.open(folder) for folder in args.stores]
-    _tell(merge(stores, args.out, args.shards))
+    _tell(merge(stores, args.out, shards=args.shards))
 
 
 def run_prune(args: argparse.Namespace) -> None:

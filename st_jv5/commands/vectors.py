@@ -82,7 +82,9 @@ def run_encode(args: argparse.Namespace) -> None:
     from st_jv5.vectors import Corpus, encode_corpus
 
     source = args.source[0] if len(args.source) == 1 else args.source
-    corpus = Corpus(source, args.column, args.id_column, args.split, args.config)
+    corpus = Corpus(
+        source, args.column, id_column=args.id_column, split=args.split, config=args.config
+    )
     folder = encode_corpus(
         args.model,
         corpus,
@@ -124,7 +126,7 @@ def run_search(args: argparse.Namespace) -> None:
     from st_jv5.vectors import Corpus, VectorFolder, search
 
     folder = VectorFolder(args.folder)
-    found = search(folder, args.query, args.k, args.model)
+    found = search(folder, args.query, k=args.k, model=args.model)
     texts: dict[int, str] = {}
     try:
         corpus = Corpus(**folder.manifest["corpus"])

@@ -22,16 +22,16 @@ SETTINGS = ("dim", "precision", "max_tokens")
 
 def read_runs(folders: Sequence[str]) -> dict[str, dict[str, Row]]:
     """Name -> task -> its main row; names are as short as tells them apart."""
-    found: dict[str, dict[str, Row]] = {}
+    runs: dict[str, dict[str, Row]] = {}
     for folder in folders:
         parts = Path(folder).parts
         name = parts[-1]
         if sum(Path(other).name == name for other in folders) > 1:
             name = "/".join(parts[-2:])
-        if name in found:
+        if name in runs:
             raise ValueError(f"{folder} is named twice, or no name tells it apart")
-        found[name] = main_rows(read_record(folder)["results"])
-    return found
+        runs[name] = main_rows(read_record(folder)["results"])
+    return runs
 
 
 def verdict(one: Row, other: Row, resamples: int) -> str:
@@ -53,20 +53,20 @@ def task_table(
 ) -> Table:
     """A row per task, a column per run; then ``others``, of whom only scores are known."""
     first = next(iter(runs))
-    tasks = list(dict.fromkeys(task for found in runs.values() for task in found))
+    tasks = list(dict.fromkeys(task for best_rows in runs.values() for task in best_rows))
     rows: list[list[Cell]] = []
     for task in tasks:
-        at = next(found[task] for found in runs.values() if task in found)
+        at = next(best_rows[task] for best_rows in runs.values() if task in best_rows)
         cells: list[Cell] = [task, at["metric"]]
-        for name, found in runs.items():
-            if task not in found:
+        for name, best_rows in runs.items():
+            if task not in best_rows:
                 cells.append("-")
                 continue
-            score = f"{100 * found[task]['main_score']:.1f}"
+            score = f"{100 * best_rows[task]['main_score']:.1f}"
             if name != first and task in runs[first]:
-                score += f": {verdict(runs[first][task], found[task], resamples)}"
-            if any(found[task].get(key) != at.get(key) for key in SETTINGS):
-                score += f" at {', '.join(f'{key} {found[task].get(key)}' for key in SETTINGS)}"
+                score += f": {verdict(runs[first][task], best_rows[task], resamples)}"
+            if any(best_rows[task].get(key) != at.get(key) for key in SETTINGS):
+                score += f" at {', '.join(f'{key} {best_rows[task].get(key)}' for key in SETTINGS)}"
             cells.append(score)
         cells += [scores.get(task, "-") for scores in others.values()]
         rows.append(cells)
@@ -111,7 +111,7 @@ def read_mteb(
 ) -> dict[str, dict[str, float]]:
     """Model -> task -> score in percent, from mteb's result files."""
     results = ResultCache(cache)
-    found: dict[str, dict[str, float]] = {}
+    by_run: dict[str, dict[str, float]] = {}
     for name in models:
         loaded = results.load_results(models=[name], tasks=list(tasks), require_model_meta=False)
         scores = {
@@ -124,8 +124,8 @@ def read_mteb(
                 f"no results of {name} on these tasks in {results.cache_path}; "
                 f"ResultCache().download_from_remote() gets those that mteb publishes"
             )
-        found[name] = scores
-    return found
+        by_run[name] = scores
+    return by_run
 
 
 def compare(args: Namespace) -> None:

@@ -131,9 +131,9 @@ def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> li
         if missed[level] >= MOST_MISSED:
             turn += 1
             continue
-        one = draw.choice(pool)
-        other = draw.choice(kin[level][_kin_of(one)[level]])
-        glosses = frozenset((one["gloss"], other["gloss"]))
+        first = draw.choice(pool)
+        second = draw.choice(kin[level][_kin_of(first)[level]])
+        glosses = frozenset((first["gloss"], second["gloss"]))
         if len(glosses) < 2 or glosses in seen:
             if draw.random() >= 0.999:  # enough draws: the next kind's turn
                 turn += 1
@@ -144,9 +144,9 @@ def similarity_pairs(synsets: list[dict[str, Any]], count: int, seed: int) -> li
         missed[level] = 0
         pairs.append(
             {
-                "sentence1": one["gloss"],
-                "sentence2": other["gloss"],
-                "score": path_similarity(one, other),
+                "sentence1": first["gloss"],
+                "sentence2": second["gloss"],
+                "score": path_similarity(first, second),
             }
         )
     return pairs
@@ -183,7 +183,7 @@ NO_SECTIONS = re.compile(
     r"javascript|kernel|libdevel|libs|lisp|localization|metapackages|ocaml|oldlibs|perl|php|"
     r"python|ruby|rust|tasks|tex|zope"
 )
-"""Of Debian's sections those that name a language or a form."""
+"""Debian's sections that name a language or a form, and no topic."""
 FAMILIES = re.compile(
     r"aspell|cl-|education|elpa|fonts-noto|gir1|golang|haskell|hunspell|hyphen|lib|mythes|node|perl|"
     r"php|python|r-|ruby|task|tesseract|texlive|xfonts|xserver"
@@ -220,18 +220,18 @@ SECTIONS = (
     "database|editors|electronics|games|graphics|hamradio|mail|math|"
     "net|science|sound|text|video|web"
 )
-"""Of Debian that are topics."""
+"""Debian's sections that are topics."""
 TOPICS_HELD_OUT = (
     "Biology and health sciences|Geography|Mathematics|Philosophy and religion|"
     "Society and social sciences"
 )
-"""Of Wikipedia's topics every second one by the alphabet: laptop.yaml trains on none of them."""
+"""Every second of Wikipedia's topics by the alphabet; laptop.yaml trains on none of them."""
 CATEGORIES_HELD_OUT = (
     r"noun\.(animal|attribute|cognition|event|food|location|object|phenomenon|possession|quantity|"
     r"shape|substance)|"
     r"verb\.(body|cognition|competition|contact|emotion|perception|social|weather)"
 )
-"""Of WordNet's categories likewise (``noun.Tops`` left out)."""
+"""Every second of WordNet's categories (``noun.Tops`` left out); laptop.yaml trains on none."""
 LABELLED = {
     "topic": Labelled("wikipedia", "extract", "topic"),
     "topic_held_out": Labelled("wikipedia", "extract", "topic", TOPICS_HELD_OUT),

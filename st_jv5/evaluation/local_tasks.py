@@ -75,7 +75,7 @@ LONG_CHARACTERS = 8_000
 OFFSETS = (0, 2_000, 6_000)
 """Where the parts of a joined document begin, in characters, whose pages are scored apart."""
 CANDIDATES = 30
-"""Of BM25, for reranking."""
+"""Candidates that BM25 gives for reranking."""
 OPENING = 400
 """Characters of a page in bitext mining."""
 
@@ -214,7 +214,7 @@ class WikipediaReranking(Local, AbsTaskRetrieval):
 class _Bitext(Local, AbsTaskBitextMining):
     text_kind = "office_help"
     lang: ClassVar[str]
-    """Of the other side."""
+    """Language of the other side."""
 
     def load_data(self, *args: Any, **kwargs: Any) -> None:
         pairs = parallel_openings(self.part, self.lang, OPENING)

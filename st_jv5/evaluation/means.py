@@ -12,7 +12,7 @@ from st_jv5.evaluation.report import curve_rows
 from st_jv5.task_table import BASE
 
 TOLD, NEW, NO_LABELS = "told", "new", ""
-"""Of a task's labels: some were trained on; none was; it asks for none."""
+"""How a task's labels relate to training: some were trained on; none was; it has none."""
 BOTH_SIDES = "near and far"
 
 
@@ -27,15 +27,15 @@ def own_tasks(
         types: Task -> its mteb type.
         labels: Task -> told, new or nothing.
     """
-    own = {side: [t for t in every if adapter_for(types[t]) == adapter]
+    by_side = {side: [t for t in every if adapter_for(types[t]) == adapter]
            for side, every in groups.items()}  # fmt: skip
-    found = {
+    named = {
         (side, kind): [task for task in tasks if labels[task] == kind]
         for kind in (NO_LABELS, NEW, TOLD)
-        for side, tasks in own.items()
+        for side, tasks in by_side.items()
     }
-    found[BOTH_SIDES, NEW] = [t for tasks in own.values() for t in tasks if labels[t] == NEW]
-    return {name: tasks for name, tasks in found.items() if tasks}
+    named[BOTH_SIDES, NEW] = [t for tasks in by_side.values() for t in tasks if labels[t] == NEW]
+    return {name: tasks for name, tasks in named.items() if tasks}
 
 
 def adapters_table(
@@ -88,12 +88,12 @@ def advice(
     labels: Mapping[str, str],
 ) -> str:
     """When to use which adapter, by its tasks: of those with labels, the ones with new labels."""
-    told = []
+    sentences = []
     for adapter in adapters:
-        found = own_tasks(adapter, groups, types, labels)
+        named = own_tasks(adapter, groups, types, labels)
         gaps = {
             side: scores.mean(adapter, tasks) - scores.mean(BASE, tasks)
-            for (side, kind), tasks in found.items()
+            for (side, kind), tasks in named.items()
             if side != BOTH_SIDES and kind != TOLD
         }
         if not gaps:
@@ -104,9 +104,11 @@ def advice(
         if worse:
             do = f"worse than the base on {' and '.join(worse)} text: take `base` there"
         figures = ", ".join(f"{side} {gap.shown('+')}" for side, gap in gaps.items())
-        new = ", with labels it was never told" if (BOTH_SIDES, NEW) in found else ""
-        told.append(f"`{adapter}` ({figures} beside the base{new}): {do}.")
-    return " ".join(["When to use which adapter, by these numbers:", *told]) if told else ""
+        new = ", with labels it was never told" if (BOTH_SIDES, NEW) in named else ""
+        sentences.append(f"`{adapter}` ({figures} beside the base{new}): {do}.")
+    return (
+        " ".join(["When to use which adapter, by these numbers:", *sentences]) if sentences else ""
+    )
 
 
 def kept_table(found: Sequence[Row], resamples: int) -> Table | None:

@@ -93,6 +93,7 @@ class MTEBEncoder(AbsEncoder):
         self,
         model: SentenceTransformer,
         adapter: str | None = None,
+        *,
         dim: int | None = None,
         precision: str = "float32",
         ranges: Array | None = None,
@@ -122,11 +123,12 @@ class MTEBEncoder(AbsEncoder):
     def at(
         self,
         adapter: str | None = None,
+        *,
         dim: int | None = None,
         precision: str = "float32",
         ranges: Array | None = None,
     ) -> MTEBEncoder:
-        """The same model, memory and clock with other settings."""
+        """An encoder with other settings; model, memory and clock are shared with this one."""
         other = MTEBEncoder.__new__(MTEBEncoder)
         other.__dict__.update(self.__dict__)
         other._set(adapter, dim, precision, ranges)

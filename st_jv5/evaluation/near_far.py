@@ -89,14 +89,14 @@ class Estimate:
         return Estimate(100 * self.value / other.value, 100 * self.drawn / other.drawn)
 
     def shown(self, sign: str = "") -> str:
-        """With 95% of its resamples: ``62.1 [61.0, 63.2]``."""
+        """The mean with its 95% interval: ``62.1 [61.0, 63.2]``."""
         low, high = interval(self.drawn)
         told = f"{self.value:{sign}.1f}"
         return told if np.isnan(low) else f"{told} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
     @property
     def verdict(self) -> str:
-        """Of a difference: better, worse, or within noise."""
+        """What a difference says: better, worse, or within noise."""
         low, high = interval(self.drawn)
         if np.isnan(low):
             return "no samples"
@@ -162,13 +162,13 @@ def means_table(
         header += ["above the start"] if start else []
         header += [f"% of the {whole}"] if whole else []
         for row, who in zip(rows, labels, strict=True):
-            own = scores.mean(who, tasks)
-            row.append(own.shown())
+            mean = scores.mean(who, tasks)
+            row.append(mean.shown())
             if start:
-                gap = own - scores.mean(start, tasks)
+                gap = mean - scores.mean(start, tasks)
                 row.append("" if who == start else gap.shown("+"))
             if whole:
-                share = own.percent_of(scores.mean(whole, tasks))
+                share = mean.percent_of(scores.mean(whole, tasks))
                 row.append("" if who == whole else share.shown())
     return Table(header, rows)
 
@@ -192,15 +192,15 @@ def groups_table(
         start: Who is the model that training began with, if it was measured.
     """
     header = [*heads, "tasks", *labels.values()]
-    told = [who for who in models if start and who != start]
-    for who in told:
+    trained = [who for who in models if start and who != start]
+    for who in trained:
         header += [f"{labels[who]} above the start", "verdict"]
     rows: list[list[Cell]] = []
     for name, tasks in groups.items():
         if tasks:
             means = {who: scores.mean(who, tasks) for who in labels}
             row: list[Cell] = [*name, len(tasks), *(one.value for one in means.values())]
-            for who in told:
+            for who in trained:
                 gap = means[who] - means[start]
                 row += [gap.shown("+"), gap.verdict]
             rows.append(row)
@@ -250,14 +250,14 @@ def in_words(
         start: Who is the model that training began with.
         start_name: Its name.
     """
-    found = []
+    sentences = []
     for group, tasks in groups.items():
         if not tasks:
-            found.append(Said(f"No {group} task was measured: {UNKNOWN[group]}."))
+            sentences.append(Said(f"No {group} task was measured: {UNKNOWN[group]}."))
             continue
         for who, subject in subjects.items():
-            own = scores.mean(who, tasks)
-            gap = own - scores.mean(start, tasks)
+            mean = scores.mean(who, tasks)
+            gap = mean - scores.mean(start, tasks)
             low, high = interval(gap.drawn)
             size = f"{abs(gap.value):.1f} {{}} {start_name} [{low:+.1f}, {high:+.1f}]"
             began = "the model that training began with"
@@ -273,9 +273,9 @@ def in_words(
                     f"what of that is noise is not known for {subject}",
                 ),
             }[gap.verdict]
-            text = f"{group.capitalize()}: {own.shown()}, {gap_told}: on {TEXT[group]} {verdict}."
-            found.append(Said(text, gap.verdict == "worse"))
-    return found
+            text = f"{group.capitalize()}: {mean.shown()}, {gap_told}: on {TEXT[group]} {verdict}."
+            sentences.append(Said(text, gap.verdict == "worse"))
+    return sentences
 
 
 # ----------------------------------------------------------------------------- for records of eval
@@ -331,5 +331,5 @@ def near_far_parts(
 
 
 def as_text(parts: Sequence[Part]) -> str:
-    """For a terminal or Markdown."""
+    """The sentences as lines for a terminal or Markdown."""
     return "\n\n".join(part.markdown() if isinstance(part, Table) else str(part) for part in parts)

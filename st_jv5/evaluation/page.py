@@ -79,7 +79,7 @@ class Plot:
     """A figure, kept as SVG; text stays text."""
 
     name: str
-    """Of its file beside the Markdown."""
+    """Name of its file beside the Markdown."""
     about: str
     """What it shows, for those who do not see it."""
     svg: str

@@ -126,7 +126,7 @@ def main_rows(rows: Iterable[Row], adapter: str | None = None) -> dict[str, Row]
         adapter: Of this adapter; None: of the one that the task is routed to, else the base's,
             else any.
     """
-    found: dict[str, Row] = {}
+    best_rows: dict[str, Row] = {}
 
     def rank(row: Row) -> tuple[Any, ...]:
         precise = row["precision"] == "float32"
@@ -136,7 +136,7 @@ def main_rows(rows: Iterable[Row], adapter: str | None = None) -> dict[str, Row]
     for row in rows:
         if adapter is not None and row["adapter"] != adapter:
             continue
-        best = found.get(row["task"])
+        best = best_rows.get(row["task"])
         if best is None or rank(row) > rank(best):
-            found[row["task"]] = row
-    return found
+            best_rows[row["task"]] = row
+    return best_rows

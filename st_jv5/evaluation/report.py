@@ -167,23 +167,23 @@ def near_far(
 
 def run_page(record: dict[str, Any], beside_scores: Sequence[Part] = ()) -> Page:
     """The page of one model's record; ``beside_scores`` follow the table of its scores."""
-    found: list[Row] = record["results"]
+    rows: list[Row] = record["results"]
     page = Page(f"{record['model']}")
     page.add(
         "Scores",
         "Main metric in percent, each task with its own adapter.",
-        score_table(found),
+        score_table(rows),
         *beside_scores,
     )
-    matrix = matrix_table(found)
+    matrix = matrix_table(rows)
     if matrix is not None:
         text = "Main metric in percent. Bold: the adapter that the task is routed to."
         page.add("What the wrong adapter costs", text, matrix)
-    curves = curve_table(found)
+    curves = curve_table(rows)
     if curves is not None:
         text = "Each cut is normalised anew; one encode pass gives them all."
-        page.add("Fewer dimensions, fewer bytes", text, *curve_plots(found), curves)
-    page.add("Long documents", *long_parts(found))
+        page.add("Fewer dimensions, fewer bytes", text, *curve_plots(rows), curves)
+    page.add("Long documents", *long_parts(rows))
     page.add("Settings", *settings_parts(record))
     if record.get("commands"):
         page.add("Reproduce", Code("\n".join(record["commands"])))

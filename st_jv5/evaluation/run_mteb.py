@@ -106,14 +106,14 @@ def print_plan(model: SentenceTransformer, tasks: Sequence[AbsTask], settings: S
             )
 
 
-def print_scores(found: Sequence[Row]) -> None:
+def print_scores(rows: Sequence[Row]) -> None:
     """A line per score, and where the time went."""
-    tokens = len({row["max_tokens"] for row in found}) > 1
-    for row in found:
+    tokens = len({row["max_tokens"] for row in rows}) > 1
+    for row in rows:
         cut = f" {row['max_tokens']:>6} tokens" if tokens else ""
         print(
             f"{row['task']:<24} {row['adapter'] or '-':<14} {row['dim']:>5} "
             f"{row['precision']:<15}{cut} {row['metric']:<16} {100 * row['main_score']:6.2f}"
         )
-    encode, score = (sum(row["seconds"][part] for row in found) for part in ("encode", "score"))
+    encode, score = (sum(row["seconds"][part] for row in rows) for part in ("encode", "score"))
     print(f"seconds: {encode:.1f} encoding, {score:.1f} scoring")

@@ -31,7 +31,7 @@ class Samples:
     gold: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For ``results.json``."""
+        """The samples as ``results.json`` keeps them."""
         return asdict(self)
 
     def scores(self, draws: Array) -> Array:
@@ -62,17 +62,17 @@ def samples_of(task: AbsTask, result: TaskResult, predictions: Path) -> Samples 
     ((split, (scores,)),) = result.scores.items()
     try:
         if task.metadata.type == "Clustering":
-            found: Samples | None = Samples("mean", list(chain(*scores["v_measures"].values())))
+            samples: Samples | None = Samples("mean", list(chain(*scores["v_measures"].values())))
         else:
             said = json.loads(predictions.read_text(encoding="utf-8"))[scores["hf_subset"]][split]
             data = task.dataset.get(scores["hf_subset"], task.dataset)[split]
-            found = _of_type(task.metadata.type, data, said)
-        if found is None:
+            samples = _of_type(task.metadata.type, data, said)
+        if samples is None:
             return None
-        again = found.scores(np.arange(len(found.values))[None])[0]
+        again = samples.scores(np.arange(len(samples.values))[None])[0]
     except (AttributeError, LookupError, TypeError, ValueError, OSError):  # another layout
         return None
-    return found if abs(again - result.get_score()) < 1e-4 else None
+    return samples if abs(again - result.get_score()) < 1e-4 else None
 
 
 def _of_type(kind: str, data: Any, said: Any) -> Samples | None:

@@ -58,18 +58,18 @@ class Settings:
 
     def points(self, model: SentenceTransformer, kind: str) -> list[Point]:
         """The adapters, dims and precisions of one task type."""
-        own: str | None = None
+        routed: str | None = None
         adapters: list[str | None] = [None]
         if isinstance(model[0], AdapterRouter):
             known = [*model[0].tasks, BASE]
-            own = {"auto": adapter_for(kind), "all": adapter_for(kind), "none": BASE}.get(
+            routed = {"auto": adapter_for(kind), "all": adapter_for(kind), "none": BASE}.get(
                 self.adapters, self.adapters
             )
-            if own not in known:
+            if routed not in known:
                 if len(known) > 1:
-                    logger.warning("no adapter %s among %s: %s as base", own, known, kind)
-                own = BASE
-            adapters = [*known] if self.adapters == "all" else [own]
+                    logger.warning("no adapter %s among %s: %s as base", routed, known, kind)
+                routed = BASE
+            adapters = [*known] if self.adapters == "all" else [routed]
         dims: list[int | None] = [*sorted(self.dims, reverse=True)] or [None]
         precisions = [
             precision
@@ -79,8 +79,8 @@ class Settings:
         return [
             Point(adapter, dim, precision)
             for adapter in adapters
-            for dim in (dims if adapter == own else dims[:1])
-            for precision in (precisions if adapter == own else ["float32"])
+            for dim in (dims if adapter == routed else dims[:1])
+            for precision in (precisions if adapter == routed else ["float32"])
         ]
 
 
@@ -275,9 +275,9 @@ class _Scorer:
 
     def encoder_at(self, point: Point, kind: str) -> MTEBEncoder:
         """The encoder of a point; int8's ranges come from texts that are not under test."""
-        plain: MTEBEncoder = self.encoder.at(point.adapter, point.dim)
+        plain: MTEBEncoder = self.encoder.at(point.adapter, dim=point.dim)
         if point.precision != "int8":
-            return plain.at(*point)
+            return plain.at(**point._asdict())
         sides = "queries and documents" if kind in RETRIEVAL_TYPES else "documents"
         key = f"{plain.mteb_model_meta.revision},{sides}"
         known = self.record.tree["ranges"]
@@ -286,7 +286,7 @@ class _Scorer:
             low, high = plain.ranges_of(texts, kind)
             known[key] = {"texts": len(texts), "low": low.tolist(), "high": high.tolist()}
         ranges = np.array([known[key]["low"], known[key]["high"]], dtype=np.float32)
-        return plain.at(*point, ranges=ranges)
+        return plain.at(**point._asdict(), ranges=ranges)
 
     def one(self, encoder: Any, task: AbsTask) -> dict[str, Any]:
         """One score through mteb, with its samples."""

@@ -121,7 +121,7 @@ class LocalClassification(Local, AbsTaskClassification):
 
     labels_of: ClassVar[str]
     most_per_label: ClassVar[int | None] = None
-    """Of the texts under test."""
+    """Most texts of a label under test; None: all."""
     samples_per_label = 8
     n_experiments = 5
 

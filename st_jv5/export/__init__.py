@@ -28,8 +28,9 @@ __all__ = ["BOUNDS", "KINDS", "Parity", "export", "parity_texts", "write_merged"
 def export(
     model: SentenceTransformer,
     task: str,
-    kind: str,
     folder: str | Path,
+    *,
+    kind: str,
     int8: bool = False,
     llama_cpp: str | Path | None = None,
     texts: Sequence[str] | None = None,
@@ -49,8 +50,8 @@ def export(
     Args:
         model: A model of ours.
         task: An adapter, or ``"base"``.
-        kind: One of :data:`KINDS`.
         folder: Must be absent or empty.
+        kind: One of :data:`KINDS`.
         int8: For onnx and openvino, also a graph with int8 weights, whose loss is measured and
             bound by nothing.
         llama_cpp: For gguf, a checkout of llama.cpp; None takes the environment's ``LLAMA_CPP``.
@@ -64,7 +65,7 @@ def export(
             folder is then not written.
 
     Example:
-        >>> (parity,) = export(model, "retrieval", "merged", export_folder, texts=["a cat"])
+        >>> (parity,) = export(model, "retrieval", export_folder, kind="merged", texts=["a cat"])
         >>> parity.least >= 0.99999
         True
     """
@@ -83,7 +84,7 @@ def export(
     else:
         graph.check_installed(kind, int8)
     with whole_folder(folder) as partial:
-        merged = write_merged(model, task, partial, kind)
+        merged = write_merged(model, task, partial, kind=kind)
         if kind == "merged":
             named, vectors = source_vectors(model, task, texts)
             return [compare(kind, partial, vectors, merged_vectors(partial, named))]
@@ -93,7 +94,7 @@ def export(
 
 
 def merged_vectors(folder: Path, named: Sequence[tuple[str, str]]) -> list[Array]:
-    """By the stock modules in float32, prompts by name from the folder's own config."""
+    """Vectors by the stock modules in float32; prompts by name from the folder's own config."""
     stock = SentenceTransformer(str(folder), device="cpu").float()
     rows: dict[int, Array] = {}
     for name in dict.fromkeys(name for name, _ in named):

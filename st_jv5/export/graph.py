@@ -197,13 +197,13 @@ def write_openvino(graph: nn.Module, path: Path) -> Path:
 
     shape = openvino.PartialShape([-1, -1])
     with torch.no_grad(), _quiet():
-        found = openvino.convert_model(
+        converted = openvino.convert_model(
             graph,
             example_input=dict(zip(INPUTS, _example(), strict=True)),
             input=[(name, shape, openvino.Type.i64) for name in INPUTS],
         )
-    found.outputs[0].get_tensor().set_names({OUTPUT})
-    openvino.save_model(found, str(path), compress_to_fp16=False)
+    converted.outputs[0].get_tensor().set_names({OUTPUT})
+    openvino.save_model(converted, str(path), compress_to_fp16=False)
     return path
 
 

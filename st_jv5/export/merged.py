@@ -45,13 +45,13 @@ FORMS = {
 
 
 def write_merged(
-    model: SentenceTransformer, task: str, folder: Path, kind: str = "merged"
+    model: SentenceTransformer, task: str, folder: Path, *, kind: str = "merged"
 ) -> PreTrainedModel:
     """Write one task as stock modules, with the card of the kind that they are to become.
 
-    What the host's own ``save_pretrained`` would write, sentence-transformers 3 and transformers 4
-    cannot read: other class names, other keys of pooling, ``dtype`` and theta, a tokenizer class
-    that is new. Here every place carries both dialects.
+    sentence-transformers 3 and transformers 4 cannot read what today's ``save_pretrained`` would
+    write: other class names, other keys of pooling, ``dtype`` and theta, a tokenizer class that is
+    new. Here every place carries both dialects.
 
     Returns:
         The merged backbone, in the dtype of the model.

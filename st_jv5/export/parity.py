@@ -23,7 +23,7 @@ BOUNDS = {"merged": 0.99999, "onnx": 0.9999, "openvino": 0.9999, "gguf": 0.999}
 """Least cosine of an export's vector with its source's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """Cosines of the same texts' vectors, before and after."""
 
@@ -106,7 +106,13 @@ def compare(kind: str, what: str | Path, source: Any, found: Any, bound: bool = 
     cosines = (source * found).sum(axis=1) / lengths
     limit = BOUNDS[kind] if bound else None
     name = kind if kind == "merged" else Path(what).name
-    parity = Parity(name, len(cosines), float(cosines.min()), float(cosines.mean()), limit)
+    parity = Parity(
+        what=name,
+        texts=len(cosines),
+        least=float(cosines.min()),
+        mean=float(cosines.mean()),
+        bound=limit,
+    )
     if limit is not None and not parity.least >= limit:
         worst = int(np.argmin(np.nan_to_num(cosines, nan=-2.0)))
         raise ValueError(

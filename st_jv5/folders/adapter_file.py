@@ -23,7 +23,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """What ``adapters/<task>/`` holds; ``PeftModel.from_pretrained(backbone, folder)`` reads it.
 
@@ -49,7 +49,7 @@ class Adapter:
             key: sorted(value) if isinstance(value, set) else value
             for key, value in self.config.to_dict().items()
         }
-        told = {
+        header = {
             "task": self.task.name,
             "prompts": dict(self.task.prompts),
             "aliases": list(self.task.aliases),
@@ -59,7 +59,7 @@ class Adapter:
             Path(folder) / CONFIG_FILE,
             {**config, "inference_mode": True, "base_model_name_or_path": None},
         )
-        write_tensors(Path(folder) / WEIGHTS_FILE, self.tensors, {"st_jv5": json.dumps(told)})
+        write_tensors(Path(folder) / WEIGHTS_FILE, self.tensors, {"st_jv5": json.dumps(header)})
 
     def scaled(self, strength: float) -> Adapter:
         """The same adapter with its update times ``strength`` (>= 0; 0 is the base, exactly).

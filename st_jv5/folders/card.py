@@ -14,7 +14,7 @@ BLOCKS = ("data", "phases", "scores", "curves", "licenses", "limits", "prompts")
 """Facts of several lines, or with marks of their own; all others are words."""
 
 MOST_CHARACTERS = 500
-"""Of a word, such as a model's name."""
+"""Most characters of a word, such as a model's name."""
 
 
 def model_card(facts: Mapping[str, str], metadata: ModelCardData) -> str:

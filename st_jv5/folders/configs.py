@@ -16,10 +16,10 @@ from st_jv5.folders.licenses import Licenses
 from st_jv5.task_table import BASE, PROMPTS
 
 MOST_CHARACTERS = 20_000
-"""Of a text in a config, such as a prompt."""
+"""Most characters of a text in a config, such as a prompt."""
 
 MOST_NAMES = 1000
-"""Of target modules, tasks, prompts or modules."""
+"""Most target modules, tasks, prompts or modules."""
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -303,7 +303,7 @@ TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """A task's name is a folder, and a key of a PyTorch module."""
 
 FORMAT = 1
-"""Of ``st_jv5.json``."""
+"""Number of the format of ``st_jv5.json``."""
 
 SETTINGS: Mapping[str, tuple[type, ...]] = {
     "tasks": (dict,),

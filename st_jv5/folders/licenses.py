@@ -11,7 +11,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 JINA_LICENSE = "cc-by-nc-4.0"
-"""Of the published jina-embeddings-v5-text weights."""
+"""Licence of the published jina-embeddings-v5-text weights."""
 
 _shown: set[tuple[str, str]] = set()
 
@@ -35,7 +35,7 @@ class Licenses:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any], source: str | Path) -> Licenses:
-        """From ``st_jv5.json``; an error names ``source``."""
+        """Read from ``st_jv5.json``; an error names ``source``."""
         known = [each.name for each in fields(cls)]
         good = isinstance(stored, Mapping) and all(
             kind in known

@@ -75,13 +75,13 @@ TRAINER_FILES = re.compile(
 """What sentence-transformers' trainer leaves in a checkpoint; no model is loaded from it."""
 
 MOST_FILES = 20_000
-"""In a folder; a walk through more would take long."""
+"""Most files of a folder; a walk through more would take long."""
 
 MOST_CONFIG_BYTES = 8 << 20
-"""Of a config. The words of a tokenizer and a card may be larger."""
+"""Most bytes of a config. The words of a tokenizer and a card may be larger."""
 
 MOST_TEXT_BYTES = 64 << 20
-"""Of a vocabulary or a card, which are read whole."""
+"""Most bytes of a vocabulary or a card, which are read whole."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def contents_of(folder: str | Path) -> Contents:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    members, others = [], []
+    members, strangers = [], []
     for path in _files_below(folder):
         name = path.relative_to(folder).as_posix()
         if MEMBERS.fullmatch(name):
@@ -119,8 +119,8 @@ def contents_of(folder: str | Path) -> Contents:
                 f"what is, some kinds by running code; remove it"
             )
         else:
-            others.append(name)
-    return Contents(tuple(sorted(members)), tuple(sorted(others)))
+            strangers.append(name)
+    return Contents(tuple(sorted(members)), tuple(sorted(strangers)))
 
 
 def warn_of_others(folder: str | Path, contents: Contents) -> None:
@@ -175,11 +175,11 @@ def check_folder(folder: str | Path) -> Contents:
         True
     """
     folder = Path(folder)
-    found = contents_of(folder)
-    for name in found.members:
+    contents = contents_of(folder)
+    for name in contents.members:
         check_size(folder / name)
     for name in ("modules.json", "st_jv5.json", "config.json", "tokenizer.json"):
-        if name not in found.members:
+        if name not in contents.members:
             raise FileNotFoundError(f"{folder} has no {name}")
     modules = check_modules(folder / "modules.json", ours=True)
     settings = check_settings(folder / "st_jv5.json")
@@ -190,7 +190,7 @@ def check_folder(folder: str | Path) -> Contents:
     config = check_config(folder / "config.json", len(weights))
     rope.check_both_keys(folder / "config.json")
     for name in ("special_tokens_map.json", "added_tokens.json", "generation_config.json"):
-        if name in found.members:
+        if name in contents.members:
             check_plain(folder / name, read_json(folder / name))
     if (folder / "tokenizer_config.json").exists():
         check_tokenizer_config(folder / "tokenizer_config.json")
@@ -202,7 +202,7 @@ def check_folder(folder: str | Path) -> Contents:
     _check_widths(folder, modules, settings, width)
     for name in settings["tasks"]:
         check_adapter(folder / "adapters" / name, weights)
-    return found
+    return contents
 
 
 def _check_widths(

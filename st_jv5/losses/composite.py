@@ -72,6 +72,7 @@ class CompositeLoss(nn.Module):
         self,
         model: SentenceTransformer,
         terms: Terms,
+        *,
         dims: Sequence[int] | None = None,
         dim_weights: Sequence[float] | None = None,
         dims_per_step: int | None = None,
@@ -118,11 +119,14 @@ class CompositeLoss(nn.Module):
         self.mini_batch_size = mini_batch_size
         self.mini_batch_tokens = mini_batch_tokens
         self.losses = nn.ModuleDict({name: loss for name, (loss, _) in terms.items()})
+        # DDP averages the gradients of what the model's forward uses. A term's own parameters (a
+        # temperature) are used outside of it; the projection, in the model, is its loss's care.
         in_model = {id(parameter) for parameter in model.parameters()}
         for parameter in self.losses.parameters():
             if id(parameter) not in in_model:
                 average_gradients(parameter, model)
         self.weights: dict[str, Weight] = {name: weight for name, (_, weight) in terms.items()}
+        # Widest first: it is trained in every step, whichever others are drawn.
         self.dims = dict(sorted(zip(dims, dim_weights, strict=True), reverse=True))
         self.dims_per_step = dims_per_step
         self.full_width_terms = tuple(full_width_terms)
@@ -166,6 +170,7 @@ class CompositeLoss(nn.Module):
     ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
         """Weights of the terms that count for this batch, and what they need beside embeddings."""
         weights = {name: self.weight_at_step(name) for name in self.active_terms(labels)}
+        # A weight of 0 costs nothing: neither are teacher vectors read, nor is the term computed.
         weights = {name: weight for name, weight in weights.items() if weight}
         prepared: dict[str, dict[str, Any]] = {}
         for name in weights:
@@ -179,6 +184,7 @@ class CompositeLoss(nn.Module):
         weights: dict[str, float],
         prepared: dict[str, dict[str, Any]],
     ) -> dict[str, Tensor]:
+        # Every term is in the answer, trained or not, so that all steps log the same terms.
         totals = dict.fromkeys(self.losses, self._zero(embeddings[0]))
         if self.gather_across_devices:
             embeddings = gather_embeddings(embeddings)
@@ -188,10 +194,13 @@ class CompositeLoss(nn.Module):
             }
 
         def at_dim(dim: int, names: list[str]) -> Tensor:
+            # The first entries of a unit row are shorter than 1, and cosines need unit rows.
             cut = [normalize(rows[:, :dim], dim=-1) for rows in embeddings]
             return torch.stack([self._value(name, cut, prepared[name]) for name in names])
 
         dims = self._dims_of_step(embeddings[0].device)
+        # Where only some dims were drawn, their weights are scaled to sum 1 anew, so that a step's
+        # loss is as large as one at all dims.
         widest, whole = max(dims), sum(dims.values())
         for dim, dim_weight in dims.items():
             shares = {}
@@ -202,7 +211,9 @@ class CompositeLoss(nn.Module):
                     shares[name] = weight
             if not shares:
                 continue
-            if self.mini_batch_size or self.mini_batch_tokens:  # one dim in memory at a time
+            if self.mini_batch_size or self.mini_batch_tokens:
+                # Whoever embeds in chunks is short of memory: keep one dim's matrix of cosines, and
+                # compute the others again in the backward pass. The terms draw no random numbers.
                 values = checkpoint(
                     at_dim, dim, list(shares), use_reentrant=False, preserve_rng_state=False
                 )
@@ -238,6 +249,7 @@ class CompositeLoss(nn.Module):
         if self.dims_per_step is None or self.dims_per_step == len(self.dims):
             return self.dims
         (widest, weight), *others = self.dims.items()
+        # Processes draw differently, but a gathered loss must be cut alike in all of them.
         order = same_in_all_processes(torch.randperm(len(others)).to(device))
         drawn = order[: self.dims_per_step - 1].tolist()
         return {widest: weight, **dict(others[index] for index in sorted(drawn))}

@@ -60,6 +60,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         self,
         model: SentenceTransformer,
         teacher_dim: int,
+        *,
         placement: Placement = "student_up",
         train_projection: bool = True,
         projection: Projection | None = None,
@@ -74,7 +75,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         chosen = projection or own
         if chosen is None:
             chosen = Projection(
-                student_dim, teacher_dim, placement, own_map_dims=own_map_dims or ()
+                student_dim, teacher_dim, placement=placement, own_map_dims=own_map_dims or ()
             ).to(F.wide(model.dtype))
         if own_map_dims is None:
             own_map_dims = chosen.own_map_dims
@@ -122,7 +123,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
             return torch.where(there[rows], F.cosine_distance(*pair), 0.0).sum()
 
         width = self.projection.teacher_dim
-        parts = F.in_row_chunks(part, len(student), width, student.device)
+        parts = F.in_row_chunks(part, len(student), width, device=student.device)
         return F.sum_of(parts) / there.sum().clamp(min=1)
 
     def get_config_dict(self) -> dict[str, Any]:

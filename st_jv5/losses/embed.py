@@ -32,10 +32,10 @@ def embed_columns(
     their own.
 
     With a mini-batch size or token budget the chunks leave no graph behind and are computed again,
-    one by one, in the backward pass: GradCache (Gao et al., 2021). Unlike the host's
-    ``CachedLossMixin`` the loss itself stays one graph, so the outer scale of the loss
-    (accumulation, mixed precision) reaches its own parameters too. The model's gradients then
-    arrive in ``.grad`` only (``backward()``, not ``torch.autograd.grad``).
+    one by one, in the backward pass: GradCache (Gao et al., 2021). Unlike in
+    sentence-transformers' ``CachedLossMixin`` the loss itself stays one graph, so the outer scale
+    of the loss (accumulation, mixed precision) reaches its own parameters too. The model's
+    gradients then arrive in ``.grad`` only (``backward()``, not ``torch.autograd.grad``).
 
     Args:
         model: A SentenceTransformer, perhaps wrapped (DDP, compiled).
@@ -69,8 +69,8 @@ def embed_columns(
     if _may_share_a_forward(columns, layout):
         groups = [(columns, layout)]
     else:
-        own = zip(columns, layout.lengths, layout.left, strict=True)
-        groups = [([column], Layout((lengths,), (left,))) for column, lengths, left in own]
+        apart = zip(columns, layout.lengths, layout.left, strict=True)
+        groups = [([column], Layout((lengths,), (left,))) for column, lengths, left in apart]
     return [
         vectors
         for group in groups
@@ -117,7 +117,7 @@ def base_vectors(model: nn.Module, sentence_features: list[dict[str, Any]]) -> T
     """The backbone's vectors without adapter, without gradients or dropout: ``(B, columns, D)``."""
     columns = [{**features, "task": "base"} for features in sentence_features]
     was_training = model.training
-    model.eval()
+    model.eval()  # the base is what adapters are measured against: no dropout of theirs
     try:
         with torch.no_grad():
             return torch.stack(embed_columns(unwrapped(model), columns), dim=1)
@@ -134,7 +134,8 @@ def _may_share_a_forward(columns: list[dict[str, Any]], layout: Layout) -> bool:
     if any(layout.left):
         return False  # rows are joined with padding on the right
     if len({len(lengths) for lengths in layout.lengths}) > 1:
-        return False
+        return False  # where a column ends among the rows is told by their number
+    # sentence-transformers' own rule: columns of the same features, task and prompt length.
     return merge_feature_batches([_corner(column) for column in columns]) is not None
 
 
@@ -164,6 +165,8 @@ def _embed_sorted(
     chunks, places = plan_chunks(columns, layout, budget, mini_batch_size)
     training = torch.is_grad_enabled()
 
+    # Rows are taken from the columns inside, not before: the backward pass calls this again, and
+    # would otherwise have to keep a padded copy of every chunk until then.
     def embed(chunk: Chunk, model: nn.Module) -> Tensor:
         kernels = without_cudnn_attention() if training else nullcontext()
         with kernels, known_padding(chunk.padding):
@@ -172,6 +175,8 @@ def _embed_sorted(
 
     together: Tensor
     if training and (mini_batch_size or mini_batch_tokens):
+        # Autograd calls a backward pass only for an input that wants gradients; token ids cannot,
+        # and the weights, which do, are reached by that pass itself.
         anchor = torch.empty(0, requires_grad=True)
         together = _GradCache.apply(anchor, embed, model, chunks, device)
     else:
@@ -183,8 +188,14 @@ def _embed_sorted(
 class _GradCache(torch.autograd.Function):
     """Embeds chunk by chunk without a graph; the backward pass makes each chunk's anew.
 
-    Both passes run the same random numbers and autocast. Between them nothing is kept but the
-    vectors; torch's checkpointing would keep every chunk's graph, if not its activations.
+    The first pass gives the vectors alone. The loss is computed on all of them at once, and its
+    backward pass gives each vector's gradient. With those, the second pass runs each chunk again,
+    now with its graph, and frees that before the next: memory holds the activations of one chunk,
+    whatever the size of the batch.
+
+    Both passes run the same random numbers and autocast: with another dropout mask the gradients
+    would belong to other vectors than those that the loss saw. Between them nothing is kept but
+    the vectors; torch's checkpointing would keep every chunk's graph, if not its activations.
     """
 
     @staticmethod
@@ -206,10 +217,11 @@ class _GradCache(torch.autograd.Function):
         ctx.device_random = []
         vectors: Tensor | None = None
         for number, chunk in enumerate(chunks):
+            # The state before each chunk: how many numbers one draws depends on its size.
             ctx.random[number] = torch.get_rng_state()
             ctx.device_random.append(_device_states(device))
             found = embed(chunk, unwrapped(model))
-            if vectors is None:
+            if vectors is None:  # width and dtype are known once a chunk has run
                 count = sum(len(chunk.rows) for chunk in chunks)
                 vectors = torch.empty(count, found.shape[1], dtype=found.dtype, device=device)
             vectors[chunk.rows] = found
@@ -246,12 +258,16 @@ def _device_states(device: torch.device) -> tuple[list[int], list[Tensor]]:
 
 @contextmanager
 def _random_numbers(
-    device: torch.device, own: Tensor, ids: list[int], states: list[Tensor]
+    device: torch.device, cpu_state: Tensor, ids: list[int], states: list[Tensor]
 ) -> Iterator[None]:
-    """Draw from these states inside the block, and go on as before after it."""
+    """Draw from these states inside the block, and go on as before after it.
+
+    The second pass draws again what the first has drawn. Were that not undone, the random numbers
+    of all that follows would depend on whether a batch was cut into chunks.
+    """
     with torch.random.fork_rng(ids, device_type=device.type):
-        torch.set_rng_state(own)
-        if device.type != "mps":
+        torch.set_rng_state(cpu_state)
+        if device.type != "mps":  # fork_rng knows nothing of a Mac's GPU
             set_device_states(ids, states, device_type=device.type)
             yield
             return

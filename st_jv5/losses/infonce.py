@@ -71,6 +71,7 @@ class InfoNCELoss(EmbeddingLoss):
         self,
         model: SentenceTransformer,
         temperature: float = 0.02,
+        *,
         directions: Sequence[Direction] = ("query_to_doc",),
         learn_temperature: bool = False,
         false_negative_margin: float | None = None,
@@ -128,6 +129,7 @@ class InfoNCELoss(EmbeddingLoss):
         self,
         embeddings: list[Tensor],
         labels: Tensor | None = None,
+        *,
         texts: Tensor | None = None,
         classes: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -154,10 +156,12 @@ class InfoNCELoss(EmbeddingLoss):
         total = queries.new_zeros(())
         if "query_to_doc" in self.directions:
             excluded = self._false_negatives(0, range(1, len(embeddings)), labels, texts, classes)
-            total = total + F.info_nce(queries, torch.cat(embeddings[1:]), temperature, excluded)
+            total = total + F.info_nce(
+                queries, torch.cat(embeddings[1:]), temperature, excluded=excluded
+            )
         if "doc_to_query" in self.directions:
             excluded = self._false_negatives(1, range(1), labels, texts, classes)
-            total = total + F.info_nce(positives, queries, temperature, excluded)
+            total = total + F.info_nce(positives, queries, temperature, excluded=excluded)
         return {"infonce": total}
 
     def _false_negatives(
@@ -218,13 +222,13 @@ class InfoNCELoss(EmbeddingLoss):
 def _equal_texts(texts: Tensor, anchor: int, candidates: range) -> F.RowMask:
     """Candidates that are the anchor's own text or its positive's, or answer an equal anchor."""
     anchors, positives = texts[:, anchor], texts[:, candidates[0]]
-    others = texts[:, candidates.start : candidates.stop].T.flatten()
-    asked = nn.functional.pad(anchors, (0, len(others) - len(anchors)))
-    answers = torch.arange(len(others), device=texts.device) < len(anchors)
+    candidate_texts = texts[:, candidates.start : candidates.stop].T.flatten()
+    asked = nn.functional.pad(anchors, (0, len(candidate_texts) - len(anchors)))
+    answers = torch.arange(len(candidate_texts), device=texts.device) < len(anchors)
 
     def equal(begin: int, end: int) -> Tensor:
         own, positive = anchors[begin:end, None], positives[begin:end, None]
-        return (others == positive) | (others == own) | ((asked == own) & answers)
+        return (candidate_texts == positive) | (candidate_texts == own) | ((asked == own) & answers)
 
     return equal
 

@@ -118,7 +118,7 @@ def clustering_loss(
     terms: dict[str, tuple[Any, Weight]] = {"distill": (distill, 1.0)}
     if infonce_weight:
         both: tuple[Direction, ...] = ("query_to_doc", "doc_to_query")
-        infonce = InfoNCELoss(model, temperature, both, mask_equal_classes=True)
+        infonce = InfoNCELoss(model, temperature, directions=both, mask_equal_classes=True)
         terms["infonce"] = (infonce, infonce_weight)
     if rkd_weight:
         terms["rkd"] = (RelationalKDLoss(model, rkd_teacher, store=store), rkd_weight)
@@ -164,13 +164,13 @@ def classification_loss(
     infonce = InfoNCELoss(
         model,
         temperature,
-        ("query_to_doc", "doc_to_query"),
+        directions=("query_to_doc", "doc_to_query"),
         learn_temperature=learn_temperature,
         mask_equal_texts=mask_equal_texts,
         mask_equal_classes=mask_equal_classes,
     )
     terms: dict[str, tuple[Any, Weight]] = {"infonce": (infonce, 1.0)}
     if rkd_weight:
-        rkd = RelationalKDLoss(model, rkd_teacher, include_diagonal, store)
+        rkd = RelationalKDLoss(model, rkd_teacher, include_diagonal=include_diagonal, store=store)
         terms["rkd"] = (rkd, rkd_weight)
     return CompositeLoss(model, terms, **composite)

@@ -48,6 +48,7 @@ class RelationalKDLoss(EmbeddingLoss):
         self,
         model: SentenceTransformer,
         teacher: Teacher = "base",
+        *,
         include_diagonal: bool = True,
         store: VectorRows | None = None,
     ) -> None:

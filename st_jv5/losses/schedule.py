@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any, Literal, get_args
 
 Shape = Literal["linear", "cosine"]
@@ -32,6 +32,7 @@ class Schedule:
     """The weight from step ``begin + steps`` on."""
     steps: int
     """Optimizer steps of the way."""
+    _: KW_ONLY
     begin: int = 0
     """The step at which it begins to move."""
     shape: Shape = "linear"

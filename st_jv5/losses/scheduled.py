@@ -110,6 +110,7 @@ class CoSENTDistillLoss(CompositeLoss):
         self,
         model: SentenceTransformer,
         teacher_dim: int,
+        *,
         temperature: float = 0.02,
         cosent_temperature: float = 0.05,
         infonce_weight: Weight = 1.0,

@@ -1,4 +1,4 @@
-"""The host's Transformer with any number of named LoRA adapters, one chosen per forward."""
+"""A Transformer module with any number of named LoRA adapters, one chosen per forward."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class AdapterRouter(Transformer):
             A tokenizer that already does so is left as it is. False leaves the tokenizer alone.
         matryoshka_dims: Dims that the model is (to be) trained for, ascending.
         default_task: Task of calls that name none, or None.
-        transformer_kwargs: The host's ``Transformer`` arguments.
+        transformer_kwargs: The arguments of sentence-transformers' ``Transformer``.
 
     Attributes:
         registry: The :class:`~st_jv5.modules.registry.Registry` of the adapters.
@@ -207,7 +207,7 @@ class AdapterRouter(Transformer):
             prompt = self.prompt_for(task, prompt)
         inputs = list(inputs)
         blocks: list[dict[str, Any]] = []
-        # Under flash attention the host puts all texts into one row, which cannot be joined.
+        # Under flash attention all texts are put into one row, which cannot be joined.
         together = len(inputs) if self.can_flatten_inputs else TOKENISED_TOGETHER
         for begin in range(0, max(1, len(inputs)), max(1, together)):
             block = inputs[begin : begin + together]
@@ -272,8 +272,8 @@ class AdapterRouter(Transformer):
             blend = self.blend(task)
             owner = Task(BASE, self.prompts_of(blend)) if blend else self.base_task
         elif side:
-            # The host names these two when it only counts tokens, too; forward will refuse them
-            # if there is no adapter that answers to them.
+            # sentence-transformers names these two when it only counts tokens, too; forward will
+            # refuse them if there is no adapter that answers to them.
             owner = next((t for t in self.tasks.values() if task in t.aliases), self.base_task)
         else:
             name = self.resolve(task)
@@ -377,15 +377,15 @@ class AdapterRouter(Transformer):
                 "a blend needs tasks and their weights, {'retrieval': 0.7, 'classification': 0.3}"
             )
         own = {alias: name for name, task in self.tasks.items() for alias in (name, *task.aliases)}
-        found: dict[str, float] = {}
+        weights_of: dict[str, float] = {}
         for name, weight in weights.items():
             adapter = BASE if name == BASE else own.get(name)
             if adapter is None:
                 raise ValueError(unknown_name("task", name, [*self.tasks, BASE], "this model"))
-            if adapter in found:
+            if adapter in weights_of:
                 raise ValueError(f"{dict(weights)} names {adapter} twice; add the weights up")
-            found[adapter] = weight
-        return Blend({name: w for name, w in Blend(found).items() if w and name != BASE})
+            weights_of[adapter] = weight
+        return Blend({name: w for name, w in Blend(weights_of).items() if w and name != BASE})
 
     def prompts_of(self, blend: Blend) -> dict[str, str]:
         """Name -> text: the prompts of a blend's adapters, of two with one name the heavier's."""
@@ -429,6 +429,7 @@ class AdapterRouter(Transformer):
         task: Task,
         config: LoraConfig,
         tensors: Mapping[str, Tensor] | None = None,
+        *,
         source: str | Path = "the adapter",
     ) -> None:
         """Add an adapter for ``task``, fresh or with the given weights (PEFT's names).
@@ -535,18 +536,18 @@ class AdapterRouter(Transformer):
 
         The adapters' own modules are not walked, so it takes as long with 200 adapters as with one.
         """
-        found: list[tuple[str, nn.Linear | RoutedLinear]] = []
+        layers: list[tuple[str, nn.Linear | RoutedLinear]] = []
 
         def walk(path: str, module: nn.Module) -> None:
             for name, child in module.named_children():
                 if isinstance(child, nn.Linear | RoutedLinear):
-                    found.append((f"{path}{name}", child))
+                    layers.append((f"{path}{name}", child))
                 else:
                     walk(f"{path}{name}.", child)
 
         with self.registry.changing:
             walk("", self.model)
-        return found
+        return layers
 
     def linear_shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of the weight, of every linear layer of the backbone."""
@@ -638,13 +639,13 @@ class AdapterRouter(Transformer):
         Raises:
             ValueError: The folder that the model came from names another base than it has.
         """
-        told = self.base_sha256()
-        if self._as_stored and told != (own := self._sha256_of_weights()):
+        recorded = self.base_sha256()
+        if self._as_stored and recorded != (own := self._sha256_of_weights()):
             raise ValueError(
-                f"this model's {SETTINGS_FILE} names the base {told[:12]}, but its weights are "
+                f"this model's {SETTINGS_FILE} names the base {recorded[:12]}, but its weights are "
                 f"{own[:12]}: they were replaced, so no adapter of that base fits them"
             )
-        return told
+        return recorded
 
     def _sha256_of_weights(self) -> str:
         digest = hashlib.sha256()
@@ -695,8 +696,8 @@ class AdapterRouter(Transformer):
                 **({} if self.base_prompts == PROMPTS else {"prompts": self.base_prompts}),
             },
         )
-        # The host reads `requirements` (a reader without st_jv5 is told what to install) and never
-        # writes it; it has written this file just before it saves the modules.
+        # sentence-transformers reads `requirements` (a reader without st_jv5 is told what to
+        # install) and never writes it; it wrote this file just before it saves the modules.
         config_path = folder / "config_sentence_transformers.json"
         if config_path.exists():
             config = read_json(config_path)
@@ -814,7 +815,7 @@ def _local(name: str, settings: Mapping[str, Any]) -> Path:
     """A model's folder: the one of that name, or the files of its repository on the Hub."""
     if Path(name).is_dir():
         return Path(name)
-    found = snapshot_download(
+    folder = snapshot_download(
         name,
         revision=settings.get("revision"),
         allow_patterns=list(READ_FROM_HUB),
@@ -822,7 +823,7 @@ def _local(name: str, settings: Mapping[str, Any]) -> Path:
         cache_dir=settings.get("cache_folder"),
         local_files_only=bool(settings.get("local_files_only")),
     )
-    return Path(found)
+    return Path(folder)
 
 
 def _check_type(task: object) -> None:

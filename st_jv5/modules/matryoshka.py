@@ -24,8 +24,8 @@ class MatryoshkaTruncate(Module):
     processes of a pool, too, and for ``model.encode(texts, truncate_dim=d)``, which
     sentence-transformers cuts after the last module. Given two of them the smaller dim wins.
 
-    ``truncate_dim`` concerns ``encode`` alone (which runs in inference mode), as in the host: a
-    training or evaluation loss sees the full width and chooses its own dims.
+    As in sentence-transformers ``truncate_dim`` concerns ``encode`` alone (which runs in inference
+    mode): a training or evaluation loss sees the full width and chooses its own dims.
 
     A dim that the model was not trained for (``matryoshka_dims`` of ``st_jv5.json``) warns once; a
     dim beyond the width is an error.

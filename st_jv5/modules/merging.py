@@ -47,9 +47,9 @@ class MergedAdapters:
     backbone's own tensors are neither changed nor moved, so nothing drifts and other threads may
     run other adapters. A copy is used only while the tensors that it was made of are the same:
     after training, loading or moving the model it is made anew. A layer with a hook of torch's is
-    left unmerged. (What torch does not count, a write
-    through ``.data``, is seen if it changed a row or a column of a matrix, on a GPU within
-    :data:`LOOK_SECONDS`; after one to single elements, call :meth:`clear`.)
+    left unmerged. torch does not count a write through ``.data``: it is seen if it changed a whole
+    row or column of a matrix, on a GPU within :data:`LOOK_SECONDS`. Who writes single elements so
+    calls :meth:`clear`.
 
     A batch is merged by its own size, not by what ran before it, so that equal batches give equal
     bits in any order and from any thread.
@@ -70,9 +70,13 @@ class MergedAdapters:
         self.least_tokens = least_tokens
         self.most = most
         self.most_blends = most_blends
+        # Copies are kept from batch to batch: folding one costs more than a single batch saves.
         # The most recently used last.
         self._kept: dict[str | Blend, tuple[Weights, _Source]] = {}
+        # How many blocks of `merged` each adapter is in: two threads may be in one at once.
         self._pinned: dict[str | Blend, int] = {}
+        # One thread folds at a time: two would make the same copy twice, and count room that the
+        # other takes. A server that forks its workers must not leave them a lock that is held.
         self._lock = forkable_lock(MERGING)
 
     # A lock cannot be pickled or copied, and copies of weights are quickly made anew.
@@ -101,6 +105,7 @@ class MergedAdapters:
             weights, source = self._kept.get(adapter, (None, None))
             try:
                 if weights is None or source is None or not source.is_same():
+                    # First let go of the stale copy, so that its memory counts as free.
                     self._kept.pop(adapter, None)
                     chosen = [layer for layer in layers() if _can_fold(layer, adapter)]
                     if not chosen or not (self._make_room(adapter, chosen) or pinned):
@@ -109,12 +114,15 @@ class MergedAdapters:
                     weights = {layer: fold(layer, adapter) for layer in chosen}
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError) and not pinned:
-                    return None
+                    return None  # unmerged the batch may still fit, more slowly
                 if "version counter" not in str(error):
                     raise
                 return None  # weights made in inference mode are written to without a trace
+            # Taken out and put in again: a dict keeps the order in which its keys came.
             self._kept.pop(adapter, None)
             self._kept[adapter] = weights, source
+        # A forward goes on with these tensors without the lock, also when another thread clears or
+        # replaces them meanwhile: they live as long as somebody holds them, and nobody writes them.
         return weights
 
     @contextmanager
@@ -130,7 +138,7 @@ class MergedAdapters:
                 self._pinned[adapter] -= 1
                 if not self._pinned[adapter]:
                     del self._pinned[adapter]
-                    if not was_kept:
+                    if not was_kept:  # the block has made it, so its memory goes with the block
                         self._kept.pop(adapter, None)
 
     def _make_room(self, adapter: str | Blend, layers: Sequence[RoutedLinear]) -> bool:
@@ -189,8 +197,11 @@ class _Source:
     def __init__(self, adapter: str | Blend, layers: Iterable[Any]) -> None:
         self.adapter = adapter
         self.layers = list(layers)
+        # torch counts a tensor's writes, which costs nothing to ask, but not those through `.data`,
+        # as some loaders write. So values are looked at, too.
         self.written = self._written()
         self.values = self._values()
+        # To compare values on a GPU means to wait for it: not at every batch.
         self.waits = self.values.device.type != "cpu"
         self.looked = time.monotonic()
 

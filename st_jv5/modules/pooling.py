@@ -47,9 +47,9 @@ def is_last_token(path: str | Path) -> bool:
 class TokenPooling(Pooling):
     """The mean of a text's states, its first or its last one, wherever the padding stands.
 
-    The host's ``Pooling`` at one of :data:`MODES`, a prompt's tokens among the others. Its config
-    also carries the keys of sentence-transformers before 5.4, because vLLM and TEI read only those
-    and would otherwise mean-pool without a word.
+    sentence-transformers' ``Pooling`` at one of :data:`MODES`; the tokens of a prompt count, too.
+    Its config also carries the keys of sentence-transformers before 5.4, because vLLM and TEI read
+    only those and would otherwise mean-pool without a word.
 
     Args:
         embedding_dimension: Width of the token embeddings.

@@ -68,5 +68,5 @@ class Registry:
                 self._left.notify_all()
 
     def forget_threads(self) -> None:
-        """In a child after a fork: of the forwards of its parent's threads none will end."""
+        """Called in a child after a fork: no forward of its parent's threads will end there."""
         self._running.clear()

@@ -29,6 +29,7 @@ Files = dict[str, Path | bytes]
 def publish(
     folder: str | Path,
     repo_id: str,
+    *,
     siblings: bool = False,
     private: bool = False,
     dry_run: bool = False,
@@ -75,7 +76,7 @@ def publish(
             # Merged in float32: a half precision would round the sum once more than the source.
             model = SentenceTransformer(str(folder), model_kwargs={"dtype": "float32"})
             for task in tqdm(tasks(model), desc="siblings", unit="task"):
-                (parity,) = export(model, task, "merged", Path(merged) / task)
+                (parity,) = export(model, task, Path(merged) / task, kind="merged")
                 check_private(Path(merged) / task)
                 name = f"{repo_id}-{task}"
                 lines.append(f"{name}: {parity}")
@@ -105,7 +106,7 @@ def _files(folder: Path, repo_id: str) -> Files:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """What a commit would do to a repository."""
 
@@ -118,7 +119,7 @@ class Change:
     """Files on the Hub that are no part of a model."""
 
     def told(self) -> list[str]:
-        """In words, a line per file."""
+        """The change in words, a line per file."""
         sent = {**self.added, **self.changed}
         lines = [f"{self.repo_id}: {len(sent)} files, {_size(sent.values()):,} bytes"]
         for word, files in (("add", self.added), ("change", self.changed)):
@@ -133,7 +134,7 @@ def _tell(api: HfApi, repo_id: str, files: Files) -> list[str]:
     try:
         return _compare(api, repo_id, files).told()
     except Exception as error:  # the client's kinds are many, and change
-        told = Change(repo_id, added=files, changed={}, deleted=[], kept=[]).told()
+        told = Change(repo_id=repo_id, added=files, changed={}, deleted=[], kept=[]).told()
         return [*told, f"  not compared with the Hub: {error}"]
 
 
@@ -146,7 +147,7 @@ def _compare(api: HfApi, repo_id: str, files: Files) -> Change:
     there = {each.path: each for each in tree if isinstance(each, RepoFile)}
     alone = sorted(there.keys() - files.keys() - {".gitattributes"})
     return Change(
-        repo_id,
+        repo_id=repo_id,
         added={name: file for name, file in files.items() if name not in there},
         changed={
             name: file
@@ -183,7 +184,7 @@ def _send(api: HfApi, change: Change) -> str:
 
 
 def _is_same(there: RepoFile, here: Path | bytes) -> bool:
-    """By the hash that the Hub lists: SHA-256 of a large file, git's own of a small one."""
+    """Whether the hash on the Hub is ours: SHA-256 of a large file, git's own of a small one."""
     if there.lfs is None:
         content = here.read_bytes() if isinstance(here, Path) else here
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)

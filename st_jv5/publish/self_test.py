@@ -51,7 +51,7 @@ TEXTS = 12
 TOLERANCE = {torch.float32: (1e-6, 1e-4), torch.float64: (1e-6, 1e-4)}
 """dtype -> what 1 - cosine of the same text, and a length beside 1, may come to."""
 HALF = (1e-3, 1e-2)
-"""The same for the half precisions."""
+"""The two tolerances of ``TOLERANCE`` for the half precisions."""
 
 
 def self_test(folder: str | Path) -> list[str]:
@@ -115,13 +115,13 @@ def check_private(folder: Path) -> None:
 
 
 def _check_base(folder: Path, router: AdapterRouter) -> str:
-    told = read_json(folder / SETTINGS_FILE)["base_sha256"]
+    recorded = read_json(folder / SETTINGS_FILE)["base_sha256"]
     router._base_sha256 = None  # of the weights themselves
-    if router.base_sha256() == told:
+    if router.base_sha256() == recorded:
         return f"weights: the base that {SETTINGS_FILE} names"
     if router.model.dtype not in TOLERANCE:
         return f"weights: {router.model.dtype}; a rounded base cannot be held against its hash"
-    raise ValueError(f"{folder}/{SETTINGS_FILE} names the base {told[:12]}, the weights differ")
+    raise ValueError(f"{folder}/{SETTINGS_FILE} names the base {recorded[:12]}, the weights differ")
 
 
 def _check_licenses(folder: Path, router: AdapterRouter) -> str:

@@ -132,7 +132,7 @@ class Run:
                 self._sources[number] = LocalTeacher(
                     spec.model,
                     spec.revision,
-                    spec.pooling,
+                    pooling=spec.pooling,
                     dtype=None if auto else spec.dtype,
                     autocast=auto and self.bfloat16,
                     device=spec.device or (f"cuda:{LOCAL_RANK}" if self.device == "cuda" else None),

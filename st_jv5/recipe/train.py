@@ -141,9 +141,9 @@ def arguments(
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         multi_dataset_batch_sampler=weighted(
             phase.mix,
-            phase.temperature,
-            batch_rows(phase, sets),
-            {name: phase.max_epochs / draws_of(run, phase, name) for name in phase.mix},
+            temperature=phase.temperature,
+            batch_sizes=batch_rows(phase, sets),
+            max_epochs={name: phase.max_epochs / draws_of(run, phase, name) for name in phase.mix},
         ),
         dataloader_drop_last=True,
         dataloader_num_workers=run.recipe.loader_workers,

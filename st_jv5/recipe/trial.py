@@ -63,6 +63,7 @@ class RandomVectors:
     def gather(
         self,
         rows: Array | Tensor | Sequence[int],
+        *,
         missing_ok: bool = False,
         device: torch.device | str | None = None,
         pin_memory: bool = False,
@@ -99,7 +100,9 @@ def try_phases(run: Run, names: Sequence[str]) -> None:
         task = name.removeprefix("adapters.") if isinstance(phase, AdapterPhase) else BASE
         with _named(name), TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             if isinstance(phase, AdapterPhase):
-                st_jv5.add_task(student, task, phase.rank, phase.alpha, dropout=phase.dropout)
+                st_jv5.add_task(
+                    student, task, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout
+                )
             _try_phase(run, student, task, name, phase, Path(folder))
     del student
     give_back_memory()

@@ -30,6 +30,7 @@ DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dr
 
 def new_student(
     base: str | Path | SentenceTransformer,
+    *,
     layers: Sequence[int] | int | None = None,
     append_eos: bool | None = None,
     matryoshka_dims: Sequence[int] | None = None,
@@ -97,7 +98,13 @@ def new_student(
             if vocabulary is not None:
                 cut_vocabulary(folder, vocabulary)
             student = new_student(
-                folder, layers, append_eos, matryoshka_dims, dtype, pooling=pooling, prompts=prompts
+                folder,
+                layers=layers,
+                append_eos=append_eos,
+                matryoshka_dims=matryoshka_dims,
+                dtype=dtype,
+                pooling=pooling,
+                prompts=prompts,
             )
         student.max_seq_length = min(student.max_seq_length, base.max_seq_length)
         if isinstance(base[0], AdapterRouter):

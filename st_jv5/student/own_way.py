@@ -20,7 +20,7 @@ POOLINGS = ("Pooling", "TokenPooling", "LastTokenPooling")
 WITHOUT_WEIGHTS = ("Normalize", "MatryoshkaTruncate", "Dropout")
 """Modules after the pooling that a student can do without: none changes what a vector says."""
 DOCUMENT_NAMES = ("document", "passage", "corpus")
-"""Under which the host looks for the prompt of documents."""
+"""Names under which sentence-transformers looks for the prompt of documents."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class OwnWay:
     """What a base says of itself; a folder of plain transformers says nothing."""
 
     name: str
-    """Of the base, for messages."""
+    """Name of the base, for messages."""
     modules: tuple[str, ...] = ()
     """Class names behind the backbone; none where the base says nothing."""
     pooling: Mapping[str, Any] | None = None
@@ -47,15 +47,15 @@ class OwnWay:
         if listed is None:
             return cls(str(base))
         check_modules(listed)
-        found: list[str] = []
+        classes: list[str] = []
         pooling = None
         for entry in read_json_list(listed)[1:]:
-            found.append(entry["type"].rpartition(".")[-1])
-            if found[-1] in POOLINGS and pooling is None:
+            classes.append(entry["type"].rpartition(".")[-1])
+            if classes[-1] in POOLINGS and pooling is None:
                 pooling = read_json(_needed(base, f"{entry['path']}/config.json"))
         told = _find(base, "config_sentence_transformers.json")
         prompts = check_prompts(told, read_json(told)) if told else {}
-        return cls(str(base), tuple(found), pooling, prompts)
+        return cls(str(base), tuple(classes), pooling, prompts)
 
     def pooling_mode(self) -> str:
         """One of :data:`MODES`; the last token where the base says nothing.
@@ -86,7 +86,7 @@ class OwnWay:
         return modes[0]
 
     def prompts(self) -> dict[str, str]:
-        """Its own by name, empty where it has none; the paper's where the base says nothing."""
+        """The base's prompts by name, none where it has none; the paper's where it says nothing."""
         if self.own_prompts is None:
             return dict(PROMPTS)
         own = {name: text for name, text in self.own_prompts.items() if text}

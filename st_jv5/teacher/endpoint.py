@@ -19,7 +19,7 @@ from st_jv5.teacher.sources import stacked
 from st_jv5.teacher.store import Space
 
 MAX_TEXT_BYTES = 1 << 20
-"""Of an answer, for each text: several times 8,192 numbers in words."""
+"""Most bytes of an answer for each text: several times 8,192 numbers in words."""
 STREAM = "SyncByteStream"
 """What the openai client's HTTP library, of whichever name, calls what it reads an answer from."""
 
@@ -57,6 +57,7 @@ class EndpointTeacher:
         self,
         url: str,
         model: str,
+        *,
         key_env: str = "OPENAI_API_KEY",
         batch_size: int = 32,
         concurrency: int = 8,
@@ -122,15 +123,15 @@ class EndpointTeacher:
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             asked = [[space.prompt + texts[i] for i in batch] for batch in batches]
-            found = list(pool.map(self._request, asked))
+            answers = list(pool.map(self._request, asked))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             self._client.close()  # nothing waits for an answer that is no longer wanted
             self._client = None
             raise
         pool.shutdown()
-        vectors = np.empty((len(texts), found[0].shape[1]), dtype=np.float32)
-        for batch, part in zip(batches, found, strict=True):
+        vectors = np.empty((len(texts), answers[0].shape[1]), dtype=np.float32)
+        for batch, part in zip(batches, answers, strict=True):
             if part.shape[1] != vectors.shape[1]:
                 raise ValueError(
                     f"{self.url} gave vectors of {vectors.shape[1]} and of {part.shape[1]} dims; "

@@ -30,6 +30,7 @@ def fill(
     store: TeacherStore,
     teacher: Any,
     texts: Sequence[str],
+    *,
     batch_tokens: int | None = None,
     chunk_texts: int = CHUNK_TEXTS,
     engine: Engine = "local",
@@ -186,10 +187,10 @@ def fills(store: TeacherStore) -> list[dict[str, Any]]:
     path = store.path / "fills.jsonl"
     if not path.exists():
         return []
-    found = []
+    records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):  # a line that a killed process left half-written
             told = json.loads(line)
             if isinstance(told, dict):
-                found.append(told)
-    return found
+                records.append(told)
+    return records

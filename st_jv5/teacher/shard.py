@@ -56,18 +56,18 @@ class Shard:
         path = self.paths["json"]
         if not path.exists() and not path.parent.is_dir():
             raise ValueError(f"{path.parent} is gone: moved or removed since it was opened")
-        told = read_json(path) if path.exists() else {"rows": 0}
-        rows = told.get("rows")
+        record = read_json(path) if path.exists() else {"rows": 0}
+        rows = record.get("rows")
         if type(rows) is not int or rows < 0:
             raise ValueError(f"{path}: rows must be a number >= 0, not {rows!r}")
         if rows != self.rows:
             self._check_sizes(rows)
-            sums = told.get("sums")
+            sums = record.get("sums")
             if sums is not None and (
                 not isinstance(sums, dict) or set(sums) != set(self.row_bytes)
             ):
                 raise ValueError(f"{path}: sums must be of {' and '.join(self.row_bytes)}")
-            self._check_count(rows, told.get("shards"))
+            self._check_count(rows, record.get("shards"))
             self.sums, self.rows = sums, rows
         return self
 
@@ -93,17 +93,17 @@ class Shard:
 
     def faults(self) -> list[str]:
         """What is not as it was written, a line each. Reads all, as fast as the disk."""
-        found = []
+        faults = []
         for kind, rows in (("vectors", self.vectors), ("hashes", self.hashes)):
             if self.sums is not None and self.sums[kind] != _sum(rows, 0):
-                found.append(
+                faults.append(
                     f"{self.paths[kind]} is damaged: its checksum is another; restore it, or "
                     f"remove {self.number:03d}.* there and fill the store again"
                 )
         strays = int((shard_of(self.hashes, self.shards) != self.number).sum())
-        if strays and not found:
-            found.append(f"{self.paths['hashes']} has {strays} hashes of other shards' texts")
-        return found
+        if strays and not faults:
+            faults.append(f"{self.paths['hashes']} has {strays} hashes of other shards' texts")
+        return faults
 
     def _kept(self, kind: str, make: Callable[[int], Any]) -> Any:
         """What was made of the rows, made anew when there are others; threads may make it twice."""

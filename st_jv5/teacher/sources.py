@@ -69,10 +69,10 @@ class LocalTeacher:
         model: A Hub id, a folder, ``package:NAME/FOLDER``, or a loaded model.
         revision: Of a Hub model.
         pooling: Pool so instead of the model's own way: ``lasttoken``, ``mean``, ``cls``. A plain
-            transformers checkpoint has no way of its own, and the host then takes the mean.
+            transformers checkpoint has no way of its own: sentence-transformers takes the mean.
         dtype: Of the weights: float32, float16, bfloat16; None as the model is stored.
         autocast: Run the forwards in bfloat16 whatever the weights; False leaves it to the caller.
-        device: Such as ``cuda:1``; None is the host's choice.
+        device: Such as ``cuda:1``; None: sentence-transformers chooses.
 
     Example:
         >>> LocalTeacher(teacher_folder, dtype="bfloat16").dim()
@@ -83,6 +83,7 @@ class LocalTeacher:
         self,
         model: str | SentenceTransformer,
         revision: str = "",
+        *,
         pooling: str = "",
         dtype: str | None = None,
         autocast: bool = False,
@@ -129,7 +130,7 @@ class LocalTeacher:
         return int(self.model.get_embedding_dimension())
 
     def embed(self, texts: Sequence[str], space: Space, batch_tokens: int | None = None) -> Array:
-        """In batches by tokens, sorted by length; cut at the space's max_tokens."""
+        """Vectors, in batches by tokens, sorted by length; cut at the space's max_tokens."""
         model = self.model
         before, device = model.max_seq_length, model.device.type
         model.max_seq_length = min(space.max_tokens, before or space.max_tokens)
@@ -150,20 +151,20 @@ class LocalTeacher:
         return {"by": "SentenceTransformer", "forwards": forwards, "device": device}
 
 
-def stacked(found: Any, texts: Sequence[str]) -> Array:
+def stacked(given: Any, texts: Sequence[str]) -> Array:
     """What a teacher gave for texts, as float32 ``(n, dim)``.
 
     Raises:
         ValueError: It is not a vector of numbers for each text, all as wide; names the first text
             whose vector is none, or has not the usual width.
     """
-    if isinstance(found, torch.Tensor):
-        found = found.detach().cpu().float().numpy()
-    if not isinstance(found, np.ndarray | Sequence) or isinstance(found, str | bytes):
-        raise ValueError(f"the teacher gave {type(found).__name__} for {_named(texts)}{WANTED}")
-    if len(found) != len(texts):
-        raise ValueError(f"the teacher gave {len(found)} vectors for {_named(texts)}")
-    rows = [_row(vector, text) for vector, text in zip(found, texts, strict=True)]
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu().float().numpy()
+    if not isinstance(given, np.ndarray | Sequence) or isinstance(given, str | bytes):
+        raise ValueError(f"the teacher gave {type(given).__name__} for {_named(texts)}{WANTED}")
+    if len(given) != len(texts):
+        raise ValueError(f"the teacher gave {len(given)} vectors for {_named(texts)}")
+    rows = [_row(vector, text) for vector, text in zip(given, texts, strict=True)]
     usual = mode(map(len, rows)) if rows else 0
     for row, text in zip(rows, texts, strict=True):
         if len(row) != usual:
@@ -207,7 +208,7 @@ class FunctionTeacher:
         return self._vectors(["dim"]).shape[1]
 
     def embed(self, texts: Sequence[str], space: Space, batch_tokens: int | None = None) -> Array:
-        """In one call."""
+        """Vectors of the texts, in one call of the function."""
         return self._vectors([space.prompt + text for text in texts])
 
     def _vectors(self, texts: list[str]) -> Array:

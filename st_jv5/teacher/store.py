@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,9 @@ class Space:
 
     teacher: str
     """Name of the teacher model."""
+    _: KW_ONLY
     revision: str
-    """Its revision, or "" where it has none."""
+    """The teacher's revision, or "" where it has none."""
     prompt: str
     """The text put before each text."""
     max_tokens: int
@@ -122,7 +123,7 @@ class TeacherStore:
 
     def spaces(self) -> list[Space]:
         """All spaces of the store."""
-        found = []
+        spaces = []
         for path in sorted(self.folder.glob("*/space.json")):
             record = read_json(path)
             if record.get("format") != FORMAT:
@@ -133,12 +134,13 @@ class TeacherStore:
                     FORMAT,
                 )
                 continue
-            found.append(_space(path, record.get("space")))
-        return found
+            spaces.append(_space(path, record.get("space")))
+        return spaces
 
     def space(
         self,
         teacher: str,
+        *,
         revision: str = "",
         prompt: str = "",
         max_tokens: int = 512,
@@ -159,7 +161,15 @@ class TeacherStore:
             raise ValueError(f"max_tokens must be positive, not {max_tokens}")
         if shards is not None and not 1 <= shards <= MOST_SHARDS:
             raise ValueError(f"shards must lie in 1..{MOST_SHARDS}, not {shards}")
-        asked = Space(teacher, revision, prompt, max_tokens, dim or 0, dtype, pooling)
+        asked = Space(
+            teacher,
+            revision=revision,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            dim=dim or 0,
+            dtype=dtype,
+            pooling=pooling,
+        )
         known = [
             space
             for space in self.spaces()
@@ -284,15 +294,15 @@ class TeacherStore:
             missing_ok: Give -1 for a text that is not there; otherwise that is an error, which
                 counts them and shows the first three.
         """
-        found = self.find(hash_texts(texts))
-        if not missing_ok and (found < 0).any():
-            absent = [texts[index][:80] for index in np.flatnonzero(found < 0)[:3]]
+        rows = self.find(hash_texts(texts))
+        if not missing_ok and (rows < 0).any():
+            absent = [texts[index][:80] for index in np.flatnonzero(rows < 0)[:3]]
             raise KeyError(
-                f"{int((found < 0).sum())} of {len(texts)} texts have no vector in the store "
+                f"{int((rows < 0).sum())} of {len(texts)} texts have no vector in the store "
                 f"({self._key.teacher}, prompt {self._key.prompt!r}), such as {absent}; fill it "
                 f"with st_jv5.teacher.fill"
             )
-        return found
+        return rows
 
     def find(self, hashes: Array) -> Array:
         """:meth:`rows` for what :func:`hash_texts` gave; -1 where it is not there."""
@@ -307,6 +317,7 @@ class TeacherStore:
     def gather(
         self,
         rows: Array | Tensor | Sequence[int],
+        *,
         missing_ok: bool = False,
         device: torch.device | str | None = None,
         pin_memory: bool = False,
@@ -413,17 +424,17 @@ class TeacherStore:
         return self._shards
 
 
-def _space(path: Path, told: object) -> Space:
+def _space(path: Path, described: object) -> Space:
     """A space as its ``space.json`` describes it."""
     types = {field.name: int if field.type == "int" else str for field in fields(Space)}
-    if not isinstance(told, dict) or set(told) != set(types):
+    if not isinstance(described, dict) or set(described) != set(types):
         raise ValueError(f"{path} must describe its space by {', '.join(sorted(types))}")
-    for name, value in told.items():
+    for name, value in described.items():
         if type(value) is not types[name]:
             raise ValueError(f"{path}: {name} must be {types[name].__name__}, not {value!r:.80}")
-    if told["dtype"] not in DTYPES or told["dim"] < 1:
-        raise ValueError(f"{path}: no vectors can be {told['dim']} {told['dtype']} wide")
-    space = Space(**told)
+    if described["dtype"] not in DTYPES or described["dim"] < 1:
+        raise ValueError(f"{path}: no vectors can be {described['dim']} {described['dtype']} wide")
+    space = Space(**described)
     if space.id != path.parent.name:
         raise ValueError(
             f"{path} describes {space.id}, but its folder is {path.parent.name}: one of them was "

@@ -31,13 +31,13 @@ class Check:
     texts: list[str]
     """The texts that were computed again."""
     cosines: Array
-    """Of each one's stored vector and its new one, float32 ``(n,)``."""
+    """Cosine of each text's stored vector and its new one, float32 ``(n,)``."""
     missing: int
     """How many of all texts the space does not have."""
 
 
 def verify(
-    store: TeacherStore, teacher: Any, texts: Sequence[str], sample: int = 100, seed: int = 0
+    store: TeacherStore, teacher: Any, texts: Sequence[str], *, sample: int = 100, seed: int = 0
 ) -> Check:
     """Compute the vectors of a random sample again and compare.
 
@@ -73,7 +73,7 @@ def verify(
 
 
 def merge(
-    stores: Sequence[TeacherStore], out: str | Path, shards: int | None = None
+    stores: Sequence[TeacherStore], out: str | Path, *, shards: int | None = None
 ) -> TeacherStore:
     """Write a new store with the spaces of several; of a text's vectors the first is kept.
 
@@ -125,14 +125,14 @@ def prune(store: TeacherStore, spaces: Sequence[str], out: str | Path) -> Teache
 def space_by_id(store: TeacherStore, name: str | None = None) -> TeacherStore:
     """One space of a store: by its id or the beginning of it; None is the only one."""
     known = store.spaces()
-    found = [space for space in known if name is None or space.id.startswith(name)]
-    if len(found) != 1:
-        asked = "several spaces" if name is None else f"{len(found)} spaces named {name!r}"
+    matching = [space for space in known if name is None or space.id.startswith(name)]
+    if len(matching) != 1:
+        asked = "several spaces" if name is None else f"{len(matching)} spaces named {name!r}"
         raise ValueError(
             f"{store.folder} has {asked if known else 'no space'}; it has: "
             f"{', '.join(space.id for space in known) or 'none'}"
         )
-    return TeacherStore(store.folder, found[0])
+    return TeacherStore(store.folder, matching[0])
 
 
 def _new_store(old: Sequence[Path], out: str | Path) -> TeacherStore:

@@ -76,6 +76,7 @@ class SeveralTeachers:
     def gather(
         self,
         rows: Array | Tensor | Sequence[int],
+        *,
         missing_ok: bool = False,
         device: torch.device | str | None = None,
         pin_memory: bool = False,
@@ -87,7 +88,7 @@ class SeveralTeachers:
         parts = []
         for store, weight in zip(self.stores, self.weights, strict=True):
             own = rows if store is first else store.find(first.hashes_of(rows)).reshape(rows.shape)
-            part = store.gather(own, missing_ok, device, pin_memory)
+            part = store.gather(own, missing_ok=missing_ok, device=device, pin_memory=pin_memory)
             parts.append(normalize(part.float(), dim=-1) * math.sqrt(weight / total))
         return torch.cat(parts, dim=-1).to(self.dtype)
 
@@ -135,6 +136,7 @@ class ColumnStores:
     def gather(
         self,
         rows: Array | Tensor | Sequence[int],
+        *,
         missing_ok: bool = False,
         device: torch.device | str | None = None,
         pin_memory: bool = False,
@@ -146,7 +148,9 @@ class ColumnStores:
                 f"rows {rows.shape} name more columns than there are stores ({len(self.stores)})"
             )
         parts = [
-            store.gather(rows[..., column], missing_ok, device, pin_memory)
+            store.gather(
+                rows[..., column], missing_ok=missing_ok, device=device, pin_memory=pin_memory
+            )
             for column, store in enumerate(self.stores[: rows.shape[-1]])
         ]
         return torch.stack(parts, dim=-2)

@@ -238,13 +238,13 @@ class AdapterTrainer(SentenceTransformerTrainer):
     ) -> None:
         """Put prompts, and with several adapters each one's columns, of data sets into ``args``."""
         sets = data if isinstance(data, dict) else {} if data is None else {"": data}
-        if any(one.column_names is None for one in sets.values()):
+        if any(data_set.column_names is None for data_set in sets.values()):
             return  # sentence-transformers says what such a data set lacks
         if sets and not self._has_own_prompts:
             add_prompts(args.prompts, trainer_prompts(model, self.tasks, data), where)
         if isinstance(self.tasks, Mapping) and len(set(self.tasks.values())) > 1:
-            for name, one in sets.items():
-                args.router_mapping[name] = dict.fromkeys(text_columns(one), self.tasks[name])
+            for name, data_set in sets.items():
+                args.router_mapping[name] = dict.fromkeys(text_columns(data_set), self.tasks[name])
 
     def create_accelerator_and_postprocess(self) -> None:
         """As in transformers, but compiling is left to :meth:`train`."""
@@ -464,27 +464,27 @@ class AdapterTrainer(SentenceTransformerTrainer):
 
     def _check_resumes(self, checkpoint: Path, anyway: bool) -> None:
         check_state(checkpoint)
-        found = differences(checkpoint, self._settings())
+        changed = differences(checkpoint, self._settings())
         if self.args.ignore_data_skip:
-            found["ignore_data_skip"] = "ignore_data_skip=True begins the epoch's data anew"
-        if found and not anyway:
-            told = "\n  ".join(found.values())
+            changed["ignore_data_skip"] = "ignore_data_skip=True begins the epoch's data anew"
+        if changed and not anyway:
+            lines = "\n  ".join(changed.values())
             raise CannotResumeError(
-                f"from {checkpoint} these would go on as another run:\n  {told}\nSet them back, "
+                f"from {checkpoint} these would go on as another run:\n  {lines}\nSet them back, "
                 f"begin anew in another output_dir, or train(resume_anyway=True)"
             )
-        if found:
-            told = "; ".join(found.values())
-            logger.warning("%s: goes on as another run: %s", checkpoint, told)
-        own = [f"adapters/{name}/adapter_model.safetensors" for name in self.adapters]
+        if changed:
+            lines = "; ".join(changed.values())
+            logger.warning("%s: goes on as another run: %s", checkpoint, lines)
+        files = [f"adapters/{name}/adapter_model.safetensors" for name in self.adapters]
         if self.adapters and self._trained_projection() is not None:
-            own.append(PROJECTION_FILE)
+            files.append(PROJECTION_FILE)
         if self._loss_parameters():
-            own.append(LOSS_FILE)
+            files.append(LOSS_FILE)
         if self.accelerator.scaler is not None:
-            own.append(SCALER_NAME)
-        processes = None if "processes" in found else self.args.world_size
-        check_checkpoint(checkpoint, processes, own)
+            files.append(SCALER_NAME)
+        processes = None if "processes" in changed else self.args.world_size
+        check_checkpoint(checkpoint, processes, files)
 
     def _settings(self) -> dict[str, Any]:
         """All that the bits of this run depend on; the data is hashed once."""
@@ -539,15 +539,15 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if self.adapters and (projection := self._trained_projection()) is not None:
             file = folder / PROJECTION_FILE
             projection.fill(load_file(file), file)
-        if own := self._loss_parameters():
+        if trained := self._loss_parameters():
             stored = load_file(folder / LOSS_FILE)
-            if set(stored) != set(own):
+            if set(stored) != set(trained):
                 raise ValueError(
                     f"{folder / LOSS_FILE} holds {sorted(stored)}, but the loss trains "
-                    f"{sorted(own)}; resume with the loss of the run"
+                    f"{sorted(trained)}; resume with the loss of the run"
                 )
             with torch.no_grad():
-                for name, parameter in own.items():
+                for name, parameter in trained.items():
                     parameter.copy_(stored[name])
 
     def _load_best_model(self) -> None:

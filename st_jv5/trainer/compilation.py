@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
     # DDP averages gradients by hooks on the weights; layers need not be split for it.
     "optimize_ddp": False,
 }
-"""Of the compiler, while it may be called."""
+"""Settings of the compiler while it may be called."""
 
 
 @contextmanager

@@ -116,16 +116,17 @@ def own_copy(data: Any, where: str) -> Any:
         ValueError: train_dataset has no rows
     """
     if isinstance(data, IterableDatasetDict) or (
-        isinstance(data, dict) and any(isinstance(one, IterableDataset) for one in data.values())
+        isinstance(data, dict)
+        and any(isinstance(data_set, IterableDataset) for data_set in data.values())
     ):
         raise ValueError(
             f"{where} is several IterableDatasets, which sentence-transformers does not train on; "
             f"give one alone, or a DatasetDict"
         )
     if isinstance(data, dict):
-        for name, one in data.items():
-            _check(one, f"{where}[{name!r}]")
-        return DatasetDict({name: copy(one) for name, one in data.items()})
+        for name, data_set in data.items():
+            _check(data_set, f"{where}[{name!r}]")
+        return DatasetDict({name: copy(data_set) for name, data_set in data.items()})
     if isinstance(data, Dataset | IterableDataset):
         _check(data, where)
     return copy(data)

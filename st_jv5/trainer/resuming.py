@@ -21,7 +21,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from st_jv5.files import read_json, write_json
 
 RUN_FILE = "run.json"
-"""In a checkpoint: the data, arguments and versions that it was written with."""
+"""File of a checkpoint: the data, arguments and versions that it was written with."""
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "peft")
 """Another version of one of these may round otherwise."""
@@ -52,19 +52,19 @@ def run_settings(args: SentenceTransformerTrainingArguments, **further: Any) -> 
         Nested JSON.
     """
     without = ("num_train_epochs" if args.max_steps > 0 else "max_steps", *further)
-    own = {
+    arguments = {
         field.name: getattr(args, field.name)
         for field in fields(args)
         if not field.name.startswith(NO_EFFECT) and field.name not in without
     }
-    told = {
+    settings = {
         "processes": args.world_size,
         "device": args.device.type,
-        "arguments": own,
+        "arguments": arguments,
         "trainer": further,
         "versions": {name: version(name) for name in PACKAGES},
     }
-    plain: dict[str, Any] = _plain(told)
+    plain: dict[str, Any] = _plain(settings)
     return plain
 
 
@@ -132,7 +132,7 @@ def _untrained(config: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON; what has no JSON is told by its name."""
+    """A value as JSON; what has no JSON is told by its name."""
     if isinstance(value, Enum):
         return value.value
     if value is None or isinstance(value, bool | int | float | str):
@@ -260,17 +260,17 @@ def differences(checkpoint: Path, settings: Mapping[str, Any]) -> dict[str, str]
         return {RUN_FILE: f"{file} {told}, and nobody knows its data and arguments"}
     before = dict(_flat(read_json(file)))
     now = dict(_flat(settings))
-    found = {}
+    changed = {}
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         if old != new:
-            found[key] = f"{key}: {old!r} then, {new!r} now"
-    if "processes" in found:
-        found["processes"] = (
+            changed[key] = f"{key}: {old!r} then, {new!r} now"
+    if "processes" in changed:
+        changed["processes"] = (
             f"it was written by {before.get('processes')} processes, and these are "
             f"{now['processes']}: each would draw other rows and random numbers"
         )
-    return found
+    return changed
 
 
 def _flat(settings: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:

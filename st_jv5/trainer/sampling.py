@@ -106,7 +106,7 @@ class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
     batch_size: int | None
     """None: the batches vary in size, which accelerate has to know."""
     most_batches: list[float] | None = None
-    """Of each data set over all epochs; None: no end."""
+    """Most batches of each data set over all epochs; None: no end."""
 
     def __iter__(self) -> Iterator[list[int]]:
         starts = [0, *accumulate(len(dataset) for dataset in self.dataset.datasets)]
@@ -174,30 +174,39 @@ class Weighted:
             raise ValueError(f"{count} data sets but {len(self.names)} named: {self.names}")
         sampler = WeightedBatchSampler(dataset, **kwargs)
         sampler.names = self.names or [f"data set {index}" for index in range(count)]
-        for name, one in zip(sampler.names, sampler.batch_samplers, strict=True):
-            one.batch_size = self.batch_sizes.get(name, one.batch_size)
-            if not len(one):
+        for name, batch_sampler in zip(sampler.names, sampler.batch_samplers, strict=True):
+            batch_sampler.batch_size = self.batch_sizes.get(name, batch_sampler.batch_size)
+            if not len(batch_sampler):
                 raise ValueError(f"no whole batch in: {name}; add rows or shrink the batch")
-        sizes = [len(one) for one in dataset.datasets]
+        sizes = [len(batch_sampler) for batch_sampler in dataset.datasets]
         weights = list(self.weights.values()) if self.weights else sizes
         sampler.weights = torch.tensor(weights, dtype=torch.float64) ** (1 / self.temperature)
         if self.max_epochs is not None:
             most = self.max_epochs
             sampler.most_batches = [
-                max(1, int(epochs * len(one) + 1e-6)) if epochs is not None else math.inf
-                for one, epochs in zip(
+                max(1, int(epochs * len(batch_sampler) + 1e-6)) if epochs is not None else math.inf
+                for batch_sampler, epochs in zip(
                     sampler.batch_samplers,
                     map(most.get, sampler.names) if isinstance(most, Mapping) else [most] * count,
                     strict=True,
                 )
             ]
-        if len({(one.batch_size, one.drop_last) for one in sampler.batch_samplers}) > 1:
+        if (
+            len(
+                {
+                    (batch_sampler.batch_size, batch_sampler.drop_last)
+                    for batch_sampler in sampler.batch_samplers
+                }
+            )
+            > 1
+        ):
             sampler.batch_size = None
         return sampler
 
 
 def weighted(
     weights: Mapping[str, float] | None = None,
+    *,
     temperature: float = 1.0,
     batch_sizes: Mapping[str, int] | None = None,
     max_epochs: float | Mapping[str, float] | None = None,

@@ -87,14 +87,14 @@ def check_eval_names(
     data: Mapping[str, Dataset],
     eval_dataset: Any,
     tasks: str | Mapping[str, str],
-    own: Any,
+    prompts: Any,
 ) -> None:
     """Each evaluated data set must say whose task it has, and whose prompts of the user's own."""
-    by_name = isinstance(own, dict) and any(isinstance(one, dict) for one in own.values())
+    by_name = isinstance(prompts, dict) and any(isinstance(one, dict) for one in prompts.values())
     if eval_dataset is None:
         return
     if not isinstance(eval_dataset, dict):
-        if by_name or not own or not isinstance(tasks, str):
+        if by_name or not prompts or not isinstance(tasks, str):
             raise ValueError(
                 f"eval_dataset is one data set, but train_dataset has {', '.join(data)}, each with "
                 f"its own prompts; name it: eval_dataset={{{next(iter(data))!r}: ...}}"
@@ -106,7 +106,7 @@ def check_eval_names(
                 f"eval_dataset: {name!r} has no task; name it as in train_dataset "
                 f"({', '.join(data)}), or put it into tasks"
             )
-        if by_name and name not in own:
+        if by_name and name not in prompts:
             raise ValueError(f"args.prompts has none for the data set {name!r} of eval_dataset")
 
 

@@ -32,7 +32,7 @@ class Summary:
 
     rows: int
     sha256: str
-    """Of all ids and texts."""
+    """Hash of all ids and texts."""
     sample: list[str]
     """Texts from all over the corpus, always the same ones."""
 
@@ -62,6 +62,7 @@ class Corpus:
         self,
         source: str | Path | Sequence[str | Path],
         column: str | None = None,
+        *,
         id_column: str | None = None,
         split: str = "train",
         config: str | None = None,
@@ -87,7 +88,7 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """How messages name the corpus."""
         return self.files[0] if len(self.files) == 1 else f"{self.files[0]} and others"
 
     def _tables(self, columns: Sequence[str] | None) -> Iterator[tuple[str, int, Table]]:
@@ -159,14 +160,14 @@ class Corpus:
 
     def _check_ids(self, path: str, first: int, ids: list[Any], kind: type) -> None:
         assert self.id_column is not None
-        for row, one in enumerate(ids, start=first):
-            if not _can_be_id(one):
+        for row, row_id in enumerate(ids, start=first):
+            if not _can_be_id(row_id):
                 wanted = "a text, not blank and without NUL, or an integer of 64 bits"
-            elif type(one) is not kind:
+            elif type(row_id) is not kind:
                 wanted = f"{'a text' if kind is str else 'a number'} as in the rows before it"
             else:
                 continue
-            raise self._refused(path, row, self.id_column, wanted, one)
+            raise self._refused(path, row, self.id_column, wanted, row_id)
         if kind is str and (index := first_broken(ids)) is not None:
             raise self._refused(path, first + index, self.id_column, "whole Unicode", ids[index])
 
@@ -195,13 +196,13 @@ class Corpus:
     def _at(self, rows: Sequence[int]) -> dict[int, tuple[Any, str]]:
         """Id and text of some rows, by row; those before the last of them are read."""
         wanted = set(rows)
-        found: dict[int, tuple[Any, str]] = {}
+        texts: dict[int, tuple[Any, str]] = {}
         for block in self.blocks(READ_ROWS):
             for row in wanted & set(range(block.first, block.first + len(block.texts))):
-                found[row] = block.ids[row - block.first], block.texts[row - block.first]
-            if len(found) == len(wanted):
+                texts[row] = block.ids[row - block.first], block.texts[row - block.first]
+            if len(texts) == len(wanted):
                 break
-        return found
+        return texts
 
     def texts_of(self, rows: dict[int, Any], sha256: str) -> dict[int, str]:
         """The texts of some rows, by row, of the corpus that has this hash.

@@ -25,7 +25,7 @@ MOST_SHARDS = 1_000_000
 """More are a claim on memory, not a corpus."""
 AGAIN = "the same st-jv5 encode makes it anew"
 NAMES = ("model", "revision", "corpus")
-"""Where things were found; their hashes say what they are."""
+"""Keys of the manifest that say where things were; the hashes beside them say what they are."""
 
 MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
@@ -141,7 +141,7 @@ class VectorFolder:
 
     @property
     def rows(self) -> int:
-        """Of all shards, written or not."""
+        """Rows of all shards, written or not."""
         return int(self.manifest["rows"])
 
     @property
@@ -160,14 +160,14 @@ class VectorFolder:
         path = self.path / RANGES
         try:
             _check_intact(path)
-            found: Array = np.load(path, allow_pickle=False)
+            ranges: Array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path} cannot be read: {error}; {AGAIN}") from error
-        if found.shape != (2, self.dim) or found.dtype != np.float32:
-            raise ValueError(f"{path} has {found.dtype} {found.shape}, not (2, {self.dim})")
-        if not np.isfinite(found).all() or (found[0] > found[1]).any():
+        if ranges.shape != (2, self.dim) or ranges.dtype != np.float32:
+            raise ValueError(f"{path} has {ranges.dtype} {ranges.shape}, not (2, {self.dim})")
+        if not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():
             raise ValueError(f"{path} has ranges that are none: NaN, or beginning above their end")
-        return found
+        return ranges
 
     def write_ranges(self, ranges: Array) -> None:
         """Keep int8's ranges."""
@@ -192,13 +192,13 @@ class VectorFolder:
 
     def damaged(self) -> dict[int, str]:
         """Shard -> what is wrong with it. All bytes are read; it is as fast as the disk."""
-        found = {}
+        faults = {}
         for number in self.written():
             try:
                 self.load(number)
             except ValueError as error:
-                found[number] = str(error)
-        return found
+                faults[number] = str(error)
+        return faults
 
     def remove(self, number: int) -> None:
         """Remove a shard, for it to be made anew."""
@@ -282,20 +282,20 @@ class VectorFolder:
 
     def faults(self) -> list[str]:
         """All that is not as it was written, a line each; none, if the folder is whole."""
-        found = []
+        lines = []
         if checksums.is_intact(self.path / MANIFEST) is False:
-            found.append(f"{self.path / MANIFEST} was changed after it was written")
+            lines.append(f"{self.path / MANIFEST} was changed after it was written")
         try:
             _ = self.ranges
         except ValueError as error:
-            found.append(str(error))
-        found += self.damaged().values()
+            lines.append(str(error))
+        lines += self.damaged().values()
         if missing := self.missing():
-            found.append(
+            lines.append(
                 f"{len(missing)} of {self.shards} shards are missing, such as "
                 f"{self._shard(missing[0]).name}; the same st-jv5 encode goes on"
             )
-        return found
+        return lines
 
 
 def verify(folder: str | Path) -> VectorFolder:

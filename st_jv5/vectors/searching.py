@@ -32,7 +32,7 @@ class Hit:
 
     id: Any
     row: int
-    """In the corpus."""
+    """Row in the corpus, from 0."""
     score: float
     """Cosine of the query with what is stored."""
 
@@ -40,6 +40,7 @@ class Hit:
 def search(
     folder: str | Path | VectorFolder,
     queries: Sequence[str],
+    *,
     k: int = 10,
     model: str | SentenceTransformer | None = None,
 ) -> list[list[Hit]]:
@@ -86,21 +87,23 @@ def query_vectors(
     folder: VectorFolder, queries: Sequence[str], model: str | SentenceTransformer | None
 ) -> Array:
     """float32 ``(n, dim)``, by the model and the task that the folder was made with."""
-    told = folder.manifest
+    manifest = folder.manifest
     loaded = model
-    if loaded is None and _is_gone(told["model"]):
+    if loaded is None and _is_gone(manifest["model"]):
         raise ValueError(
-            f"{folder.path} was made by the model in {told['model']}, and seen from here there is "
-            f"no such folder; say where it is now with --model (model=)"
+            f"{folder.path} was made by the model in {manifest['model']}, and seen from here there "
+            f"is no such folder; say where it is now with --model (model=)"
         )
     if not isinstance(loaded, SentenceTransformer):
-        loaded = load_model(loaded or told["model"], told["revision"], told["dtype"])
-    if (found := fingerprint(loaded)) != told["model_hash"]:
-        raise ValueError(
-            f"{folder.path} was made by {told['model']} ({told['model_hash']}), not by this model "
-            f"({found}); name the right one with --model, or encode again"
+        loaded = load_model(
+            loaded or manifest["model"], manifest["revision"], dtype=manifest["dtype"]
         )
-    task, prompt = told["task"], told["prompt"]
+    if (found := fingerprint(loaded)) != manifest["model_hash"]:
+        raise ValueError(
+            f"{folder.path} was made by {manifest['model']} ({manifest['model_hash']}), not by "
+            f"this model ({found}); name the right one with --model, or encode again"
+        )
+    task, prompt = manifest["task"], manifest["prompt"]
     router = loaded[0]
     if isinstance(router, AdapterRouter):
         known = router.tasks.get(task)
@@ -136,7 +139,7 @@ def _nearest(
         for query, keys in zip(queries, np.atleast_2d(coarse.keys).astype(np.int64), strict=True):
             found.append((keys, from_codes(kept[keys], "binary", folder.dim) @ query))
         return found
-    vectors = from_codes(kept, folder.precision, folder.dim, folder.ranges)
+    vectors = from_codes(kept, folder.precision, folder.dim, ranges=folder.ranges)
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     hits = exact(vectors, queries, min(k, len(vectors)), MetricKind.IP, exact=True)
     keys, apart = np.atleast_2d(hits.keys), np.atleast_2d(hits.distances)

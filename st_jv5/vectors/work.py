@@ -48,7 +48,7 @@ class Settings:
 
     def load(self, device: str | None = None) -> SentenceTransformer:
         """The model."""
-        model = load_model(self.model, self.revision, self.dtype, device)
+        model = load_model(self.model, self.revision, dtype=self.dtype, device=device)
         if self.max_tokens is not None:
             added = getattr(model.tokenizer, "num_special_tokens_to_add", int)()
             if self.max_tokens <= added:
@@ -82,7 +82,7 @@ class Work:
         self.model: SentenceTransformer | None = None
 
     def from_anywhere(self) -> Work:
-        """The same for a process that runs in another folder."""
+        """This work for a process that runs in another folder: every path absolute."""
         model, corpus = self.settings.model, copy(self.corpus)
         if Path(model).is_dir():
             model = str(Path(model).resolve())

@@ -39,6 +39,7 @@ def encode_corpus(
     model: str,
     corpus: Corpus,
     folder: str | Path,
+    *,
     task: str | None = None,
     prompt_name: str | None = None,
     dim: int | None = None,
@@ -112,7 +113,7 @@ def encode_corpus(
     settings = replace(settings, task=adapter, prompt=prompt)
     width = settings.encode(loaded, ["width"]).shape[1]
     path = Path(folder)
-    told = {
+    manifest = {
         "model": model,
         "revision": revision,
         "model_hash": fingerprint(loaded),
@@ -127,10 +128,10 @@ def encode_corpus(
         "shard_rows": shard_rows,
         "files": files,
     }
-    VectorFolder.check_begun(path, told)
+    VectorFolder.check_begun(path, manifest)
     seen = corpus.summary()
-    told |= {"corpus_sha256": seen.sha256, "rows": seen.rows}
-    found = VectorFolder.create(path, told)
+    manifest |= {"corpus_sha256": seen.sha256, "rows": seen.rows}
+    vector_folder = VectorFolder.create(path, manifest)
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=LOCK_SECONDS)
@@ -139,15 +140,15 @@ def encode_corpus(
     with lock:
         for left in path.glob(".*.tmp"):  # by a process that was killed
             left.unlink()
-        for number, fault in found.damaged().items():
+        for number, fault in vector_folder.damaged().items():
             logger.warning("%s", fault)
-            found.remove(number)
-        if precision == "int8" and not has_ranges(found):
-            found.write_ranges(ranges_of(settings.encode(loaded, seen.sample)))
-        todo = found.missing()
+            vector_folder.remove(number)
+        if precision == "int8" and not has_ranges(vector_folder):
+            vector_folder.write_ranges(ranges_of(settings.encode(loaded, seen.sample)))
+        todo = vector_folder.missing()
         if not todo:
-            return found
-        done = seen.rows - sum(map(found.rows_of, todo))
+            return vector_folder
+        done = seen.rows - sum(map(vector_folder.rows_of, todo))
         shown = {"unit": "text", "desc": path.name, "smoothing": 0.1, "disable": None}
         with tqdm(total=seen.rows, initial=done, **shown) as bar:  # on a terminal alone
             work = Work(settings, corpus, path)
@@ -162,7 +163,7 @@ def encode_corpus(
             else:
                 work.model = loaded
                 work.run(todo, bar)
-    return found
+    return vector_folder
 
 
 def _route(

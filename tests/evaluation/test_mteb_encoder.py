@@ -46,7 +46,7 @@ def test_one_adapter_for_all_and_a_cut_dim(model, texts):
     encoder = MTEBEncoder(model, remember=True)
     full = encoded(encoder.at("base"), "STS", texts)
     np.testing.assert_allclose(full, model.encode(texts, task="base"), atol=1e-6)
-    cut = encoded(encoder.at("base", 8), "STS", texts)
+    cut = encoded(encoder.at("base", dim=8), "STS", texts)
     np.testing.assert_allclose(cut, model.encode(texts, task="base", dim=8), atol=1e-6)
 
 
@@ -126,7 +126,7 @@ def test_the_name_under_which_mteb_caches_tells_models_and_settings_apart(model,
             encoder,
             encoder.at("base"),
             encoder.at("retrieval"),
-            encoder.at(None, 8),
+            encoder.at(None, dim=8),
             encoder.at(precision="binary"),
             encoder.at(precision="int8", ranges=ranges),
             encoder.at(precision="int8", ranges=2 * ranges),

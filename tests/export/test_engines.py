@@ -73,7 +73,7 @@ def test_sentence_transformers_3_and_transformers_4_read_a_merged_folder(
     old = engines.venv("old", "sentence-transformers==3.4.*", "transformers==4.57.*")
     small = backbone in backbones
     model = adapted(backbones[backbone]) if small else request.getfixturevalue(backbone)
-    export(model, "retrieval", "merged", tmp_path / "m")
+    export(model, "retrieval", tmp_path / "m", kind="merged")
     (tmp_path / "texts.json").write_text(json.dumps(parity_texts()))
     command = [old / "python", "-c", OLD, tmp_path / "m", tmp_path / "texts.json", tmp_path / "o"]
     subprocess.run(command, check=True, env=engines.QUIET, cwd=tmp_path)
@@ -90,7 +90,7 @@ def test_sentence_transformers_3_and_transformers_4_read_a_merged_folder(
 def test_infinity_serves_a_merged_folder(request, backbones, tmp_path, backbone):
     small = backbone in backbones
     model = adapted(backbones[backbone]) if small else request.getfixturevalue(backbone)
-    export(model, "retrieval", "merged", tmp_path / "m")
+    export(model, "retrieval", tmp_path / "m", kind="merged")
     named, source = source_vectors(model, "retrieval", parity_texts())
     texts = prompted(tmp_path / "m", named)
     with engines.infinity(tmp_path / "m") as address:
@@ -159,7 +159,7 @@ def qwen3(tmp_path_factory) -> SentenceTransformer:
 def test_llama_cpp_runs_a_gguf(request, tmp_path, backbone):
     model = request.getfixturevalue(backbone)
     checkout = engines.llama_cpp()
-    found = export(model, "retrieval", "gguf", tmp_path / "g", llama_cpp=checkout)
+    found = export(model, "retrieval", tmp_path / "g", kind="gguf", llama_cpp=checkout)
     assert bool(found) == bool(gguf.find_embedder(checkout))
     print(*found)
     told = GGUFReader(tmp_path / "g" / gguf.FILE).fields

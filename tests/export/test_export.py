@@ -45,7 +45,7 @@ def test_a_merged_folder_has_the_models_vectors_in_the_host_and_in_auto_model(
 ):
     model = adapted(backbones[architecture])
     folder = tmp_path / "merged"
-    (parity,) = export(model, "retrieval", "merged", folder)
+    (parity,) = export(model, "retrieval", folder, kind="merged")
     assert parity.texts == 200
     assert parity.least >= 0.99999
     stock = SentenceTransformer(str(folder))
@@ -66,7 +66,7 @@ def test_a_merged_folder_has_the_models_vectors_in_the_host_and_in_auto_model(
 
 
 def test_other_engines_find_pooling_prompts_length_and_theta_where_they_look(backbones, tmp_path):
-    export(adapted(backbones["qwen3"]), "clustering", "merged", tmp_path / "m", texts=["a"])
+    export(adapted(backbones["qwen3"]), "clustering", tmp_path / "m", kind="merged", texts=["a"])
     # vLLM: two class names, and the first key of pooling that is true.
     kinds = [module["type"] for module in read_any_json(tmp_path / "m" / "modules.json")]
     assert kinds[1:] == [
@@ -89,7 +89,7 @@ def test_other_engines_find_pooling_prompts_length_and_theta_where_they_look(bac
     assert words["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert words["model_max_length"] == 64
     assert words["add_eos_token"] is True
-    # The host would turn texts into chats.
+    # sentence-transformers would turn texts into chats.
     assert not (tmp_path / "m" / "chat_template.jinja").exists()
     assert read_json(tmp_path / "m" / "tokenizer.json")["truncation"] is None
 
@@ -98,7 +98,7 @@ def test_a_tasks_own_prompts_go_along_and_come_back(backbones, tmp_path):
     torch.manual_seed(0)
     model = st_jv5.new_student(backbones["qwen3"], matryoshka_dims=(8, 48))
     st_jv5.add_task(model, "legal", prompts={"query": "Which law? ", "document": "Law: "})
-    export(model, "legal", "merged", tmp_path / "m", texts=parity_texts()[:4])
+    export(model, "legal", tmp_path / "m", kind="merged", texts=parity_texts()[:4])
     told = read_json(tmp_path / "m" / "config_sentence_transformers.json")["prompts"]
     assert told == {"query": "Which law? ", "document": "Law: "}
     assert st_jv5.load_jina_v5(tmp_path / "m").prompts == told  # a sibling's own, too
@@ -118,7 +118,7 @@ def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(
 ):
     model = adapted(backbones[backbone])
     folder = tmp_path / kind
-    plain, small = export(model, "retrieval", kind, folder, int8=True)
+    plain, small = export(model, "retrieval", folder, kind=kind, int8=True)
     assert plain.least >= 0.9999
     assert 0.85 < small.least < 1
     assert small.bound is None
@@ -153,7 +153,7 @@ def test_the_mean_and_the_first_token_are_exported_as_such(
 ):
     model = adapted(backbones["bert"], pooling=pooling)
     folder = tmp_path / kind
-    (parity,) = export(model, "retrieval", kind, folder, texts=parity_texts()[::10])
+    (parity,) = export(model, "retrieval", folder, kind=kind, texts=parity_texts()[::10])
     assert parity.least >= 0.9999
     card = (folder / "README.md").read_text()
     assert {"mean": ": mean pooling, unit", "cls": ": first-token (cls) pooling, unit"}[
@@ -181,12 +181,12 @@ def test_the_mean_and_the_first_token_are_exported_as_such(
 
 def test_a_card_says_which_prompts_there_are(backbones, tmp_path):
     none = adapted(backbones["bert"], pooling="mean", prompts={"query": "", "document": ""})
-    export(none, "retrieval", "merged", tmp_path / "none", texts=["a"])
+    export(none, "retrieval", tmp_path / "none", kind="merged", texts=["a"])
     card = (tmp_path / "none" / "README.md").read_text()
     assert "\nNo prompt stands in front of a text.\n" in card
     assert 'Servers are asked for `"a text"`' in card
     one = adapted(backbones["bert"], pooling="cls", prompts={"query": "Ask: ", "document": ""})
-    export(one, "retrieval", "merged", tmp_path / "one", texts=["a"])
+    export(one, "retrieval", tmp_path / "one", kind="merged", texts=["a"])
     card = (tmp_path / "one" / "README.md").read_text()
     assert "\n- query: `Ask: `\n- document: none\n" in card
     told = read_json(tmp_path / "one" / "config_sentence_transformers.json")
@@ -251,7 +251,7 @@ def test_bad_arguments_are_named_before_anything_is_written(
     task, kind, *rest = arguments
     named = dict(zip(("int8", "llama_cpp", "texts"), rest, strict=False))
     with pytest.raises(ValueError, match=message):
-        export(model, task, kind, tmp_path / "m", **named)
+        export(model, task, tmp_path / "m", kind=kind, **named)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -268,7 +268,7 @@ def test_a_missing_package_is_named(model, tmp_path, monkeypatch, kind, int8, pa
         "st_jv5.export.graph.find_spec", lambda name: None if name == package else find_spec(name)
     )
     with pytest.raises(ValueError, match=f"needs the package {package}: {told}"):
-        export(model, "retrieval", kind, tmp_path / "m", int8=int8)
+        export(model, "retrieval", tmp_path / "m", kind=kind, int8=int8)
 
 
 def test_an_export_that_differs_is_not_written(model, tmp_path, monkeypatch):
@@ -277,7 +277,7 @@ def test_an_export_that_differs_is_not_written(model, tmp_path, monkeypatch):
         "st_jv5.export.merged.merge_task", lambda model, task: merge(model, "clustering")
     )
     with pytest.raises(ValueError, match=r"merged differs from its source: text \d+ of 200"):
-        export(model, "retrieval", "merged", tmp_path / "m")
+        export(model, "retrieval", tmp_path / "m", kind="merged")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -286,7 +286,7 @@ def test_an_export_that_differs_is_not_written(model, tmp_path, monkeypatch):
 def test_a_model_in_half_precision_is_merged_within_the_same_bound(saved, tmp_path, dtype, task):
     model = SentenceTransformer(saved, model_kwargs={"dtype": dtype})
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    (parity,) = export(model, task, "merged", tmp_path / "m")
+    (parity,) = export(model, task, tmp_path / "m", kind="merged")
     assert parity.bound == 0.99999 <= parity.least
     assert read_json(tmp_path / "m" / "config.json")["dtype"] == dtype
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
@@ -295,7 +295,7 @@ def test_a_model_in_half_precision_is_merged_within_the_same_bound(saved, tmp_pa
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_a_graph_of_a_bfloat16_model_has_its_weights(saved, tmp_path, kind):
     model = SentenceTransformer(saved, model_kwargs={"dtype": "bfloat16"})
-    (parity,) = export(model, "retrieval", kind, tmp_path / kind, texts=parity_texts()[::10])
+    (parity,) = export(model, "retrieval", tmp_path / kind, kind=kind, texts=parity_texts()[::10])
     assert parity.least >= 0.99999
 
 
@@ -313,7 +313,7 @@ def test_wrong_weights_of_a_bfloat16_model_are_not_written(saved, tmp_path, monk
     for merged in (wrong, lambda model, task: merge(model, "clustering")):
         monkeypatch.setattr("st_jv5.export.merged.merge_task", merged)
         with pytest.raises(ValueError, match=r"merged differs from its source: text \d+ of 200"):
-            export(model, "retrieval", "merged", tmp_path / "m")
+            export(model, "retrieval", tmp_path / "m", kind="merged")
     assert not (tmp_path / "m").exists()
 
 

@@ -1,4 +1,4 @@
-"""What a composite adds to its terms: schedules, dims, maps per dim, terms of the host."""
+"""What a composite adds to its terms: schedules, dims, maps per dim, stock terms."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def test_a_schedule_moves_from_start_to_end_and_stays(shape, halfway, quarter):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((-1.0, 1.0, 5), "finite and >= 0, not -1.0 -> 1.0"),
-        ((0.0, math.nan, 5), "finite and >= 0, not 0.0 -> nan"),
-        ((0.0, 1.0, 0), "steps must be >= 1 and begin >= 0, not 0"),
-        ((0.0, 1.0, 5, 0, "square"), "shape must be one of .*not 'square'"),
+        ((-1.0, 1.0, 5, "linear"), "finite and >= 0, not -1.0 -> 1.0"),
+        ((0.0, math.nan, 5, "linear"), "finite and >= 0, not 0.0 -> nan"),
+        ((0.0, 1.0, 0, "linear"), "steps must be >= 1 and begin >= 0, not 0"),
+        ((0.0, 1.0, 5, "square"), "shape must be one of .*not 'square'"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Schedule(*settings)
+        Schedule(*settings[:3], shape=settings[3])
 
 
 def test_a_weight_of_the_step_scales_its_term(student, columns):
@@ -104,14 +104,16 @@ def test_full_width_terms_are_computed_once_and_the_others_at_every_dim(student,
 
 @pytest.mark.parametrize("placement", ["student_up", "teacher_down"])
 def test_a_dim_may_have_a_map_of_its_own(student, columns, teachers, placement, tmp_path):
-    projection = Projection(DIM, TEACHER_DIM, placement, own_map_dims=(16,)).double()
+    projection = Projection(DIM, TEACHER_DIM, placement=placement, own_map_dims=(16,)).double()
     start = projection(columns[0][:, :16], teachers[:, 0])
-    shared = Projection(DIM, TEACHER_DIM, placement).double()
+    shared = Projection(DIM, TEACHER_DIM, placement=placement).double()
     for one, other in zip(start, shared(columns[0][:, :16], teachers[:, 0]), strict=True):
         assert torch.equal(one, other)  # it starts as the first columns
     for parameter in projection.parameters():
         torch.nn.init.normal_(parameter)
-    loss = ProjectedCosineDistillLoss(student, TEACHER_DIM, placement, projection=projection)
+    loss = ProjectedCosineDistillLoss(
+        student, TEACHER_DIM, placement=placement, projection=projection
+    )
     both = [array(teachers[:, c]) for c in range(2)]
     for dim, linear in ((16, projection.own["16"]), (48, projection.linear)):
         cut = [normalize(c[:, :dim], dim=-1) for c in columns]
@@ -134,7 +136,7 @@ def test_the_models_own_maps_are_taken_up_and_others_refused(student):
         Projection(DIM, TEACHER_DIM, own_map_dims=(48,))
 
 
-# ---------------------------------------------------------------------------- terms of the host
+# ------------------------------------------------------------------ terms of sentence-transformers
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,9 @@ def test_equal_texts_are_no_negatives(model, texts):
         model.preprocess(column, prompt="Document: ") for column in (query, positive, negative)
     ]
     both = ("query_to_doc", "doc_to_query")
-    plain, masked = (InfoNCELoss(model, 0.3, both, mask_equal_texts=on) for on in (False, True))
+    plain, masked = (
+        InfoNCELoss(model, 0.3, directions=both, mask_equal_texts=on) for on in (False, True)
+    )
     with torch.no_grad():
         rows = [array(model(dict(c), task="retrieval")["sentence_embedding"]) for c in columns]
         found = [loss([dict(c) for c in columns])["infonce"].item() for loss in (plain, masked)]
@@ -245,7 +249,7 @@ def test_equal_texts_are_no_negatives(model, texts):
 
 
 def test_texts_have_one_number_however_they_are_padded_or_flattened(model, texts):
-    """The host flattens batches for flash attention."""
+    """sentence-transformers flattens batches for flash attention."""
     rows = [*texts[:5], texts[0]]
     columns = {}
     for side in ("left", "right"):
@@ -286,7 +290,7 @@ def test_texts_of_the_anchors_own_class_are_no_negatives(student, columns):
     by_column = [own, own, other, other]
     labels = torch.tensor([[[-1, *ids] for ids in row] for row in zip(*by_column, strict=True)])
     both = ("query_to_doc", "doc_to_query")
-    loss = InfoNCELoss(student, 0.3, both, mask_equal_classes=True)
+    loss = InfoNCELoss(student, 0.3, directions=both, mask_equal_classes=True)
     composite = CompositeLoss(student, {"infonce": (loss, 1.0)})
     found = composite.compute_loss_from_embeddings(columns, labels)["infonce"].item()
 

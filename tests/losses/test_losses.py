@@ -34,7 +34,7 @@ from tests.losses.conftest import BATCH, DIM, TEACHER_DIM, array, unit
 
 def random_projection(placement: str) -> Projection:
     torch.manual_seed(3)
-    projection = Projection(DIM, TEACHER_DIM, placement).double()
+    projection = Projection(DIM, TEACHER_DIM, placement=placement).double()
     torch.nn.init.normal_(projection.linear.weight)
     torch.nn.init.normal_(projection.linear.bias, std=0.1)
     return projection
@@ -50,7 +50,9 @@ def features_of(model: SentenceTransformer, *columns: list[str]) -> list[dict[st
 @pytest.mark.parametrize("placement", ["student_up", "teacher_down"])
 def test_distill_is_eq_1_through_the_projection(student, columns, teachers, placement):
     projection = random_projection(placement)
-    loss = ProjectedCosineDistillLoss(student, TEACHER_DIM, placement, projection=projection)
+    loss = ProjectedCosineDistillLoss(
+        student, TEACHER_DIM, placement=placement, projection=projection
+    )
     found = loss.compute_loss_from_embeddings(columns, teachers)["distill"]
     weight, bias = array(projection.linear.weight), array(projection.linear.bias)
     both = [array(teachers[:, c]) for c in range(2)]

@@ -325,7 +325,7 @@ def test_a_tokenizer_without_an_end_is_refused(backbones, tmp_path):
     assert st_jv5.new_student(str(tmp_path), append_eos=False).encode(["x"]).shape == (1, 48)
 
 
-# --------------------------------------------------------------------------- traps of the host
+# ------------------------------------------------------------------ traps of sentence-transformers
 
 
 def test_trap_18_left_padding_does_not_shift_absolute_positions(texts):
@@ -398,7 +398,8 @@ def test_trap_24_the_hosts_onnx_backend_is_refused_with_the_way_out(saved):
 
 
 def test_trap_25_an_empty_list_encodes_to_an_empty_array(model):
-    assert model.encode([], task="retrieval").shape == (0,)  # the host's, before any module
+    # sentence-transformers returns it before any module runs.
+    assert model.encode([], task="retrieval").shape == (0,)
     assert st_jv5.encode(model, [], task="retrieval").shape == (0, 48)
 
 

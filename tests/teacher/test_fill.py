@@ -211,7 +211,7 @@ def test_another_precision_in_one_space_is_told(tmp_path, caplog):
 
 
 def test_a_teacher_is_loaded_in_the_dtype_and_pooling_asked_for(tmp_path, backbones, texts):
-    plain = backbones["qwen3"]  # no pooling of its own: the host takes the mean
+    plain = backbones["qwen3"]  # no pooling of its own: the mean is taken
     expected = SentenceTransformer(modules=[Transformer(plain), Pooling(48, "lasttoken")])
     store = TeacherStore.open(tmp_path, create=True)
     store = store.space("q", dim=48, max_tokens=32, dtype="float32", pooling="lasttoken")

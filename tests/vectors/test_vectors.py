@@ -132,8 +132,8 @@ def test_a_folder_has_what_encode_gives(saved, documents, tmp_path, precision, f
     if precision == "int8":
         assert ranges is not None
         np.testing.assert_allclose(ranges, [expected.min(0), expected.max(0)], atol=1e-5)
-    vectors = from_codes(kept, precision, 16, ranges)
-    near = from_codes(codes(expected, precision, ranges), precision, 16, ranges)
+    vectors = from_codes(kept, precision, 16, ranges=ranges)
+    near = from_codes(codes(expected, precision, ranges), precision, 16, ranges=ranges)
     bound = {"float16": 2e-3, "int8": 0.05}.get(precision, 1e-5)
     np.testing.assert_allclose(vectors, near, atol=bound)
     told = folder.manifest
@@ -307,7 +307,7 @@ def test_search_finds_what_a_sorted_list_of_cosines_has(saved, documents, tmp_pa
     queries = ["The Acropolis", "music of the Arab world"]
     asked = st_jv5.encode(model, queries, task="query")
     kept = np.concatenate([kept for _, _, kept in folder.loaded()])
-    scores = asked @ from_codes(kept, precision, 48, folder.ranges).T
+    scores = asked @ from_codes(kept, precision, 48, ranges=folder.ranges).T
     found = search(out, queries, k=5, model=model)
     for hits, expected in zip(found, scores, strict=True):
         best = np.sort(expected)[::-1][:5]
