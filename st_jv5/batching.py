@@ -102,7 +102,7 @@ def plan_chunks(
     Args:
         columns: What ``preprocess`` gives. Several must have as many rows, and be padded on the
             right.
-        layout: Of the columns.
+        layout: Lengths of the columns' rows.
         budget: Most padded tokens of one chunk.
         most_rows: Most rows of one chunk.
 

@@ -127,7 +127,7 @@ def choose_task(
     labelled: Sequence[tuple[str, Hashable]] | None = None,
     candidates: Sequence[TaskName] | None = None,
 ) -> Choice:
-    """The task that serves a use best, by some examples of it, best 64 or more.
+    """The task that serves a use best, judged by examples of it: 8 at least, best 64 or more.
 
     Give one kind of example:
 
@@ -271,8 +271,8 @@ def read_examples(path: str | Path, most: int = 64) -> tuple[str, list[tuple[Any
     """Kind and examples of a .jsonl, .json, .csv or .parquet file, by its columns.
 
     Args:
-        path: With the columns of one kind (:data:`COLUMNS`), and others at will.
-        most: Of a longer file, so many rows from all over it.
+        path: A file with the columns of one kind (:data:`COLUMNS`), and others at will.
+        most: Most rows; of a longer file so many from all over it.
 
     Raises:
         ValueError: No such file, or columns of no kind or of several.

@@ -81,15 +81,16 @@ def encode(
         prompt_name: Prompt's name; None is the task's default.
         dim: Cut to so many dims, unit rows.
         batch_tokens: Padded tokens per batch; None fits the device.
-        show_progress_bar: In texts, with the time left; a bar of the caller's is moved on.
+        show_progress_bar: Show a bar in texts, with the time left; or the caller's own bar, which
+            is moved on.
         prompt: The prompt's text, instead of its name.
 
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
 
     Raises:
-        ValueError: A text that is none, an unknown task, prompt or dim; a vector that is not finite
-            (:class:`NotFiniteError`, with the text's index).
+        ValueError: A text that is no string, an unknown task, prompt or dim; a vector that is not
+            finite (:class:`NotFiniteError`, with the text's index).
 
     Example:
         >>> encode(student, ["a cat", "a dog"], task="base").shape
@@ -129,7 +130,7 @@ def encode_mixed(
         prompt_names: ``n`` prompt names, or None for each task's default.
         dim: Cut to so many dims, unit rows.
         batch_tokens: Padded tokens per batch; None fits the device.
-        show_progress_bar: In texts, with the time left.
+        show_progress_bar: Show a bar in texts, with the time left.
 
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
@@ -251,7 +252,7 @@ def _encode(
         of_task: ``(n,)``, index of each row's task.
         dim: The model's ``dim``.
         batch_tokens: Padded tokens per batch.
-        show_progress_bar: In rows.
+        show_progress_bar: Show a bar in rows.
 
     Returns:
         float32 ``(n, D)``.

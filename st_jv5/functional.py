@@ -42,7 +42,7 @@ def in_row_chunks(
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What a weight that learns is kept in: float32 in the place of a half-precision dtype."""
+    """The dtype to keep a weight that learns in: float32 in the place of half precision."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -54,13 +54,13 @@ def load_model(
     dtype: str | None = None,
     device: str | None = None,
 ) -> SentenceTransformer:
-    """Load by folder or Hub id what a command names: a published jina v5, ours, or a stock model.
+    """Load a model by folder or Hub id: a published jina v5, one of ours, or a stock model.
 
     Args:
         name: Folder or Hub id.
-        revision: Of a Hub model.
-        dtype: Of the weights, such as ``bfloat16``; None as they are stored.
-        device: Such as ``cuda:1``; None: sentence-transformers chooses.
+        revision: Branch, tag or commit of a Hub model.
+        dtype: Dtype of the weights, such as ``bfloat16``; None as they are stored.
+        device: A torch device such as ``cuda:1``; None: sentence-transformers chooses.
     """
     if is_jina_v5(name, revision):
         return load_jina_v5(name, revision=revision, dtype=dtype, device=device)
@@ -102,8 +102,9 @@ def load_jina_v5(
 
     Args:
         path_or_id: Folder or Hub id.
-        revision: Of the Hub repository; backbone, tokenizer and adapters come from it alike.
-        dtype: Of the weights; None as the config says.
+        revision: Branch, tag or commit of the Hub repository, for backbone, tokenizer and
+            adapters.
+        dtype: Dtype of the weights; None as the config says.
         default_task: Task of calls that name none.
         kwargs: ``token``, ``cache_folder`` and ``local_files_only`` for the Hub; all else goes to
             ``SentenceTransformer``: ``device``, ``truncate_dim``, ``prompts``, ...

@@ -74,35 +74,35 @@ def split_of(source: str) -> str:
 
 def rows() -> Iterator[dict[str, str]]:
     """One row per package and language."""
-    packages = {one["Package"]: one for one in paragraphs("binary-amd64_Packages")}
+    packages = {row["Package"]: row for row in paragraphs("binary-amd64_Packages")}
     for language in LANGUAGES:
         shorts: set[str] = set()
         begins: set[str] = set()
         count = Counter[str]()
         found = paragraphs(f"i18n_Translation-{language.replace('_', '%5f')}")
         # By a hash, so that a limit takes no letter of the alphabet before another.
-        for one in sorted(
-            found, key=lambda one: hashlib.sha256(one["Package"].encode()).hexdigest()
+        for row in sorted(
+            found, key=lambda row: hashlib.sha256(row["Package"].encode()).hexdigest()
         ):
-            package = packages.get(one["Package"])
-            text = one.get(f"Description-{language}", "")
+            package = packages.get(row["Package"])
+            text = row.get(f"Description-{language}", "")
             if package is None or not text or (count[language] == MOST_ROWS and language != "en"):
                 continue
             short, long = described(text)
             english = package["Description"]
             if len(long) < LEAST_CHARACTERS or NO_DESCRIPTION.search(f"{english} {short}"):
                 continue
-            if one["Package"].endswith(("-dev", "-dbg", "-dbgsym")):
+            if row["Package"].endswith(("-dev", "-dbg", "-dbgsym")):
                 continue
             if short.lower() in shorts or long[:LEAST_CHARACTERS].lower() in begins:
                 continue
             shorts.add(short.lower())
             begins.add(long[:LEAST_CHARACTERS].lower())
             count[language] += 1
-            source = package.get("Source", one["Package"]).split()[0]
+            source = package.get("Source", row["Package"]).split()[0]
             yield {
                 "lang": language,
-                "package": one["Package"],
+                "package": row["Package"],
                 "section": package["Section"].rpartition("/")[2],
                 "short": short,
                 "long": long,

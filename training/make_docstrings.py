@@ -214,7 +214,7 @@ def split_of(module: str) -> str:
 
 def rows(wheels: Path) -> Iterator[dict[str, str]]:
     """One row per docstring; of equal summaries or beginnings the first alone."""
-    found = []
+    docstrings = []
     for package, module, source in modules(wheels):
         topic = topic_of(module)
         if not topic or NOT_READ.search(f"{module}."):
@@ -231,10 +231,10 @@ def rows(wheels: Path) -> Iterator[dict[str, str]]:
                 and (summary.isascii() and rest.isascii())
             ):
                 row = {"package": package, "module": module, "name": name, "summary": summary}
-                found.append({**row, "rest": rest, "topic": topic})
+                docstrings.append({**row, "rest": rest, "topic": topic})
     seen: set[str] = set()
     per_topic, per_module = Counter[str](), Counter[str]()
-    for row in sorted(found, key=lambda row: hashed(f"{row['module']}.{row['name']}")):
+    for row in sorted(docstrings, key=lambda row: hashed(f"{row['module']}.{row['name']}")):
         begins = {row["summary"].lower()[:60], row["rest"].lower()[:60]}
         full = per_topic[row["topic"]] >= MOST_PER_TOPIC
         if full or per_module[row["module"]] >= MOST_PER_MODULE or begins & seen:

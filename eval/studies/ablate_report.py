@@ -56,13 +56,13 @@ def ablation_page(
         f"pairs. Training and measuring took {seconds / 60:.0f} minutes in all.",
     )
     for short, ablation in ablations.items():
-        found = {run: [one for one in results[run] if one] for run in ablation.runs}
+        finished = {run: [one for one in results[run] if one] for run in ablation.runs}
         parts: list[Part] = [f"The paper: {ablation.paper}"]
         tasks = dict.fromkeys(
-            row["task"] for many in found.values() for result in many for row in result["rows"]
+            row["task"] for many in finished.values() for result in many for row in result["rows"]
         )
         for task in tasks:
-            parts += task_parts(short, ablation, task, series_of(ablation, task, found))
+            parts += task_parts(short, ablation, task, series_of(ablation, task, finished))
         page.add(f"({short}) {ablation.title}", *parts)
     return page
 
@@ -152,8 +152,8 @@ def lost_parts(task: str, series: Series) -> list[Part]:
             return []
         lost[label] = {
             place: [
-                Samples("mean", (np.array(row["samples"]["values"]) - one.values).tolist())
-                for row, one in zip(rows, exact, strict=True)
+                Samples("mean", (np.array(row["samples"]["values"]) - samples.values).tolist())
+                for row, samples in zip(rows, exact, strict=True)
             ]
             for place, rows in points.items()
             if place != "float32"
@@ -163,7 +163,7 @@ def lost_parts(task: str, series: Series) -> list[Part]:
     for label, losses in lost.items():
         line: list[Cell] = [label]
         for place in places:
-            text = " / ".join(f"{100 * np.mean(one.values):+.1f}" for one in losses[place])
+            text = " / ".join(f"{100 * np.mean(samples.values):+.1f}" for samples in losses[place])
             if label != first:
                 bounds = paired_bootstrap(losses[place], lost[first][place], RESAMPLES)
                 low, high = (100 * bound for bound in bounds)

@@ -82,10 +82,10 @@ def file_of(output: Path, arm: str) -> Path:
 
 def score(trials: Trials, arm: str, base: Path, output: Path, overrides: Sequence[str]) -> None:
     """Train and score one arm, unless its JSON is there."""
-    own = trials.arms.get(arm, Arm(BASE))
+    trial = trials.arms.get(arm, Arm(BASE))
     changes = trials.changes(arm)
     run = Run(load_recipe(trials.recipe, [f"output={output}", *changes, *overrides]))
-    phase = run.recipe.adapters.get(own.task)
+    phase = run.recipe.adapters.get(trial.task)
     settings = [phase and settings_of(run.recipe, phase), trials.strengths, str(base)]
     made, scored = fingerprint(settings), file_of(output, arm)
     if scored.exists():
@@ -97,9 +97,11 @@ def score(trials: Trials, arm: str, base: Path, output: Path, overrides: Sequenc
     adapters: dict[float, Adapter | None] = {0.0: None}
     if phase is not None:
         set_seed(run.recipe.seed)
-        st_jv5.add_task(model, own.task, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout)
-        train(run, model, own.task, phase, scored.with_suffix("") / "checkpoints")
-        save_adapter(model, own.task, scored.with_suffix("") / "adapter")
+        st_jv5.add_task(
+            model, trial.task, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout
+        )
+        train(run, model, trial.task, phase, scored.with_suffix("") / "checkpoints")
+        save_adapter(model, trial.task, scored.with_suffix("") / "adapter")
         adapter = Adapter.load(scored.with_suffix("") / "adapter")
         adapters = {strength: adapter.scaled(strength) for strength in trials.strengths}
     seconds = time.time() - started
@@ -115,10 +117,10 @@ def score(trials: Trials, arm: str, base: Path, output: Path, overrides: Sequenc
             load_adapter(model, scaled)
         folder = scored.with_suffix("") / f"strength-{strength:g}"
         with run.forwards():
-            encoder, name = MTEBEncoder(model, remember=True), own.task
+            encoder, name = MTEBEncoder(model, remember=True), trial.task
             rows = evaluate(encoder, tasks, folder, Settings(name), label=arm)
         means[f"{strength:g}"] = {str(row["task"]): 100 * row["main_score"] for row in rows}
-    labels = {kind: sorted(own) for kind, own in run.labels.items()}
+    labels = {kind: sorted(names) for kind, names in run.labels.items()}
     write_json(
         scored,
         {"fingerprint": made, "scores": means, "seconds": round(seconds), "labels": labels},
@@ -144,16 +146,16 @@ def table(trials: Trials, run: Run, arms: Sequence[str], output: Path) -> Table:
     base = read_json(file_of(output, BASE))["scores"]["0"]
     by_arm = {arm: read_json(file_of(output, arm)) for arm in arms if file_of(output, arm).exists()}
     groups: dict[str, list[str]] = {}
-    for one in by_arm.values():
-        groups |= groups_of(run, [*base], one["labels"])
+    for record in by_arm.values():
+        groups |= groups_of(run, [*base], record["labels"])
     rows: list[list[Cell]] = [
-        ["base", "", *(float(np.mean([base[t] for t in own])) for own in groups.values())]
+        ["base", "", *(float(np.mean([base[t] for t in group])) for group in groups.values())]
     ]
-    for arm, one in by_arm.items():
-        for strength, scores in one["scores"].items() if arm != BASE else ():
+    for arm, record in by_arm.items():
+        for strength, scores in record["scores"].items() if arm != BASE else ():
             cells: list[Cell] = []
-            for own in groups.values():
-                known = [scores[t] - base[t] for t in own if t in scores]
+            for group in groups.values():
+                known = [scores[t] - base[t] for t in group if t in scores]
                 cells.append(f"{np.mean(known):+.1f}" if known else "")
             rows.append([arm, strength, *cells])
     return Table(["", "strength", *groups], rows)

@@ -6,9 +6,9 @@
     python -m eval.studies.speed encode --model out/demo/model
 
 train: one step (forward, loss, backward) of the retrieval composition at six Matryoshka dims on
-wikipedia rows, against stock losses (eval/baselines.py) and against the bare forward and backward
-at the same chunks; then the peak memory under GradCache by batch size, each size in a process of
-its own that trains on the same 4096 rows.
+wikipedia rows, against stock losses (eval/studies/baselines.py) and against the bare forward and
+backward at the same chunks; then the peak memory under GradCache by batch size, each size in a
+process of its own that trains on the same 4096 rows.
 
     stock_separate   time of stock losses, each with its own forward / ours
     stock_shared     time of stock losses on one forward shared by hand / ours

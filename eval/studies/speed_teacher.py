@@ -1,4 +1,4 @@
-"""The teacher part of ``eval/speed.py``: what reading teacher vectors costs."""
+"""The teacher part of ``eval/studies/speed.py``: what reading teacher vectors costs."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def save_adapter(model: SentenceTransformer, name: str, folder: str | Path) -> N
 def load_adapter(model: SentenceTransformer, folder: str | Path | Adapter) -> None:
     """Put an adapter from a folder (or :func:`average_adapters`) into a model.
 
-    A task that the model has already gets the new weights.
+    A task that the model already has gets the new weights.
 
     Raises:
         ValueError: The adapter was trained on another base (by the hash of the base's weights).
@@ -220,8 +220,8 @@ def load_adapter(model: SentenceTransformer, folder: str | Path | Adapter) -> No
 def remove_task(model: SentenceTransformer, name: str) -> None:
     """Remove an adapter from a model.
 
-    Other threads may encode meanwhile: those that are at this task get its exact vectors still, and
-    are waited for; who comes later is told that there is no such task.
+    Other threads may encode meanwhile. This waits for those that use the task, which still get its
+    exact vectors; later calls are told that there is no such task.
 
     Args:
         model: A model of ours.
@@ -343,11 +343,11 @@ def blend_tasks(
 
     Args:
         model: A model of ours.
-        name: Of the new adapter: one of the four tasks, or a name of your own.
+        name: Name of the new adapter: one of the four tasks, or a name of your own.
         weights: Task -> weight, any finite number. They need not sum to 1: what is missing is the
             base's, and ``"base"`` itself adds nothing.
-        prompts: Prompt name -> text; None takes the blended adapters' own, of two with one name
-            that of the heavier.
+        prompts: Prompt name -> text; None takes those of the blended adapters. Where two have a
+            prompt of one name, the heavier adapter's counts.
 
     Raises:
         ValueError: No task, an unknown one, a weight that is no finite number, only weights of 0,

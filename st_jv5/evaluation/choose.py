@@ -22,8 +22,8 @@ def choose_tasks(
     """Tasks by name and benchmark, the local ones by name or all of them.
 
     Args:
-        names: Of mteb's tasks and of the local ones.
-        benchmarks: Of mteb.
+        names: Names of mteb's tasks and of the local ones.
+        benchmarks: Names of mteb's benchmarks.
         local: All local tasks over this split, ``test`` or ``validation``; empty: none.
         types: Keep these task types alone.
         languages: ISO 639-3 codes; keep tasks all of whose languages are among them.

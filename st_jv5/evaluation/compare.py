@@ -84,16 +84,16 @@ def benchmark_table(
     runs: dict[str, dict[str, Row]], published: dict[str, dict[str, float]]
 ) -> Table:
     """Averages over whole benchmarks; a run that lacks tasks has no average."""
-    names = list(dict.fromkeys(name for found in published.values() for name in found))
+    names = list(dict.fromkeys(name for scores_of in published.values() for name in scores_of))
     rows: list[list[Cell]] = []
     for name in names:
         tasks = benchmark_tasks(name)
         cells: list[Cell] = [f"{name}, {len(tasks)} tasks"]
-        for found in runs.values():
-            scores = [100 * found[task]["main_score"] for task in tasks if task in found]
+        for scores_of in runs.values():
+            scores = [100 * scores_of[task]["main_score"] for task in tasks if task in scores_of]
             whole = len(scores) == len(tasks)
             cells.append(sum(scores) / len(scores) if whole else f"{len(scores)} of {len(tasks)}")
-        cells += [found.get(name, "-") for found in published.values()]
+        cells += [scores_of.get(name, "-") for scores_of in published.values()]
         rows.append(cells)
     return Table(["average of", *runs, *published], rows)
 

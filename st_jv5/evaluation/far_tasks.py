@@ -1,4 +1,4 @@
-"""mteb tasks on kinds of text that no recipe trains on, built as those in eval/local_tasks.py are.
+"""mteb tasks on kinds of text that no recipe trains on, built as those in local_tasks.py are.
 
 ============================  ==================  ==================================================
 task                          mteb type           built from (test split, English)
@@ -54,7 +54,7 @@ WORDS = re.compile(r"\w{3,}")
 
 
 def of_one_or_two(
-    found: list[dict[str, Any]], one: str, other: str, group: str
+    rows: list[dict[str, Any]], one: str, other: str, group: str
 ) -> list[dict[str, Any]]:
     """Columns ``one`` and ``other`` of one row (1), and of two rows of a group (0).
 
@@ -62,14 +62,14 @@ def of_one_or_two(
     Rows alone in their group are left out.
     """
     groups: dict[str, list[tuple[dict[str, Any], frozenset[str]]]] = defaultdict(list)
-    for row in found:
+    for row in rows:
         groups[row[group]].append((row, frozenset(WORDS.findall(row[other].lower()))))
     pairs = []
     for members in groups.values():
         for row, words in members:
             near = [(jaccard(words, theirs), x) for x, theirs in members if x is not row]
             if near:
-                another = max(near, key=lambda found: found[0])[1]
+                another = max(near, key=lambda shared: shared[0])[1]
                 pairs.append({"sentence1": row[one], "sentence2": row[other], "labels": 1})
                 pairs.append({"sentence1": row[one], "sentence2": another[other], "labels": 0})
     return pairs

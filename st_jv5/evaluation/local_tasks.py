@@ -28,7 +28,7 @@ WordNetSTS               STS                 glosses of two synsets, scored 1 / 
 The classifiers' few training texts come from the train split; a clustering score is the mean of
 twenty clusterings, for one alone varies by several points.
 
-Tasks on text that no recipe trains on are in eval/far_tasks.py. ``text_kind`` tells whether a task
+Tasks on text that no recipe trains on are in far_tasks.py. ``text_kind`` tells whether a task
 is near or far: near to a model trained on the train split of the file of that name.
 
 The splits are by article and page, and share some text. 75 of the 962 test descriptions of
@@ -160,16 +160,16 @@ class OfficeLongRetrieval(Local, AbsTaskRetrieval):
         """nDCG@10 of the queries whose page begins in each part of its document."""
         queries = self.dataset["default"]["test"]["queries"]
         titles = dict(zip(queries["id"], queries["text"], strict=True))
-        found: dict[str, float] = {}
+        by_part: dict[str, float] = {}
         for begin, end in zip(OFFSETS, (*OFFSETS[1:], None), strict=True):
             values = [
                 ndcg_at_10(results.get(query, {}), qrels[query])
                 for query, title in titles.items()
                 if begin <= self.offsets[title] and (end is None or self.offsets[title] < end)
             ]
-            found[f"ndcg_at_10_from_{begin}"] = float(np.mean(values))
-            found[f"queries_from_{begin}"] = len(values)
-        return found
+            by_part[f"ndcg_at_10_from_{begin}"] = float(np.mean(values))
+            by_part[f"queries_from_{begin}"] = len(values)
+        return by_part
 
 
 class WikipediaReranking(Local, AbsTaskRetrieval):

@@ -22,7 +22,7 @@ def own_tasks(
     """(text, labels) -> the tasks that are routed to an adapter; those without are left out.
 
     Args:
-        adapter: Of the recipe.
+        adapter: An adapter of the recipe.
         groups: near and far.
         types: Task -> its mteb type.
         labels: Task -> told, new or nothing.
@@ -48,8 +48,8 @@ def adapters_table(
     """Each adapter's mean over the tasks that are routed to it, against the base's.
 
     Args:
-        scores: Of the adapters and the base.
-        adapters: Of the recipe.
+        scores: Scores of the adapters and the base.
+        adapters: The adapters of the recipe.
         groups: near and far, told apart.
         types: Task -> its mteb type.
         labels: Task -> whether its labels were trained on: told, new or nothing.
@@ -116,7 +116,7 @@ def kept_table(found: Sequence[Row], resamples: int) -> Table | None:
 
     Args:
         found: A model's rows; every task counts as it is routed.
-        resamples: Of the bootstrap.
+        resamples: Resamples of the bootstrap.
     """
     routed = curve_rows(found)
     at = {(row["dim"], row["precision"], row["task"]): row for row in routed}

@@ -1,9 +1,9 @@
 """Near and far: scores on text like the training text, and on all other text.
 
 A task is near when the model was trained on the kind of its text (``text_kinds`` of
-eval/local_tasks.py), else far. A mean counts every task alike. Intervals hold 95% of a bootstrap
-over samples, in which all sides are scored on the same queries or texts: differences and shares are
-of pairs.
+st_jv5/evaluation/local_tasks.py), else far. A mean counts every task alike. Intervals hold 95% of a
+bootstrap over samples, in which all sides are scored on the same queries or texts: differences and
+shares are of pairs.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Scores:
     Args:
         sides: Who -> task -> row.
         tasks: That every side has.
-        resamples: Of the bootstrap.
+        resamples: Resamples of the bootstrap.
 
     Raises:
         ValueError: Two sides' scores of a task are not of the same samples; names the task.
@@ -147,7 +147,7 @@ def means_table(
     """Each side's mean over each group, what it is above the start's, and its share of another's.
 
     Args:
-        scores: Of all sides.
+        scores: Scores of all sides.
         labels: Who -> its name in the table; a row each.
         groups: Side by side; those without tasks are left out.
         start: Who is the model that training began with, if it was measured.
@@ -184,7 +184,7 @@ def groups_table(
     """A row per group of tasks: everyone's mean, and how the models stand to the start.
 
     Args:
-        scores: Of all sides.
+        scores: Scores of all sides.
         heads: Over the parts of a group's name.
         groups: Name in parts -> tasks; those without are left out.
         labels: Who -> its name in the table; a column each.
@@ -244,11 +244,11 @@ def in_words(
     """How models stand to the one that training began with, on near and on far text.
 
     Args:
-        scores: Of all sides.
+        scores: Scores of all sides.
         subjects: Who -> what the sentence calls it, such as "this model".
         groups: near and far.
         start: Who is the model that training began with.
-        start_name: Its name.
+        start_name: Name of the start.
     """
     sentences = []
     for group, tasks in groups.items():
@@ -299,7 +299,7 @@ def near_far_parts(
         runs: Name -> task -> row; of tasks that all have.
         kinds: What they were trained on; empty: not known.
         start: Folder of the record of the model that training began with, if there is one.
-        resamples: Of the bootstrap.
+        resamples: Resamples of the bootstrap.
     """
     began, name = "", ""
     if start:

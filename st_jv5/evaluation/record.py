@@ -36,11 +36,11 @@ class Record:
     ``run_log.jsonl`` gets a line per score when it is computed.
 
     Args:
-        folder: Of one model; another's results there are an error.
+        folder: Results of one model; another's results there are an error.
         model: Path or label.
         weights: The name that the encoder gives mteb, which is made from the weights' hash.
-        command: That writes here, for those who want the same.
-        tasks: In the order in which their rows are kept.
+        command: The command that writes here, for those who want the same.
+        tasks: Names of tasks, in the order in which their rows are kept.
     """
 
     def __init__(
@@ -122,9 +122,9 @@ def main_rows(rows: Iterable[Row], adapter: str | None = None) -> dict[str, Row]
     """Task -> its plainest row: the widest dim, float32 where there is one, the most tokens.
 
     Args:
-        rows: Of one model.
-        adapter: Of this adapter; None: of the one that the task is routed to, else the base's,
-            else any.
+        rows: Results of one model.
+        adapter: The adapter whose rows are wanted; None: the one that the task is routed to, else
+            the base, else any.
     """
     best_rows: dict[str, Row] = {}
 

@@ -116,10 +116,10 @@ def evaluate(
             give way to the settings; or any mteb encoder with ``describe(task_type)``, scored as
             it is.
         tasks: mteb's tasks, or local ones.
-        folder: Of this model alone.
+        folder: A folder for this model alone.
         settings: None: the adapter of each task's type, full width, float32.
         batch_size: Texts per forward, for models that are not ours (ours go by tokens).
-        label: Of the progress bar, and the model's name in the record.
+        label: What the progress bar says, and the model's name in the record.
         cache: mteb's result cache; None is ``folder/mteb``.
         calibration: Texts for int8's ranges; empty takes some of the training split.
         command: To reproduce the scores; stands in the record.

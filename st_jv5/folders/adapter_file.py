@@ -112,15 +112,15 @@ class Adapter:
 def _told(metadata: str, path: str | Path) -> dict[str, Any]:
     """What our header says, of the right types."""
     try:
-        told = json.loads(metadata)
-        texts = [told["task"], told["base_sha256"], told["prompts"]["document"]]
-        texts += [*told["prompts"].values(), *told["aliases"]]
+        header = json.loads(metadata)
+        texts = [header["task"], header["base_sha256"], header["prompts"]["document"]]
+        texts += [*header["prompts"].values(), *header["aliases"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} has a header of ours that cannot be read: {error!r}") from error
-    if not all(isinstance(text, str) for text in texts) or not TASK_NAME.fullmatch(told["task"]):
+    if not all(isinstance(text, str) for text in texts) or not TASK_NAME.fullmatch(header["task"]):
         raise ValueError(f"{path} has a header of ours that is none: {metadata[:80]}")
-    check_plain(path, told)
-    found: dict[str, Any] = told
+    check_plain(path, header)
+    found: dict[str, Any] = header
     return found
 
 

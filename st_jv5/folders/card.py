@@ -21,8 +21,8 @@ def model_card(facts: Mapping[str, str], metadata: ModelCardData) -> str:
     """Fill the card's template.
 
     Args:
-        facts: One text per placeholder of ``st_jv5/model_card.md``. Markup in them is shown, not
-            followed; tables may stand in those of several lines.
+        facts: One text per placeholder of ``st_jv5/folders/model_card.md``. Markup in them is
+            shown, not followed; tables may stand in those of several lines.
         metadata: The front matter: licence, base, scores (``eval_results``) and so on.
 
     Raises:

@@ -68,8 +68,8 @@ def check_reach(path: str | Path, config: Any, free: str = "") -> None:
     """No key leads a library elsewhere: to a path, a repository, or code.
 
     Args:
-        path: Of the file, for messages.
-        config: Its content, or a part of it that goes to a library's ``from_pretrained``.
+        path: Path of the file, for messages.
+        config: The file's content, or a part of it that goes to a library's ``from_pretrained``.
         free: Pattern of keys whose texts are words, so that a slash in them is one.
     """
     for key, value in leaves(config):
@@ -104,7 +104,7 @@ def check_modules(path: str | Path, ours: bool = False) -> list[dict[str, Any]]:
     """``modules.json``: a list of modules, each in a folder below this one.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         ours: The first is our router, at the root, and the others are ours or of
             sentence-transformers.
     """
@@ -191,8 +191,8 @@ def check_numbers(path: str | Path, config: Mapping[str, Any], tensors: int) -> 
     """The numbers of a ``config.json``: in their ranges, and no count without end.
 
     Args:
-        path: Of the file, for messages.
-        config: Its content.
+        path: Path of the file, for messages.
+        config: The file's content.
         tensors: How many tensors the weights have: no model has more layers.
     """
     check_plain(path, config)

@@ -144,8 +144,8 @@ def check_lora_shapes(
     """Every layer has both halves, of the config's rank, and of the base layer's shape.
 
     Args:
-        path: Of the adapter's weights, for messages.
-        shapes: Of its tensors.
+        path: Path of the adapter's weights, for messages.
+        shapes: Shapes of its tensors.
         rank: What ``adapter_config.json`` says.
         weights: Shape of each of the backbone's ``<layer>.weight``, where known.
     """

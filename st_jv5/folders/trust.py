@@ -216,9 +216,9 @@ def _check_widths(
         if path.exists() and "Pooling" in entry["type"]:
             pooling = read_json(path)
             check_plain(path, pooling)
-            told = pooling.get("embedding_dimension", pooling.get("word_embedding_dimension"))
-            if told != width:
-                raise ValueError(f"{path} pools {told!r} dims, but the backbone has {width}")
+            stated = pooling.get("embedding_dimension", pooling.get("word_embedding_dimension"))
+            if stated != width:
+                raise ValueError(f"{path} pools {stated!r} dims, but the backbone has {width}")
     if wide := [dim for dim in settings["matryoshka_dims"] if dim > width]:
         raise ValueError(
             f"{folder}/st_jv5.json: matryoshka_dims has {wide[0]}, but the backbone has {width}"
@@ -227,10 +227,10 @@ def _check_widths(
     if info.exists() != (folder / "projection.safetensors").exists():
         raise ValueError(f"{folder} has one of projection.json and projection.safetensors alone")
     if info.exists():
-        told = check_projection(info, shapes_of(folder / "projection.safetensors"))
-        if told["student_dim"] != width:
+        stated = check_projection(info, shapes_of(folder / "projection.safetensors"))
+        if stated["student_dim"] != width:
             raise ValueError(
-                f"{info} has student_dim {told['student_dim']}, but the backbone has {width}"
+                f"{info} has student_dim {stated['student_dim']}, but the backbone has {width}"
             )
 
 
@@ -258,7 +258,7 @@ def check_size(path: Path) -> None:
 
 
 def check_stock(folder: str | Path) -> None:
-    """What leads out of a base that others made; all else is as free as its library has it.
+    """Refuse a base of others whose configs lead out of it; all else is left to its library.
 
     Raises:
         ValueError: Names the file and the key.

@@ -97,11 +97,11 @@ def clustering_loss(
     """Stage 1's distillation again, on document prompts and a teacher told to name the topic.
 
     Args:
-        infonce_weight: Of telling texts of one class from others, both ways, in batches whose
-            labels name classes (:func:`~st_jv5.losses.labels.class_ids`); these are not distilled.
-            0, the paper's: there are no such batches.
-        temperature: Of InfoNCE.
-        rkd_weight: Of relational distillation, in the same batches.
+        infonce_weight: Weight of InfoNCE, both ways, in batches whose labels name classes
+            (:func:`~st_jv5.losses.labels.class_ids`): texts of one class are told from all others.
+            These batches are not distilled. 0, the paper's: there are none.
+        temperature: Temperature of InfoNCE.
+        rkd_weight: Weight of relational distillation, in the same batches.
         rkd_teacher: As in :func:`classification_loss`.
 
     Example:

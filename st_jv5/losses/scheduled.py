@@ -78,16 +78,18 @@ class CoSENTDistillLoss(CompositeLoss):
     Args:
         model: The model being trained.
         teacher_dim: Width of the teacher's vectors.
-        temperature: Of InfoNCE.
-        cosent_temperature: Of CoSENT.
+        temperature: Temperature of InfoNCE.
+        cosent_temperature: Temperature of CoSENT.
         infonce_weight: Weight of InfoNCE in an unscored batch, a number or a :class:`Schedule`.
         distill_weight: Weight of distillation in an unscored batch.
         gor_weight: Weight of :class:`GORLoss` in an unscored batch. 0, the paper's, leaves it out;
             with hard negatives it keeps what the student knows of other text.
-        learn_temperature: See :class:`InfoNCELoss`, as the next two.
-        false_negative_margin: Off by default.
-        mask_equal_texts: On by default.
-        train_projection: See :class:`ProjectedCosineDistillLoss`, as the next.
+        learn_temperature: Whether InfoNCE's temperature learns along (:class:`InfoNCELoss`).
+        false_negative_margin: Margin of cosine beyond which InfoNCE leaves a negative out; None:
+            all stay in.
+        mask_equal_texts: Whether equal texts are left out of InfoNCE's negatives.
+        train_projection: Whether the projection learns along
+            (:class:`ProjectedCosineDistillLoss`).
         own_map_dims: Matryoshka dims that get a projection of their own.
         store: The teacher store that int labels are rows of.
         composite: ``dims`` and the like, see :class:`CompositeLoss`.

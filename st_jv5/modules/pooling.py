@@ -40,7 +40,7 @@ def modes_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def is_last_token(path: str | Path) -> bool:
-    """Whether a pooling config says so, in the new or the old keys."""
+    """Whether a pooling config pools the last token, in the new or the old keys."""
     return Path(path).is_file() and modes_of(read_json(path)) == ("lasttoken",)
 
 

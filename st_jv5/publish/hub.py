@@ -48,10 +48,10 @@ def publish(
         folder: A saved model, with its card.
         repo_id: ``organisation/name``; siblings are ``organisation/name-task``.
         siblings: Also publish each adapter merged, for engines that know no adapters.
-        private: Of repositories that are new.
+        private: Whether a new repository is private.
         dry_run: Test, ask the Hub what it has, and tell what would be added, changed and deleted;
             send nothing.
-        endpoint: Of the Hub; None is the environment's.
+        endpoint: Address of the Hub; None is the environment's.
         token: None is the one that ``hf auth login`` has stored.
 
     Returns:
@@ -59,7 +59,7 @@ def publish(
         would be sent.
 
     Raises:
-        ValueError: The name is none, or the folder does not pass.
+        ValueError: The name cannot be a repository's, or the folder does not pass.
         ConnectionError: The Hub refused or was lost; names the repository.
 
     Example:

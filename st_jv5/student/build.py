@@ -39,7 +39,7 @@ def new_student(
     pooling: str | None = None,
     prompts: Mapping[str, str] | None = None,
 ) -> SentenceTransformer:
-    """A student: a backbone, pooling, the Matryoshka cut, and prompts.
+    """Build a student: a backbone, pooling, the Matryoshka cut, and prompts.
 
     A base of sentence-transformers keeps its own pooling and prompts, so that the student starts
     with the base's vectors. A plain transformers folder says nothing of either: it pools the last
@@ -58,8 +58,8 @@ def new_student(
             tokenizer alone elsewhere.
         matryoshka_dims: Dims to train, each at most the width; None takes
             :data:`MATRYOSHKA_DIMS` below the width, and the width.
-        dtype: Of the weights; None as the base's config says. What learns becomes float32 when
-            training begins, whatever this is (:func:`~st_jv5.train_task`).
+        dtype: Dtype of the weights; None as the base's config says. What learns becomes float32
+            when training begins, whatever this is (:func:`~st_jv5.train_task`).
         vocabulary: Texts whose tokens are kept, all others dropped: see
             :func:`~st_jv5.backbone.vocabulary.cut_vocabulary`. None keeps all.
         pooling: ``"mean"``, ``"cls"`` (the first token, which in a causal decoder sees no other) or

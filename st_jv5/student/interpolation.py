@@ -64,8 +64,8 @@ def interpolate(
             )
     if start.tokenizer.get_vocab() != end.tokenizer.get_vocab():
         raise ValueError("start and end have different tokens")
-    if (one := _pooling(start)) != (other := _pooling(end)):
-        raise ValueError(f"start pools by {one}, end by {other}")
+    if (start_pooling := _pooling(start)) != (end_pooling := _pooling(end)):
+        raise ValueError(f"start pools by {start_pooling}, end by {end_pooling}")
     projection, router.projection = router.projection, None
     try:
         between = deepcopy(end)

@@ -33,19 +33,19 @@ class EndpointTeacher:
     the space's ``max_tokens`` (``extra_body={"truncate_prompt_tokens": 512}`` for vLLM), and
     compare with ``st-jv5 teacher verify``.
 
-    A server is not believed: an answer is read up to :data:`MAX_TEXT_BYTES` a text and no longer
-    than the timeout, is not followed to another address, and must have one vector for each text.
-    The key is in no message, also where the server sends it back.
+    The server is not trusted. An answer is read up to :data:`MAX_TEXT_BYTES` a text and no longer
+    than the timeout, and must have one vector for each text; redirects are not followed. No message
+    shows the key, not even where the server sends it back.
 
     Args:
-        url: Up to ``/v1``, such as ``http://localhost:8000/v1``.
+        url: The server's address up to ``/v1``, such as ``http://localhost:8000/v1``.
         model: The model's name at the server.
         key_env: Environment variable that holds the key; local servers want none. The key itself
             is kept nowhere.
         batch_size: Texts per request.
         concurrency: Requests under way at once.
         retries: Further tries of a request.
-        timeout_seconds: For one request: to connect, to begin the answer, and to send all of it.
+        timeout_seconds: Limit of a request: to connect, to begin the answer, to send all of it.
         extra_body: More fields for each request.
 
     Example:
@@ -210,7 +210,7 @@ class EndpointTeacher:
 
 
 class RefusedError(Exception):
-    """What a server does that none should."""
+    """The server did what none should, such as an answer without end or without vectors."""
 
 
 def _bounded(self: Any) -> Iterator[bytes]:

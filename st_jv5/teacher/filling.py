@@ -61,7 +61,7 @@ def fill(
         workers: For ray; None is one per GPU, or two on a cluster without.
         rank: Fill only the shards of this process among ``world_size``, as ``torchrun`` numbers
             them; the others fill theirs.
-        world_size: See ``rank``.
+        world_size: How many processes fill the store together.
 
     Returns:
         How many vectors were computed.

@@ -30,11 +30,11 @@ class Shard:
     """One shard's files, as far as they counted when last looked at.
 
     Args:
-        folder: Of the space.
+        folder: Folder of the space.
         number: Which shard.
-        dim: Of the vectors.
-        dtype: Of the vectors.
-        shards: Of the space; another number would send texts to other shards.
+        dim: Width of the vectors.
+        dtype: Dtype of the vectors.
+        shards: Shards of the space; another number would send texts to other shards.
     """
 
     def __init__(self, folder: Path, number: int, dim: int, dtype: str, shards: int) -> None:

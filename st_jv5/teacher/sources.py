@@ -67,12 +67,12 @@ class LocalTeacher:
 
     Args:
         model: A Hub id, a folder, ``package:NAME/FOLDER``, or a loaded model.
-        revision: Of a Hub model.
+        revision: Branch, tag or commit of a Hub model.
         pooling: Pool so instead of the model's own way: ``lasttoken``, ``mean``, ``cls``. A plain
             transformers checkpoint has no way of its own: sentence-transformers takes the mean.
-        dtype: Of the weights: float32, float16, bfloat16; None as the model is stored.
+        dtype: Dtype of the weights: float32, float16, bfloat16; None as the model is stored.
         autocast: Run the forwards in bfloat16 whatever the weights; False leaves it to the caller.
-        device: Such as ``cuda:1``; None: sentence-transformers chooses.
+        device: A torch device such as ``cuda:1``; None: sentence-transformers chooses.
 
     Example:
         >>> LocalTeacher(teacher_folder, dtype="bfloat16").dim()
@@ -193,7 +193,7 @@ def _named(texts: Sequence[str]) -> str:
 
 
 class FunctionTeacher:
-    """A function from a list of texts, the prompt before each, to vectors ``(n, dim)``.
+    """A teacher that is a function: from texts, each behind the prompt, to vectors ``(n, dim)``.
 
     Example:
         >>> FunctionTeacher(lambda texts: [[len(text), 1.0] for text in texts]).dim()

@@ -86,7 +86,7 @@ class TeacherStore:
     added. It means nothing in another store.
 
     Raw files under ``numpy.memmap`` were measured against Arrow, safetensors and LMDB
-    (``eval/formats.py``, ``notes/log.md``): they gather fastest and are appended to in place.
+    (``notes/log.md``): they gather fastest and are appended to in place.
 
     Example:
         >>> store = TeacherStore.open(folder, create=True).space("my-teacher", dim=2)
@@ -153,7 +153,7 @@ class TeacherStore:
 
         Args:
             teacher: See :class:`Space`, as all others but the last.
-            shards: Of a new space: how many processes can fill it at once; None is 16.
+            shards: Shards of a new space: how many processes can fill it at once; None is 16.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")

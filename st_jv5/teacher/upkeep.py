@@ -46,7 +46,7 @@ def verify(
         teacher: As :func:`~st_jv5.teacher.fill` takes it.
         texts: Texts to draw from; those that the space does not have are counted.
         sample: How many to compute.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Example:
         >>> store = TeacherStore.open(folder, create=True).space("minilm", dim=384)
@@ -82,7 +82,7 @@ def merge(
     Args:
         stores: Stores, not spaces.
         out: Folder of the new store, none of the old ones'.
-        shards: Of its spaces; None: as many as in the first store that has the space.
+        shards: Shards of each new space; None: as many as in the first store that has the space.
 
     Example:
         >>> _ = TeacherStore.open(folder, create=True).space("minilm", dim=384)

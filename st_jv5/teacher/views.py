@@ -22,7 +22,7 @@ class SeveralTeachers:
 
     Teacher ``k``'s unit vector is multiplied by ``sqrt(weight_k / sum of weights)``: the whole has
     unit length, and the cosine of two texts is the weighted mean of the teachers' cosines (a choice
-    of ours; the paper has one teacher). VectorRows are those of the first store.
+    of ours; the paper has one teacher). Rows are those of the first store.
 
     Args:
         stores: A space per teacher; a text must be in all of them.

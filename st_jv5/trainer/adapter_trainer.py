@@ -132,7 +132,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         tasks: The adapter to train, or ``"base"``; or data set -> adapter, which trains several
             at once, each batch the one of its data set. It may name data sets of ``eval_dataset``.
         train_dataset: As sentence-transformers takes it.
-        eval_dataset: Likewise; its columns are read behind the prompts of its task.
+        eval_dataset: As ``train_dataset``; its columns are read behind the prompts of its task.
         max_tokens: Where texts are cut, in tokens: for all, or data set -> limit; None: the
             model's ``max_seq_length``.
         max_loss_ratio: Stop when a batch's loss is more than so many times the running mean of its

@@ -36,8 +36,8 @@ def compiled_layers(
 
     Args:
         model: A model of ours.
-        backend: Of ``torch.compile``; None is its own default.
-        mode: Of ``torch.compile``.
+        backend: Backend of ``torch.compile``; None is its own default.
+        mode: Mode of ``torch.compile``.
 
     Raises:
         ValueError: The backbone has no list of layers.

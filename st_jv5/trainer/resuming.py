@@ -201,7 +201,7 @@ def check_checkpoint(checkpoint: Path, processes: int | None, needed: Iterable[s
     """Refuse a checkpoint that cannot be gone on from.
 
     Args:
-        checkpoint: Its folder.
+        checkpoint: Folder of the checkpoint.
         processes: How many draw random numbers; None: they start anew.
         needed: Files that it must hold beside those of every checkpoint.
 

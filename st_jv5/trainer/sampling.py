@@ -28,7 +28,7 @@ class EpochBatchSampler(BatchSampler):
     Args:
         sampler: Gives lists of row numbers; ``len`` is its batches in an epoch.
         generator: The random numbers that it draws from.
-        seed: Of the run.
+        seed: Seed of the run.
         is_over: True: an epoch gives no batch, because the run has done all its steps.
     """
 
@@ -78,9 +78,9 @@ def one_pass(
     Args:
         sampler: Told the epoch if it wants to know.
         generator: The random numbers that it draws from.
-        seed: Of the run.
-        epoch: From 0.
-        number: Of the pass within the epoch, from 0.
+        seed: Seed of the run.
+        epoch: The epoch, from 0.
+        number: The pass within the epoch, from 0.
     """
     shuffle = epoch + PASSES * number
     if hasattr(sampler, "set_epoch"):
@@ -223,8 +223,8 @@ def weighted(
         batch_sizes: Data set -> rows per batch (and process), for those that do not take
             ``args.per_device_train_batch_size``; for all, in order, where there are no weights.
         max_epochs: Most passes over one data set: a set that was read so often is drawn no more,
-            and the others take its place. Its last pass may be cut short. None: no end. Of
-            data sets by name (those not named have no end), or of all.
+            and the others take its place. Its last pass may be cut short. One number for all, or
+            data set -> number (those not named have no end). None: no end.
 
     Raises:
         ValueError: While training, when no data set is left to draw from.

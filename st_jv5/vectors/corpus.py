@@ -42,12 +42,12 @@ class Corpus:
 
     Args:
         source: A file, several files of one kind, or the id of a data set on the Hub.
-        column: Of the texts; may be left out where there is only one.
-        id_column: Of the ids, numbers or strings; None: ``id`` where there is such a column, else
-            the number of the row.
-        split: Of a data set on the Hub.
-        config: Of a data set on the Hub: its configuration.
-        revision: Of a data set on the Hub.
+        column: The column of texts; may be left out where there is only one.
+        id_column: The column of ids, numbers or strings; None: ``id`` where there is such a
+            column, else the number of the row.
+        split: Split of a data set on the Hub.
+        config: Configuration of a data set on the Hub.
+        revision: Branch, tag or commit of a data set on the Hub.
 
     Raises:
         ValueError: No such file or column, several kinds of files.

@@ -56,7 +56,7 @@ class VectorFolder:
     ``0000n.parquet`` (columns ``id`` and ``vector``) or as ``0000n.npy`` and ``0000n.ids.npy``.
     int8's ranges stand in ``ranges.npy``, ``(2, dim)``. Binary vectors are a bit per sign. Each
     file's checksum lies beside it (``0000n.parquet.xxh3``) and is compared whenever it is read; a
-    folder of before, without them, is read as it is.
+    folder from before checksums is read as it is.
 
     Args:
         path: The folder.

@@ -57,13 +57,13 @@ def encode_corpus(
 
     The corpus is read once before anything is computed: a row without a text is an error then, not
     in a million rows' time. Ctrl-C or a kill loses the shards under way; the same call goes on to
-    the bytes of one that was never stopped. Of a folder that is there, every shard is held against
-    its checksum; one that is damaged is named in a warning, and made anew.
+    the bytes of one that was never stopped. In a folder that is there already every shard is held
+    against its checksum; a damaged one is named in a warning, and made anew.
 
     Args:
         model: Folder or Hub id; ours, or any text model (which knows no task and no dim).
         corpus: The texts.
-        folder: New, or of a run with the same settings.
+        folder: A new folder, or one of a run with the same settings.
         task: Task or alias.
         prompt_name: ``query``, ``document``, ...; None is the task's default.
         dim: Cut to so many dims, unit rows.
@@ -74,9 +74,9 @@ def encode_corpus(
         files: ``parquet`` or ``npy``.
         engine: ``local``: processes of this machine. ``ray``: workers of a Ray cluster (the running
             one, else one on this machine), which must see source, model and folder.
-        processes: None: one per GPU, else one. On a CPU they share its cores.
-        revision: Of a Hub model.
-        dtype: Of the weights: float32, float16, bfloat16; None as the model is stored.
+        processes: How many at once; None: one per GPU, else one. On a CPU they share its cores.
+        revision: Branch, tag or commit of a Hub model.
+        dtype: Dtype of the weights: float32, float16, bfloat16; None as the model is stored.
         max_tokens: Texts are cut there; None as the model says.
 
     Raises:

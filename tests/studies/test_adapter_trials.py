@@ -1,4 +1,4 @@
-"""The arms of eval/adapter_trials.yaml, and their table."""
+"""The arms of eval/studies/adapter_trials.yaml, and their table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arms of eval/levers.yaml, and their table."""
+"""The arms of eval/studies/levers.yaml, and their table."""
 
 from __future__ import annotations
 
