@@ -70,7 +70,7 @@ def _command(name: str, parser: argparse.ArgumentParser) -> str:
             _title(name, "-"),
             _escaped(about),
             _code(textwrap.dedent(example)),
-            _code("\n    ".join(textwrap.wrap(usage, 100))),
+            _code("\n    ".join(textwrap.wrap(usage, 100, break_on_hyphens=False))),
             *rows,
         ]
     )
