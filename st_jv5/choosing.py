@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from st_jv5.adapters import router_of
 from st_jv5.encoding import Array, encode
 from st_jv5.task_table import BASE, Blend, TaskName
-from st_jv5.texts import KINDS, read_tables
+from st_jv5.texts import KINDS, ending, read_tables
 
 LEAST_EXAMPLES = 8
 RESAMPLES = 1000
@@ -268,7 +268,7 @@ def _short(value: object) -> str:
 
 
 def read_examples(path: str | Path, most: int = 64) -> tuple[str, list[tuple[Any, ...]]]:
-    """Kind and examples of a .jsonl, .json, .csv or .parquet file, by its columns.
+    """Kind and examples of a .jsonl, .json, .csv, .tsv or .parquet file, by its columns.
 
     Args:
         path: A file with the columns of one kind (:data:`COLUMNS`), and others at will.
@@ -280,9 +280,10 @@ def read_examples(path: str | Path, most: int = 64) -> tuple[str, list[tuple[Any
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no file {path}")
-    kinds = [suffix for suffix in KINDS if suffix != ".txt"]
-    if path.suffix not in kinds:
-        raise ValueError(f"{path} must end with one of {', '.join(kinds)}")
+    if ending(path) in ("", ".txt"):
+        raise ValueError(
+            f"{path} must end with one of {', '.join(k for k in KINDS if k != '.txt')}"
+        )
     if most < 1:
         raise ValueError(f"most must be positive, not {most}")
     tables = list(read_tables(path))
@@ -297,7 +298,7 @@ def read_examples(path: str | Path, most: int = 64) -> tuple[str, list[tuple[Any
         for table in tables
         for row in zip(*(table[column] for column in COLUMNS[kind]), strict=True)
     ]
-    if kind == "scored" and path.suffix == ".csv":
+    if kind == "scored" and KINDS[ending(path)] == "csv":
         examples = [(one, other, _number(path, score)) for one, other, score in examples]
     rows = np.linspace(0, len(examples) - 1, min(most, len(examples))).round().astype(int)
     return kind, [examples[row] for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
+from transformers import AutoConfig, PreTrainedConfig
 
 from st_jv5.files import check_regular, read_json, write_json
 from st_jv5.folders.adapter_file import (
@@ -31,6 +33,8 @@ from st_jv5.student.build import MATRYOSHKA_DIMS
 from st_jv5.task_table import DEFAULT_PROMPT_NAME, PROMPTS, TASKS, Task, unknown_name
 
 MODEL_TYPE = "jina_embeddings_v5"
+TEACHER = {"Qwen/Qwen3-Embedding-4B": "apache-2.0"}
+"""What they were distilled from (section 3 of arXiv:2602.15547), and its licence."""
 STOCK_TYPES = ("qwen3", "eurobert")
 WANTED = ["*.json", "model*.safetensors", "adapters/*/*.json", "adapters/*/*.safetensors"]
 """What is fetched from the Hub: no code, no pickle, no other engine's weights."""
@@ -148,7 +152,7 @@ def load_jina_v5(
     router.theta_train = {}  # the folder names the one it is served at alone
     router.base_prompts = _prompts(source)
     name = Path(path_or_id).name if Path(path_or_id).is_dir() else str(path_or_id)
-    router.licenses = Licenses(base={name: JINA_LICENSE})
+    router.licenses = Licenses(base={name: JINA_LICENSE}, teacher=dict(TEACHER))
     show_licenses(router.licenses, path_or_id)
     settings = {
         "prompts": dict(router.base_prompts),
@@ -201,11 +205,7 @@ def _read(source: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
 
 def _stage(source: Path, stock: Path, config: dict[str, Any], weights: list[Path]) -> None:
     """A folder of the stock class: links to the weights (or copies), configs that name no code."""
-    for name in ("auto_map", "task_names", "architectures"):
-        config.pop(name, None)
-    if config["model_type"] == MODEL_TYPE:
-        config["model_type"] = _stock_type(weights)
-    write_json(stock / "config.json", config)
+    write_json(stock / "config.json", _stock_settings(config, weights))
     for path in [*weights, *source.glob("*.safetensors.index.json"), source / "tokenizer.json"]:
         _place(path.resolve(), stock / path.name)
     tokenizer_config = read_json(source / "tokenizer_config.json")
@@ -214,6 +214,23 @@ def _stage(source: Path, stock: Path, config: dict[str, Any], weights: list[Path
     write_json(stock / "tokenizer_config.json", tokenizer_config)
     for path in source.glob("special_tokens_map.json"):
         shutil.copy(path, stock)
+
+
+def stock_config(folder: str | Path) -> PreTrainedConfig:
+    """The architecture of a published folder, as transformers knows it; weights are not read."""
+    config = read_json(Path(folder) / "config.json")
+    weights = sorted(Path(folder).glob("model*.safetensors"))
+    settings = _stock_settings(config, weights)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def _stock_settings(config: Mapping[str, Any], weights: list[Path]) -> dict[str, Any]:
+    """A config that names no code, of the stock class."""
+    ours = ("auto_map", "task_names", "architectures")
+    settings = {name: value for name, value in config.items() if name not in ours}
+    if settings["model_type"] == MODEL_TYPE:
+        settings["model_type"] = _stock_type(weights)
+    return settings
 
 
 def _place(path: Path, target: Path) -> None:

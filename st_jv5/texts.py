@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
 import reprlib
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-KINDS = {".txt": "text", ".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+KINDS = {
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+}
+PACKED = (".gz", ".zst")
+"""Endings behind those of text, such as ``.jsonl.gz``."""
+
+WANTED = f"must end with one of {', '.join(KINDS)}, or all but .parquet with .gz or .zst behind it"
+"""What is said of a file of another name."""
 
 READ_ROWS = 4096
 """Rows that are read together."""
@@ -22,14 +37,28 @@ Table = dict[str, list[Any]]
 """Some rows: column -> its values. A row that lacks a column has None there."""
 
 
+def ending(path: str | Path) -> str:
+    """The one of :data:`KINDS` that a file's name has; empty: none.
+
+    Example:
+        >>> ending("a/faq.jsonl.gz"), ending("FAQ.CSV"), ending("faq.xlsx")
+        ('.jsonl', '.csv', '')
+    """
+    name = Path(str(path).lower())
+    packed = name.suffix in PACKED
+    found = Path(name.stem).suffix if packed else name.suffix
+    return "" if found not in KINDS or (packed and found == ".parquet") else found
+
+
 def read_tables(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Table]:
     """A file's rows, :data:`READ_ROWS` at a time, in memory that does not grow (but of ``.json``).
 
-    Values are as in the file: those of .csv are all texts, ``NA`` and ``007`` too. A .txt has a
-    column ``text``, a row a line; a byte order mark is no part of a text.
+    Values are as in the file: those of .csv and .tsv are all texts, ``NA`` and ``007`` too. A .txt
+    has a column ``text``, a row a line; a byte order mark is no part of a text.
 
     Args:
-        path: A .txt, .parquet, .jsonl, .json or .csv file.
+        path: A .txt, .parquet, .jsonl, .json, .csv or .tsv file; all but .parquet also packed, as
+            .gz or .zst.
         columns: Those to read; None reads all.
 
     Raises:
@@ -38,12 +67,13 @@ def read_tables(path: str | Path, columns: Sequence[str] | None = None) -> Itera
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no file {path}")
-    if path.suffix not in KINDS:
-        raise ValueError(f"{path} must end with one of {', '.join(KINDS)}")
-    if path.suffix == ".parquet":
+    kind = ending(path)
+    if not kind:
+        raise ValueError(f"{path} {WANTED}")
+    if kind == ".parquet":
         yield from _read_parquet(path, columns)
         return
-    rows = READERS[path.suffix](path)
+    rows = READERS[kind](path)
     while chunk := list(islice(rows, READ_ROWS)):
         known = columns or list(dict.fromkeys(name for row in chunk for name in row))
         yield {name: [row.get(name) for row in chunk] for name in known}
@@ -63,20 +93,42 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Table]:
         raise ValueError(f"{path} has a text that is not UTF-8: {error}") from error
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """A file's bytes, unpacked."""
+    if path.suffix.lower() == ".gz":
+        return cast("IO[bytes]", gzip.open(path))
+    if path.suffix.lower() == ".zst":
+        stream: Any = pa.CompressedInputStream(str(path), "zstd")
+        return io.BufferedReader(stream)
+    return path.open("rb")
+
+
 def _lines(path: Path, newline: str | None = None) -> Iterator[str]:
-    """Lines with their ends; an error names the row that is no UTF-8."""
-    row = 0
-    with path.open(encoding="utf-8-sig", newline=newline) as file:
+    """Lines with their ends; an error names the line that is no UTF-8."""
+    with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline=newline) as file:
         try:
-            for line in file:
-                yield line
-                row += 1
+            yield from file
+        except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException) as error:
+            raise ValueError(f"{path} cannot be unpacked: {error}") from error
+        except OSError as error:
+            if path.suffix.lower() not in PACKED:
+                raise
+            raise ValueError(f"{path} cannot be unpacked: {error}") from error
         except UnicodeDecodeError as error:
-            byte = error.object[error.start]
             raise ValueError(
-                f"{path} is not UTF-8: byte 0x{byte:02x} at line {row + 1} or soon after it; save "
-                f"the file as UTF-8"
+                f"{path} is not UTF-8: {_first_broken_line(path)}; save the file as UTF-8"
             ) from error
+
+
+def _first_broken_line(path: Path) -> str:
+    """Byte and line that cannot be read as UTF-8."""
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                return f"byte 0x{line[error.start]:02x} at line {number}"
+    return "its last line is cut"
 
 
 def _read_text(path: Path) -> Iterator[dict[str, Any]]:
@@ -86,7 +138,8 @@ def _read_text(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # 128 KB are less than a long document
-    reader = csv.reader(_lines(path, newline=""), strict=True)
+    tabs = "\t" if ending(path) == ".tsv" else ","
+    reader = csv.reader(_lines(path, newline=""), strict=True, delimiter=tabs)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):
@@ -136,13 +189,14 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
 READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
     ".txt": _read_text,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".jsonl": _read_jsonl,
     ".json": _read_json,
 }
 
 
 def read_texts(path: str | Path, column: str | None = None) -> list[str]:
-    """The texts of a file: lines of .txt, or a column of .parquet, .jsonl, .json or .csv.
+    """The texts of a file: lines of .txt, or a column of another kind (:func:`read_tables`).
 
     Args:
         path: The file.
@@ -163,7 +217,7 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
                     f"column {name!r} of {path} must hold texts, not {text!r} (row {rows})"
                 )
             rows += 1
-            if text is not None and (text or Path(path).suffix != ".csv"):
+            if text is not None and (text or KINDS[ending(path)] != "csv"):
                 texts.append(text)
     if not texts:
         raise ValueError(f"{path} has no text")

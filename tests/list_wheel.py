@@ -14,6 +14,7 @@ wanted = (
     "__init__.py",
     "export/texts.json",
     "export/cards/onnx.md",
+    "serve/page/index.html",
 )
 missing = {f"st_jv5/{name}" for name in wanted} - set(names)
 if strangers or missing:

@@ -22,7 +22,7 @@ def card(name: str, value: str) -> str:
     return model_card(facts, metadata)
 
 
-@pytest.mark.parametrize("name", ["name", "base", "teacher", "tasks", "layers", "data", "limits"])
+@pytest.mark.parametrize("name", ["name", "base", "command", "tasks", "layers", "data", "limits"])
 def test_no_fact_breaks_out_of_its_place(name):
     text = card(name, EVIL)
     data = ModelCard(text).data
@@ -33,7 +33,7 @@ def test_no_fact_breaks_out_of_its_place(name):
     assert "<script" not in re.sub(r"^---\n.*?\n---\n", "", body, flags=re.S)
 
 
-@pytest.mark.parametrize("name", ["name", "base", "teacher"])
+@pytest.mark.parametrize("name", ["name", "base", "command"])
 def test_a_word_stays_on_its_line(name):
     body = re.sub(r"^---\n.*?\n---\n", "", card(name, EVIL), flags=re.S)
     assert "\nlicense: apache-2.0" not in body
@@ -51,7 +51,7 @@ def test_the_scores_are_told_to_the_hub():
 
 
 def test_a_missing_fact_is_named():
-    with pytest.raises(ValueError, match="the model card lacks: base, command"):
+    with pytest.raises(ValueError, match="the model card lacks: about_scores, base, command"):
         model_card({}, ModelCardData(license="mit"))
 
 

@@ -28,6 +28,7 @@ from st_jv5 import (
     modules,
     precision,
     projection,
+    serve,
     teacher,
     trainer,
     vectors,
@@ -38,12 +39,13 @@ from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.folders import card, licenses, trust
 from st_jv5.machine import cpu
 from st_jv5.publish import hub, self_test
+from st_jv5.serve.app import create_app
 from st_jv5.task_table import PROMPTS, TASKS, column_prompts
 from st_jv5.texts import read_texts
 from st_jv5.trainer import data_sets, resuming
 from tests.conftest import MINILM, real_texts, with_adapters
 
-PACKAGES = (adapters, losses, modules, st_jv5.student, teacher, trainer, vectors)
+PACKAGES = (adapters, losses, modules, serve, st_jv5.student, teacher, trainer, vectors)
 EXTRA = [
     *(getattr(functional, n) for n in ("cosine_distance", "mean_squared_offdiagonal", "info_nce")),
     functional.cosent,
@@ -60,6 +62,7 @@ EXTRA = [
     export.export,
     export.parity_texts,
     cli.main,
+    create_app,
     MTEBEncoder,
     *(getattr(precision, name) for name in ("bytes_per_vector", "ranges_of", "stored")),
     *(getattr(precision, name) for name in ("codes", "from_codes")),

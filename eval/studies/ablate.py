@@ -211,6 +211,7 @@ class Ablator:
         spec, folder = self.plan.runs[name], self.folder(name, seed)
         self.begin(name, seed)
         run = Run(self.recipe(spec.recipe, seed))
+        assert run.recipe.stage1 is not None
         teach(run)
         phase: Phase = (
             run.recipe.stage1 if spec.phase == "stage1" else run.recipe.adapters[spec.phase]

@@ -86,6 +86,7 @@ def score(levers: Levers, arm: str, seed: int, output: Path, overrides: Sequence
     else:
         if not (folder / "model").exists():
             student = run.new_student()
+            assert run.recipe.stage1 is not None
             train(run, student, BASE, run.recipe.stage1, folder / "checkpoints")
             save_whole(student, folder / "model")
         end = SentenceTransformer(str(folder / "model"))

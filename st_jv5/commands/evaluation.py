@@ -32,6 +32,7 @@ def _add_eval(commands: Any) -> None:
         """
         st-jv5 eval --model out/demo/model --local --languages eng
         st-jv5 eval --model org/model --benchmark "MTEB(eng, v2)"
+        st-jv5 eval --model org/model --own faq.jsonl
         st-jv5 eval --model org/model --local --trained-on wikipedia --start out/eval/org-base
         st-jv5 eval --model out/demo/model --local --adapters all --dims 384 128 --precision int8
         """,
@@ -47,6 +48,13 @@ def _add_eval(commands: Any) -> None:
         default="",
         choices=["test", "validation"],
         help="all local tasks; settings are chosen on those over the validation split",
+    )
+    parser.add_argument(
+        "--own",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files of your own: columns query, document; sentence1, sentence2, score; text, label",
     )
     parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
     parser.add_argument(

@@ -99,7 +99,7 @@ def run_train(args: argparse.Namespace) -> None:
     from st_jv5.recipe.run import run_stages
 
     recipe = load_recipe(args.recipe, args.set, args.fraction)
-    run_stages(Run(recipe, tuple(args.report_to), args.resume_anyway), args.only)
+    run_stages(Run(recipe, tuple(args.report_to), args.recipe, args.resume_anyway), args.only)
 
 
 def run_plan(args: argparse.Namespace) -> None:

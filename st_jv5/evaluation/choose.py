@@ -54,7 +54,9 @@ def choose_tasks(
         except ValueError as error:
             raise ValueError(f"{task.metadata.name}: {error}") from error
     if not tasks:
-        raise ValueError("nothing to run: name --tasks, a --benchmark, or --local")
+        raise ValueError(
+            "nothing to run: name --tasks, a --benchmark, files of your --own, or --local"
+        )
     kept = [
         task
         for task in tasks

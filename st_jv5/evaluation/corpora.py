@@ -21,6 +21,13 @@ Page = TypeVar("Page", bound=Hashable)
 
 DATA = Path(os.environ.get("ST_JV5_DATA", Path(__file__).parents[2] / "training" / "data"))
 """The text; it is in the repository alone, no package has it."""
+
+
+def is_here() -> bool:
+    """Whether the text of the local tasks lies on this disk."""
+    return DATA.is_dir() and any(DATA.glob("*.parquet"))
+
+
 MOST_MISSED = 10
 """Turns in a row, of some thousand draws each, after which a kind of pair counts as used up."""
 

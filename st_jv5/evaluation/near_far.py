@@ -45,12 +45,23 @@ def near_and_far(tasks: Iterable[str], trained_on: Collection[str]) -> dict[str,
     return found
 
 
-def labels_are_new(task: str, trained_on: Mapping[str, Collection[str]]) -> bool | None:
+class About(NamedTuple):
+    """What a task is on, for one that is not local."""
+
+    text_kind: str
+    labels: Collection[str] = ()
+    """Those that it asks for."""
+
+
+def labels_are_new(
+    task: str, trained_on: Mapping[str, Collection[str]], own: Mapping[str, About] | None = None
+) -> bool | None:
     """Whether a model has been told none of a task's labels; None: the task asks for no labels.
 
     Args:
         task: A classification or clustering task of either split.
         trained_on: Kind of text -> the labels of it that were trained on.
+        own: Tasks of one's own rows.
 
     Example:
         >>> labels_are_new("TopicClustering", {"wikipedia": ["Arts"]})
@@ -58,16 +69,18 @@ def labels_are_new(task: str, trained_on: Mapping[str, Collection[str]]) -> bool
         >>> labels_are_new("HeldOutTopicClustering", {"wikipedia": ["Arts"]})
         True
     """
-    asked = labels_asked().get(task)
-    if asked is None:
+    asked: tuple[str, Collection[str]] | None = (own or {}).get(task)
+    if asked is None and task in text_kinds():  # the text of others may not be here
+        asked = labels_asked().get(task)
+    if asked is None or not asked[1]:
         return None
     kind, labels = asked
-    return labels.isdisjoint(trained_on.get(kind, ()))
+    return frozenset(labels).isdisjoint(trained_on.get(kind, ()))
 
 
-def kinds_of(tasks: Iterable[str]) -> str:
-    """The kinds of text of tasks, for people."""
-    kinds = text_kinds()
+def kinds_of(tasks: Iterable[str], own: Mapping[str, About] | None = None) -> str:
+    """The kinds of text of tasks, for people; ``own`` has those of one's own rows."""
+    kinds = text_kinds() | {task: about.text_kind for task, about in (own or {}).items()}
     return ", ".join(sorted({kinds.get(task, "a kind not known") for task in tasks}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from st_jv5.evaluation.choose import choose_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.evaluation.near_far import as_text
+from st_jv5.evaluation.own_tasks import file_tasks
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.report import near_far, run_page
 from st_jv5.evaluation.scoring import Settings, evaluate
@@ -55,7 +57,10 @@ def run_mteb(args: Namespace) -> None:
     Raises:
         ValueError: No such task, adapter or precision, or none that the model can run.
     """
-    tasks = choose_tasks(args.tasks, args.benchmark, args.local, args.types, args.languages)
+    tasks = own_files(args.own)
+    if args.tasks or args.benchmark or args.local or not tasks:
+        named = (args.tasks, args.benchmark, args.local)
+        tasks = [*choose_tasks(*named, types=args.types, languages=args.languages), *tasks]
     settings = Settings(
         args.adapters, tuple(args.dims), tuple(args.precision), tuple(args.max_tokens)
     )
@@ -85,6 +90,17 @@ def run_mteb(args: Namespace) -> None:
     print(f"\n{as_text(parts)}\n")
     run_page(record, parts).write(Path(output))
     print(f"record: {output}/results.json\nreport: {output}/report.html")
+
+
+def own_files(files: Sequence[str]) -> list[AbsTask]:
+    """The tasks of files; what cannot be asked of one is told."""
+    found: list[AbsTask] = []
+    for file in files:
+        made = file_tasks(file)
+        for told in made.left_out:
+            print(f"not asked: {told}", file=sys.stderr)
+        found += made.tasks
+    return found
 
 
 def print_plan(model: SentenceTransformer, tasks: Sequence[AbsTask], settings: Settings) -> None:

@@ -30,10 +30,10 @@ from tqdm.auto import tqdm
 
 from st_jv5.adapters import merged
 from st_jv5.evaluation.corpora import rows
-from st_jv5.evaluation.local_tasks import LOCAL_TASKS
 from st_jv5.evaluation.mteb_encoder import COMPARED_TYPES, RETRIEVAL_TYPES, MTEBEncoder, adapter_for
 from st_jv5.evaluation.record import Record, Row, key_of
 from st_jv5.evaluation.samples import samples_of
+from st_jv5.evaluation.task_families import Local
 from st_jv5.modules import AdapterRouter
 from st_jv5.task_table import BASE
 
@@ -174,7 +174,7 @@ def data_revision(task: AbsTask) -> str:
     if isinstance(task, AbsTaskRetrieval):  # as evaluating does, if the data is in the old form
         task.convert_v1_dataset_format_to_v2(None)
     found = _hash_of(task.dataset)
-    if not loaded and not isinstance(task, LOCAL_TASKS):
+    if not loaded and not isinstance(task, Local):
         task.unload_data()  # there may be many, and large ones
     return found
 
@@ -240,7 +240,7 @@ class _Scorer:
     def score(self, task: AbsTask, points: Sequence[Point | None], bar: Any) -> None:
         """A task at all points of one adapter, those that the record has left out."""
         name, kind = task.metadata.name, task.metadata.type
-        foreign = not isinstance(task, LOCAL_TASKS)
+        foreign = not isinstance(task, Local)
         if name not in self.revisions:
             self.revisions[name] = data_revision(task)
         todo: list[tuple[Any, Row]] = []
@@ -318,7 +318,7 @@ class _Scorer:
         # mteb itself keeps a result that is whole, whatever its data was.
         stale = cached is not None and cached.dataset_revision != data
         result = run("always" if stale else "only-missing")
-        local = isinstance(task, LOCAL_TASKS) and task.metadata.type != "Clustering"
+        local = isinstance(task, Local) and task.metadata.type != "Clustering"
         if local and not predictions.exists():  # mteb's cache has the score alone
             result = run("always")
         samples = samples_of(task, result, predictions)

@@ -10,7 +10,10 @@ from huggingface_hub import ModelCardData
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 
-BLOCKS = ("data", "phases", "scores", "curves", "licenses", "limits", "prompts")
+BLOCKS = (
+    *("data", "phases", "scores", "about_scores", "curves", "licenses", "limits", "prompts"),
+    *("origin", "teacher", "usage"),
+)
 """Facts of several lines, or with marks of their own; all others are words."""
 
 MOST_CHARACTERS = 500
@@ -32,7 +35,7 @@ def model_card(facts: Mapping[str, str], metadata: ModelCardData) -> str:
         >>> from huggingface_hub import ModelCardData
         >>> model_card({"name": "mini"}, ModelCardData(license="mit"))
         Traceback (most recent call last):
-        ValueError: the model card lacks: base, command, ...
+        ValueError: the model card lacks: about_scores, base, ...
     """
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     if missing := sorted(set(template.get_identifiers()) - {"metadata", *facts}):

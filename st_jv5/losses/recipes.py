@@ -20,7 +20,7 @@ from st_jv5.vector_source import VectorRows
 
 def retrieval_loss(
     model: SentenceTransformer,
-    teacher_dim: int,
+    teacher_dim: int | None,
     *,
     temperature: float = 0.02,
     learn_temperature: bool = False,
@@ -36,7 +36,8 @@ def retrieval_loss(
 ) -> CompositeLoss:
     """``1 * InfoNCE + 2 * distill + 1 * GOR`` (section 3 of arXiv:2602.15547).
 
-    A weight is a number or a :class:`Schedule`; 0 leaves its term out. Whether stage 2 trains the
+    A weight is a number or a :class:`Schedule`; 0 leaves its term out, and so does None as
+    ``teacher_dim``, where there is no teacher, for distillation. Whether stage 2 trains the
     projection further is not published; it does by default (our choice). The other settings are
     those of the terms; ``composite`` takes :class:`CompositeLoss`'s ``dims`` and the like.
 
@@ -55,7 +56,7 @@ def retrieval_loss(
             store=store,
         )
         terms["infonce"] = (infonce, infonce_weight)
-    if distill_weight:
+    if distill_weight and teacher_dim is not None:
         distill = ProjectedCosineDistillLoss(
             model,
             teacher_dim,
@@ -70,9 +71,11 @@ def retrieval_loss(
 
 
 def text_matching_loss(
-    model: SentenceTransformer, teacher_dim: int, **overrides: Any
+    model: SentenceTransformer, teacher_dim: int | None, **overrides: Any
 ) -> CoSENTDistillLoss:
     """CoSENT on scored batches, ``1 * InfoNCE + 2 * distill`` on the others.
+
+    None as ``teacher_dim``, where there is no teacher, leaves distillation out.
 
     Example:
         >>> sorted(text_matching_loss(student, teacher_dim=384).weights.items())
@@ -83,7 +86,7 @@ def text_matching_loss(
 
 def clustering_loss(
     model: SentenceTransformer,
-    teacher_dim: int,
+    teacher_dim: int | None,
     *,
     infonce_weight: Weight = 0.0,
     temperature: float = 0.05,
@@ -97,6 +100,8 @@ def clustering_loss(
     """Stage 1's distillation again, on document prompts and a teacher told to name the topic.
 
     Args:
+        teacher_dim: Width of the teacher's vectors. None, where there is no teacher, leaves
+            distillation out: all batches must have labels that name classes.
         infonce_weight: Weight of InfoNCE, both ways, in batches whose labels name classes
             (:func:`~st_jv5.losses.labels.class_ids`): texts of one class are told from all others.
             These batches are not distilled. 0, the paper's: there are none.
@@ -108,14 +113,16 @@ def clustering_loss(
         >>> clustering_loss(student, teacher_dim=384).weights
         {'distill': 1.0}
     """
-    distill = ProjectedCosineDistillLoss(
-        model,
-        teacher_dim,
-        train_projection=train_projection,
-        store=store,
-        own_map_dims=own_map_dims,
-    )
-    terms: dict[str, tuple[Any, Weight]] = {"distill": (distill, 1.0)}
+    terms: dict[str, tuple[Any, Weight]] = {}
+    if teacher_dim is not None:
+        distill = ProjectedCosineDistillLoss(
+            model,
+            teacher_dim,
+            train_projection=train_projection,
+            store=store,
+            own_map_dims=own_map_dims,
+        )
+        terms["distill"] = (distill, 1.0)
     if infonce_weight:
         both: tuple[Direction, ...] = ("query_to_doc", "doc_to_query")
         infonce = InfoNCELoss(model, temperature, directions=both, mask_equal_classes=True)
@@ -130,7 +137,9 @@ class _DistilledOrTold(CompositeLoss):
 
     def active_terms(self, labels: Tensor | None) -> Sequence[str]:
         others = [name for name in self.losses if name != "distill"]
-        return others if others and names_classes(labels) else ["distill"]
+        if others and ("distill" not in self.losses or names_classes(labels)):
+            return others
+        return ["distill"]
 
 
 def classification_loss(

@@ -77,7 +77,8 @@ class CoSENTDistillLoss(CompositeLoss):
 
     Args:
         model: The model being trained.
-        teacher_dim: Width of the teacher's vectors.
+        teacher_dim: Width of the teacher's vectors. None, where there is no teacher, leaves
+            distillation out; unscored batches then need no label.
         temperature: Temperature of InfoNCE.
         cosent_temperature: Temperature of CoSENT.
         infonce_weight: Weight of InfoNCE in an unscored batch, a number or a :class:`Schedule`.
@@ -111,7 +112,7 @@ class CoSENTDistillLoss(CompositeLoss):
     def __init__(
         self,
         model: SentenceTransformer,
-        teacher_dim: int,
+        teacher_dim: int | None,
         *,
         temperature: float = 0.02,
         cosent_temperature: float = 0.05,
@@ -134,24 +135,25 @@ class CoSENTDistillLoss(CompositeLoss):
             mask_equal_texts=mask_equal_texts,
             store=store,
         )
-        distill = ProjectedCosineDistillLoss(
-            model,
-            teacher_dim,
-            train_projection=train_projection,
-            store=store,
-            own_map_dims=own_map_dims,
-        )
         terms: dict[str, tuple[nn.Module, Weight]] = {
             "cosent": (CoSENTLoss(model, cosent_temperature), 1.0),
             "infonce": (infonce, infonce_weight),
-            "distill": (distill, distill_weight),
         }
+        if teacher_dim is not None:
+            distill = ProjectedCosineDistillLoss(
+                model,
+                teacher_dim,
+                train_projection=train_projection,
+                store=store,
+                own_map_dims=own_map_dims,
+            )
+            terms["distill"] = (distill, distill_weight)
         if gor_weight:
             terms["gor"] = (GORLoss(model), gor_weight)
         super().__init__(model, terms, **composite)
 
     def active_terms(self, labels: Tensor | None) -> Sequence[str]:
-        if labels is None:
+        if labels is None and "distill" in self.losses:
             raise ValueError(
                 "a text-matching batch needs the column 'label': scores, or teacher rows or vectors"
             )

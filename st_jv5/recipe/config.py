@@ -8,30 +8,52 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+import os
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from st_jv5.losses import Schedule
+from st_jv5.texts import ending
 
 
 @dataclass(frozen=True)
 class DataSet:
     """One source of training rows."""
 
-    path: str
-    """A parquet or jsonl file, seen from the recipe's folder (``~`` is the home folder), or a Hub
-    id."""
-    columns: dict[str, str]
+    path: str | tuple[str, ...]
+    """A file, a folder or a pattern such as ``faq/*.jsonl``, or a list of these; or a Hub id.
+
+    Files are .jsonl, .json (a list of objects, or an object a line), .csv, .tsv, .txt (a text a
+    line, as column ``text``) or .parquet; all but .parquet also packed, as .gz or .zst. A folder
+    stands for its files of these kinds, a pattern for the files it fits (``**`` goes through
+    folders), in the order of their names; other files in a folder are passed over. Paths are seen
+    from the recipe's folder (``data_folder``); ``~`` is the home folder. A path that is there, has
+    a file's ending, begins with ``.``, ``/`` or ``~``, or has a ``*`` is never a Hub id."""
+    columns: dict[str, str] = field(default_factory=dict)
     """Role -> column. pairs: query, positive, and negative_1, ... where the set has hard negatives;
     scored: query, positive, score; texts, paragraphs: text; labelled: text, label; long: query,
-    positive; synset_pairs: none."""
-    kind: Literal["pairs", "scored", "texts", "labelled", "paragraphs", "long", "synset_pairs"] = (
-        "pairs"
-    )
-    """What a row becomes; paragraphs parts each text and labels the parts by their text; long joins
-    positives into documents of ``characters``, and a query asks for the one that holds its own;
-    synset_pairs scores WordNet glosses by path similarity."""
+    positive; synset_pairs: none.
+
+    Left out for files of one's own, roles go by the columns' names, whatever their case: those of
+    :data:`st_jv5.recipe.data.columns.NAMES`, such as question, answer, negative_1, label, score,
+    text. A column of lists is spread: a list of positives makes a row of each, and of a list of
+    negatives (``negative_1: neg, negative_2: neg``) each role takes one. Positives and negatives
+    may be FlagEmbedding's lists of texts (``pos``, ``neg``) or Tevatron's lists of passages with a
+    ``text`` and maybe a ``title`` (``positive_passages``, ``negative_passages``). By name, a set
+    gets as many negatives as half of its first 4,096 rows have, seven at most.
+
+    A row whose query, positive or text is missing, empty or blank is dropped and counted. A hard
+    negative that is missing is replaced by one of another row, drawn by the seed: each query of a
+    batch meets the negatives of all its rows anyway."""
+    kind: Literal[
+        "", "pairs", "scored", "texts", "labelled", "paragraphs", "long", "synset_pairs"
+    ] = ""
+    """What a row becomes; empty: what its columns say (query and positive: pairs, with a score:
+    scored; text: texts, with a label: labelled). paragraphs parts each text and labels the parts by
+    their text; long joins positives into documents of ``characters``, and a query asks for the one
+    that holds its own; synset_pairs scores WordNet glosses by path similarity."""
     subset: str = ""
     """Of a Hub data set: its configuration."""
     split: str = "train"
@@ -43,6 +65,11 @@ class DataSet:
     before one that bars the row."""
     limit: int | None = None
     """Most rows to take, drawn by the recipe's seed."""
+    held_out: int = 0
+    """Rows that no phase trains on, for evaluation. They are drawn by a hash of their text (of
+    pairs: the positive) and the seed, before ``limit`` counts: rows that are added later may become
+    held out, but none that was trained on. No row of any data set of the recipe that has a query, a
+    positive or a text of theirs is trained on."""
     license: str = "unknown"
     """Of the text; stands in the model card."""
     negatives: int = 0
@@ -65,21 +92,45 @@ class DataSet:
     """What ``path`` is seen from; where a recipe does not say, its own folder, or its
     ``data_folder``."""
 
-    @property
-    def is_file(self) -> bool:
-        """Whether it lies on this disk; else it is the Hub's."""
-        return Path(self.path).suffix in (".parquet", ".jsonl", ".json")
+    def __post_init__(self) -> None:
+        """The kind follows from the columns where it is not said."""
+        if not self.kind and self.columns:
+            object.__setattr__(self, "kind", kind_of(self.columns))
 
     @property
-    def file(self) -> Path:
-        """Where it lies on this disk."""
-        return Path(self.folder, Path(self.path).expanduser())
+    def paths(self) -> tuple[str, ...]:
+        """``path`` as a list."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def named(self) -> str:
+        """``path`` in words."""
+        return ", ".join(self.paths)
+
+    def place(self, path: str) -> Path:
+        """Where one of ``paths`` lies on this disk."""
+        return Path(os.path.abspath(Path(self.folder, Path(path).expanduser())))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this disk; else it is the Hub's."""
+        if not isinstance(self.path, str):
+            return True
+        ends = ending(self.path) or Path(self.path).suffix.lower() in NO_HUB_ENDINGS
+        begins = self.path.startswith((".", "/", "~")) or Path(self.path).is_absolute()
+        deep = self.path.count("/") > 1 or bool(set("*?\\") & set(self.path))
+        return bool(ends) or begins or deep or self.place(self.path).exists()
 
     @property
     def kind_of_text(self) -> str:
         """``text_kind``, or what the path says."""
-        path = Path(self.path)
-        return self.text_kind or (path.stem if self.is_file else path.name)
+        path = Path(self.paths[0])
+        if self.text_kind or not self.is_local:
+            return self.text_kind or path.name
+        if not ending(path):
+            return path.name
+        plain = path.name[: path.name.lower().rindex(ending(path))]
+        return path.parent.name if "*" in plain else plain
 
 
 @dataclass(frozen=True)
@@ -147,12 +198,16 @@ class Teacher:
 class Student:
     """The small model."""
 
-    base: str
-    """As ``teacher.model``."""
+    base: str = ""
+    """What stage 1 trains, as ``teacher.model``."""
+    model: str = ""
+    """In the place of ``base`` a finished model to train adapters on: a folder or Hub id of ours, a
+    published jina-embeddings-v5-text, or any model of sentence-transformers. Its base is frozen and
+    stays as it is, and so do its other adapters; one that the recipe names is trained further."""
     source: str = ""
     """Hub id to name in the model card, where the above is none."""
     license: str = "unknown"
-    """Of its weights; stands in the model card."""
+    """Of its weights; stands in the model card. A model of ours says its own."""
     layers: tuple[int, ...] | int | None = None
     """Blocks to keep: indices, or how many."""
     append_eos: bool | None = None
@@ -175,9 +230,14 @@ class Student:
     """As ``teacher.config``."""
 
     @property
+    def name(self) -> str:
+        """The base, or the finished model."""
+        return self.model or self.base
+
+    @property
     def base_name(self) -> str:
-        """The base's name for people: all-MiniLM-L6-v2."""
-        name = self.source or self.base
+        """Its name for people: all-MiniLM-L6-v2."""
+        name = self.source or self.name
         package = name.removeprefix("package:")
         return package if package != name else Path(name).name
 
@@ -284,10 +344,14 @@ class AdapterPhase(Phase):
 class Evaluation:
     """What is measured at the end."""
 
+    skip: bool = False
+    """Measure nothing; ``evaluation: none`` says the same."""
     tasks: tuple[str, ...] = ()
-    """Local tasks by name; empty: all."""
+    """Local tasks, and those of rows that data sets hold out (``faq (held out)``), by name. Empty:
+    those of the rows held out; where there are none, all local tasks."""
     split: Literal["test", "validation"] = "test"
-    """Choose settings on validation; report on test."""
+    """Choose settings on validation; report on test. Rows held out are the test; where ``keep`` or
+    ``strengths`` has several to choose among, one half of them is the validation split."""
     resamples: int = 1000
     """Of the bootstrap behind every interval."""
     dims: tuple[int, ...] = ()
@@ -309,12 +373,16 @@ class Recipe:
 
     name: str
     """Names the output and the model card."""
-    teacher: Teacher
     student: Student
     data_sets: dict[str, DataSet]
-    stage1: Phase
     adapters: dict[str, AdapterPhase]
     """Task -> its phase."""
+    teacher: Teacher | None = None
+    """Not needed where no loss reads its vectors, as when adapters are trained by contrast alone
+    (``distill_weight: 0``) or from labels."""
+    stage1: Phase | None = None
+    """The training of the base; a recipe that names a finished model (``student.model``) has none.
+    """
     long: Phase | None = None
     """Stage 1's second phase, on long texts, after ``stage1``."""
     keep: tuple[float, ...] | None = None
@@ -349,13 +417,20 @@ class Recipe:
     @property
     def base_phases(self) -> dict[str, Phase]:
         """Those that train the backbone, by name, in order."""
-        return {"stage1": self.stage1} | ({"long": self.long} if self.long else {})
+        both = {"stage1": self.stage1, "long": self.long}
+        return {name: phase for name, phase in both.items() if phase is not None}
 
     @property
     def phases(self) -> dict[str, Phase]:
         """All, by the name of their settings, in order."""
         adapters = {f"adapters.{task}": phase for task, phase in self.adapters.items()}
         return {**self.base_phases, **adapters}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is chosen by its validation scores."""
+        strengths = (phase.strengths for phase in self.adapters.values())
+        return any(len(candidates) > 1 for candidates in (self.keep or (), *strengths))
 
     @property
     def text_kinds(self) -> frozenset[str]:
@@ -380,20 +455,65 @@ ROLES: dict[str, set[str]] = {
 }
 """Kind of data set -> the roles that its columns must fill."""
 
+NO_HUB_ENDINGS = (
+    ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z", ".xlsx", ".xls", ".ods", ".ndjson",
+    ".arrow", ".feather", ".pkl", ".yaml", ".yml", ".xml", ".html", ".pdf", ".docx", ".md", ".log",
+)  # fmt: skip
+"""Endings of files that are not read, but that no Hub id is taken to have."""
+
 TOLD = ("source", "verified", "rows", "tokens", "license", "text_kind", "folder")
 """Settings of a data set that leave its rows as they are."""
+
+
+def row_settings(spec: DataSet) -> dict[str, Any]:
+    """The settings of a data set that decide its rows; ``held_out`` only where it is used."""
+    settings = {key: value for key, value in asdict(spec).items() if key not in TOLD}
+    if not spec.held_out:
+        del settings["held_out"]
+    return settings
+
 
 PAIRED = {"pairs", "scored", "long", "synset_pairs"}
 """Kinds whose rows have a query and a positive."""
 
+SCORED = {"scored", "synset_pairs"}
+"""Kinds whose pairs have a score."""
+
+HELD_OUT = ("pairs", "scored", "texts", "labelled")
+"""Kinds whose rows are the source's own, so that some can be held out."""
+
 LABELLED = {"labelled", "paragraphs"}
 """Kinds whose texts have labels: of those of one label, each is another's positive."""
+
+
+def published_name(name: str, source: str = "") -> str:
+    """What others may read of a model or a file: its source, and never a path of this machine.
+
+    Example:
+        >>> published_name("/home/me/faq.jsonl"), published_name("org/model")
+        ('faq.jsonl', 'org/model')
+    """
+    is_private = Path(name).is_absolute() or name.startswith("~")
+    return source or (Path(name).name if is_private else name)
 
 
 def fingerprint(settings: Any) -> str:
     """Hash of plain settings."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def kind_of(roles: Collection[str]) -> Literal["", "pairs", "scored", "texts", "labelled"]:
+    """The kind of a data set whose columns have these roles; empty: none has them.
+
+    Example:
+        >>> kind_of(["query", "positive", "negative_1"]), kind_of(["text", "label"])
+        ('pairs', 'labelled')
+    """
+    named = {role for role in roles if not is_negative(role)}
+    kinds: tuple[Literal["pairs", "scored", "texts", "labelled"], ...]
+    kinds = ("pairs", "scored", "texts", "labelled")
+    return next((kind for kind in kinds if ROLES[kind] == named), "")
 
 
 def is_negative(role: str) -> bool:

@@ -20,12 +20,25 @@ from sentence_transformers import SentenceTransformer
 from transformers.trainer_utils import set_seed
 
 import st_jv5
+from st_jv5.checksums import of_file
 from st_jv5.doctor import has_fast_bfloat16
 from st_jv5.files import write_json
+from st_jv5.folders.licenses import Licenses
+from st_jv5.jina import is_jina_v5, load_model
 from st_jv5.machine.cpu import give_back_memory
-from st_jv5.recipe.config import LABELLED, PAIRED, DataSet, Phase, Recipe, Teacher
+from st_jv5.modules import AdapterRouter
+from st_jv5.recipe.config import (
+    LABELLED,
+    PAIRED,
+    DataSet,
+    Phase,
+    Recipe,
+    Teacher,
+    fingerprint,
+    published_name,
+)
 from st_jv5.recipe.data.decontaminate import read_hashes
-from st_jv5.recipe.data.prepare import read_rows
+from st_jv5.recipe.data.prepare import held_texts, read_held_out, read_rows
 from st_jv5.recipe.data.rows import Rows
 from st_jv5.student.own_way import OwnWay
 from st_jv5.task_table import PROMPTS
@@ -46,6 +59,10 @@ RANK, WORLD_SIZE, LOCAL_RANK = (
 """This process among those that torchrun started."""
 
 
+NO_TEACHER = "none"
+"""Stands in the place of a teacher's name among the licences, where there was none."""
+
+
 def native_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 faster than float32."""
     return has_fast_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -58,6 +75,8 @@ class Run:
     recipe: Recipe
     report_to: tuple[str, ...] = ("none",)
     """sentence-transformers' trackers: tensorboard, trackio, wandb, ..."""
+    path: str = ""
+    """Of the recipe, as it was given."""
     resume_anyway: bool = False
     """Whether a phase goes on from a checkpoint of other data, arguments or versions."""
     _sources: dict[int, LocalTeacher | EndpointTeacher] = field(default_factory=dict)
@@ -65,6 +84,14 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.recipe.folder
+
+    @property
+    def command(self) -> str:
+        """What gives the same again, for records and the card; no absolute path is in it."""
+        path = Path(self.path or f"{self.recipe.name}.yaml")
+        if path.is_absolute() and path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"st-jv5 train {published_name(path.as_posix())}"
 
     @property
     def device(self) -> str:
@@ -91,7 +118,22 @@ class Run:
 
     def read(self, name: str, folder: Path) -> Rows:
         """A data set's rows, those with a test text left out, prepared in a folder."""
-        return read_rows(name, self.recipe.data_sets[name], self.recipe.seed, folder, self._barred)
+        spec, seed = self.recipe.data_sets[name], self.recipe.seed
+        return read_rows(name, spec, seed, folder, self._barred, self._held)
+
+    def held_out(self, name: str) -> Rows:
+        """The rows of a data set that no phase trains on: ``held_out`` of them, or fewer.
+
+        They have the roles of the set; ``rows[name]`` are the others.
+        """
+        spec, seed = self.recipe.data_sets[name], self.recipe.seed
+        return read_held_out(name, spec, seed, self.data_folder, self._barred)
+
+    @cached_property
+    def _held(self) -> frozenset[int]:
+        """Hashes of the texts of every held-out row of the recipe."""
+        parts = [name for name, spec in self.recipe.data_sets.items() if spec.held_out]
+        return frozenset[int]().union(*(held_texts(self.held_out(name)) for name in parts))
 
     @cached_property
     def _barred(self) -> frozenset[int]:
@@ -118,7 +160,8 @@ class Run:
     @property
     def teachers(self) -> tuple[Teacher, ...]:
         """The recipe's teachers, first to last."""
-        return (self.recipe.teacher, *self.recipe.more_teachers)
+        first = (self.recipe.teacher,) if self.recipe.teacher else ()
+        return (*first, *self.recipe.more_teachers)
 
     def source(self, number: int) -> LocalTeacher | EndpointTeacher:
         """What computes a teacher's vectors; it is loaded when it is used."""
@@ -176,7 +219,9 @@ class Run:
         return store.space(**key, dim=dim, shards=None if known else spec.shards)
 
     def roles(self, phase: Phase) -> list[str]:
-        """The roles of a phase's data sets whose texts the teacher embeds."""
+        """The roles of a phase's data sets whose texts the teacher embeds; none without one."""
+        if not self.teachers:
+            return []
         kinds = {self.recipe.data_sets[name].kind for name in phase.data}
         roles = ["query", "positive"] if kinds & PAIRED else []
         asks = bool(kinds & LABELLED) and phase.asks_of_labelled
@@ -207,17 +252,49 @@ class Run:
             return roles["query"]
         return ColumnStores([roles["query"], roles["positive"]])
 
+    def told_of(self, store: Vectors | VectorRows) -> dict[str, Any]:
+        """What a model says of the teachers whose vectors it was trained on; no path is in it."""
+        names = {
+            each.source or each.model: published_name(each.model, each.source)
+            for each in self.teachers
+        }
+
+        def clean(told: Any) -> Any:
+            if isinstance(told, dict):
+                return {key: clean(value) for key, value in told.items()}
+            if isinstance(told, list):
+                return [clean(value) for value in told]
+            return names.get(told, told) if isinstance(told, str) else told
+
+        return dict(clean(store.describe()))
+
     @cached_property
     def prompts(self) -> dict[str, str]:
         """The student's: name -> text."""
         asked = self.recipe.student.prompts
         if asked == "own":
-            return OwnWay.of(resolve_model(self.recipe.student.base)).prompts()
+            name = resolve_model(self.recipe.student.name)
+            return dict(PROMPTS) if is_jina_v5(name) else OwnWay.of(name).prompts()
         return dict(PROMPTS) if asked == "paper" else dict.fromkeys(PROMPTS, "")
 
     def new_student(self) -> SentenceTransformer:
-        spec = self.recipe.student
+        """The student before any training: made of the base, or the finished model as it is."""
         set_seed(self.recipe.seed)
+        student = self._finished() if self.recipe.student.model else self._made_of_base()
+        self.tell_licenses(student[0].licenses)
+        return student
+
+    def _finished(self) -> SentenceTransformer:
+        model = load_model(resolve_model(self.recipe.student.model))
+        if isinstance(model[0], AdapterRouter):
+            return model
+        length = model.max_seq_length
+        student = st_jv5.new_student(model)
+        student.max_seq_length = min(length or student.max_seq_length, student.max_seq_length)
+        return student
+
+    def _made_of_base(self) -> SentenceTransformer:
+        spec = self.recipe.student
         student = st_jv5.new_student(
             resolve_model(spec.base),
             layers=spec.layers
@@ -229,12 +306,32 @@ class Run:
             pooling=spec.pooling or None,
             prompts=self.prompts,
         )
-        student.max_seq_length = min(spec.max_tokens, student.max_seq_length)
-        licenses = student[0].licenses
-        licenses.base[spec.source or spec.base] = spec.license
-        licenses.teacher = {each.source or each.model: each.license for each in self.teachers}
-        licenses.data = {name: each.license for name, each in self.used_sets.items()}
+        self.cut_inputs(student)
         return student
+
+    def cut_inputs(self, student: SentenceTransformer) -> None:
+        """Cut a student's inputs where the recipe says."""
+        student.max_seq_length = min(self.recipe.student.max_tokens, student.max_seq_length)
+
+    def tell_licenses(self, licenses: Licenses) -> None:
+        """Put what the recipe says of licences in the place of what was said before.
+
+        A finished model of ours has told those of its base, teachers and data, which stay.
+        """
+        spec, base = self.recipe.student, licenses.base
+        unnamed = published_name(spec.name)
+        if not spec.model or not base or base.get(unnamed) == "unknown":
+            base.pop(unnamed, None)
+            base[published_name(spec.name, spec.source)] = spec.license
+        if not spec.model:
+            licenses.teacher, licenses.data = {}, {}
+        licenses.teacher.pop(NO_TEACHER, None)
+        for each in self.teachers:
+            licenses.teacher[published_name(each.model, each.source)] = each.license
+        if not licenses.teacher:
+            licenses.teacher[NO_TEACHER] = "not needed"
+        for name, data_set in self.used_sets.items():
+            licenses.data[name] = data_set.license
 
     def _words(self) -> Iterator[str]:
         """Texts whose tokens the student keeps, its prompts among them."""
@@ -247,6 +344,15 @@ class Run:
         """A phase's record, by the name of its settings."""
         return self.folder / phase.replace(".", "/") / "log.json"
 
+    @cached_property
+    def start_hash(self) -> str | None:
+        """Of the weights of a finished model in a folder; None where training makes the base."""
+        folder = Path(resolve_model(self.recipe.student.model or "."))
+        if not self.recipe.student.model or not folder.is_dir():
+            return None
+        files = sorted(folder.rglob("*.safetensors"))
+        return fingerprint([[str(file.relative_to(folder)), of_file(file)] for file in files])
+
     @property
     def base(self) -> Path:
         """The frozen model that the adapters stand on."""
@@ -254,14 +360,19 @@ class Run:
 
 
 def record_settings(run: Run) -> None:
-    """Write the resolved settings, versions, commit and precision beside the results."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    """Write the resolved settings, versions, commit and precision beside the results.
+
+    The commit is that of a checkout of st_jv5; where it is installed there is none.
+    """
+    commit, checkout = "", Path(st_jv5.__file__).parents[1]
+    if (checkout / ".git").exists():
+        asked = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+        commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     packages = ("st-jv5", "sentence-transformers", "transformers", "peft", "torch", "datasets")
     write_json(
         run.folder / "run.json",
         {
+            "command": run.command,
             "recipe": asdict(run.recipe),
             "text_kinds": sorted(run.recipe.text_kinds),
             "versions": {name: version(name) for name in packages},

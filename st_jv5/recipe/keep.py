@@ -33,19 +33,18 @@ TOLERANCE = 0.5
 
 
 def shares_kept(run: Run) -> tuple[float, ...]:
-    """The recipe's ``keep``; where it says nothing, what is safe for its base."""
+    """The recipe's ``keep``; where it says nothing, what is safe for its base.
+
+    None of a finished model, which is not trained.
+    """
     if run.recipe.keep is not None:
         return run.recipe.keep
+    if run.recipe.student.model:
+        return ()
     spec = run.recipe.student
     own = spec.layers is None and not spec.pooling and spec.prompts == "own"
     own = own and is_sentence_transformer_model(resolve_model(spec.base))
     return (SAFE,) if own else (0.0,)
-
-
-def chooses(run: Run) -> bool:
-    """Whether anything is chosen by its validation scores."""
-    strengths = (phase.strengths for phase in run.recipe.adapters.values())
-    return any(len(candidates) > 1 for candidates in (shares_kept(run), *strengths))
 
 
 def choose_base(run: Run, end: Path, folder: Path) -> SentenceTransformer:
@@ -65,6 +64,7 @@ def choose_base(run: Run, end: Path, folder: Path) -> SentenceTransformer:
 
     share = best(run, shares_kept(run), 1.0, between, folder, "keep", BASE)
     base, phase = between(share), run.recipe.stage1
+    assert phase is not None
     if share:
         base[0].projection = SentenceTransformer(str(end))[0].projection
         if phase.fit_projection:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from st_jv5.recipe.config import AdapterPhase, Phase, Recipe
+from st_jv5.recipe.data.columns import with_columns
 from st_jv5.recipe.rules import check
 from st_jv5.recipe.strict import RecipeError, build
 
@@ -22,9 +23,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float
     tree = _read(Path(path))
     for override in overrides:
         _override(tree, override)
-    recipe = build(Recipe, tree, "")
+    if tree.get("evaluation") == "none":
+        tree["evaluation"] = {"skip": True}
+    recipe = _with_columns(build(Recipe, tree, ""))
     check(recipe)
     return recipe if fraction == 1 else _shortened(recipe, fraction)
+
+
+def _with_columns(recipe: Recipe) -> Recipe:
+    """The columns of one's own files, where the recipe does not name them."""
+    sets = {
+        name: spec if spec.columns or spec.kind == "synset_pairs" else with_columns(name, spec)
+        for name, spec in recipe.data_sets.items()
+    }
+    return dataclasses.replace(recipe, data_sets=sets)
 
 
 def _read(path: Path, from_others: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -81,7 +93,7 @@ def _shortened(recipe: Recipe, fraction: float) -> Recipe:
 
     shorter = dataclasses.replace(
         recipe,
-        stage1=phase(recipe.stage1),
+        stage1=recipe.stage1 and phase(recipe.stage1),
         long=recipe.long and phase(recipe.long),
         adapters={task: phase(one) for task, one in recipe.adapters.items()},
     )

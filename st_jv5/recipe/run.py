@@ -16,27 +16,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from sentence_transformers import SentenceTransformer
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import set_seed
 
-import st_jv5
 from st_jv5.adapters import Adapter, average_adapters, load_adapter, save_adapter
 from st_jv5.backbone import rope
 from st_jv5.choices import STAGES
-from st_jv5.recipe.config import TOLD, Phase, Recipe
+from st_jv5.recipe.config import Phase, Recipe, row_settings
 from st_jv5.recipe.context import RANK, Run, record_settings
 from st_jv5.recipe.done import done, mark_done, require, save_whole
-from st_jv5.recipe.keep import choose_base, choose_strength, chooses, shares_kept
+from st_jv5.recipe.keep import choose_base, choose_strength, shares_kept
 from st_jv5.recipe.processes import join_processes, wait_for_all
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.recipe.teach import teach
-from st_jv5.recipe.train import check_epochs, train
+from st_jv5.recipe.train import check_epochs, put_adapter, train
 from st_jv5.recipe.trial import try_phases
 from st_jv5.task_table import BASE
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.trainer.settings import check_gpus
 
 logger = logging.getLogger("st_jv5.recipe")
+
+PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
+"""Tracker -> its package, where that has another name."""
 
 # ---------------------------------------------------------------------------------------- stages
 
@@ -45,14 +55,18 @@ def upstream(recipe: Recipe) -> dict[str, Any]:
     """The settings that the phases of the base depend on."""
     tree = asdict(recipe)
     # How the vectors come, not what they are.
-    where = ("endpoint", "device", "store", "shards", "config")
+    where = ("endpoint", "device", "store", "shards", "config", "license")
     teachers = [
         {key: value for key, value in teacher.items() if key not in where}
         for teacher in (tree["teacher"], *tree["more_teachers"])
+        if teacher is not None
     ]
+    told = ("serve_theta", "config", "model", "source", "license")
+    held_out = {name: spec.held_out for name, spec in recipe.data_sets.items() if spec.held_out}
     return {
+        **({"held_out": held_out} if held_out else {}),  # of any set: its texts are barred in all
         "teachers": teachers,
-        "student": {k: v for k, v in tree["student"].items() if k not in ("serve_theta", "config")},
+        "student": {k: v for k, v in tree["student"].items() if k not in told},
         "vocabulary": _sets(recipe, recipe.student.vocabulary),
         "phases": {name: settings_of(recipe, phase) for name, phase in recipe.base_phases.items()},
         **{key: tree[key] for key in ("seed", "precision", "decontaminate")},
@@ -63,7 +77,9 @@ def kept(run: Run) -> dict[str, Any]:
     """The settings that the base depends on: those of its phases, and what is chosen after."""
     shares = shares_kept(run)
     tasks = run.recipe.evaluation.tasks if len(shares) > 1 else None
-    return {**upstream(run.recipe), "keep": shares, "chosen_on": tasks}
+    model = run.recipe.student.model
+    start = {"start": [model, run.start_hash]} if model else {}
+    return {**upstream(run.recipe), "keep": shares, "chosen_on": tasks, **start}
 
 
 def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
@@ -72,8 +88,50 @@ def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
 
 
 def _sets(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
-    found = {name: asdict(recipe.data_sets[name]) for name in names}
-    return {name: {k: v for k, v in one.items() if k not in TOLD} for name, one in found.items()}
+    return {name: row_settings(recipe.data_sets[name]) for name in names}
+
+
+def check_at_hand(run: Run) -> None:
+    """Trackers that are asked for are installed, and models are on this disk or to be had."""
+    for name in run.report_to:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(INTEGRATION_TO_CALLBACK)
+            raise RecipeError(f"--report-to {name}: unknown; known: none, all, {known}")
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError) as error:
+            package = PACKAGES.get(name, name)
+            raise RecipeError(f"--report-to {name}: {error} (pip install {package})") from error
+    student = run.recipe.student
+    _check_model("student.model" if student.model else "student.base", student.name)
+    for number, spec in enumerate(run.teachers):
+        setting = f"more_teachers[{number - 1}].model" if number else "teacher.model"
+        if spec.endpoint is None:
+            _check_model(setting, spec.model, spec.revision)
+    for label, name in run.recipe.evaluation.beside.items():
+        _check_model(f"evaluation.beside.{label}", name)
+
+
+def _check_model(setting: str, name: str, revision: str = "") -> None:
+    """A folder on this disk, or an id that the Hub, or what was fetched from it, knows."""
+    try:
+        folder = resolve_model(name)
+        if not Path(folder).is_dir():
+            hf_hub_download(folder, "config.json", revision=revision or None)
+    except LocalEntryNotFoundError as error:
+        raise RecipeError(
+            f"{setting}: {name} is no folder here, and the Hub cannot be asked for it (no "
+            f"network, or HF_HUB_OFFLINE is set); run `hf download {name}` where there is a "
+            f"network, or name a folder"
+        ) from error
+    except EntryNotFoundError:
+        return  # the Hub has it; some have their config in a folder
+    except HFValidationError as error:
+        raise RecipeError(f"{setting}: {name} is no folder here, and no id of the Hub") from error
+    except (HfHubHTTPError, ValueError) as error:
+        raise RecipeError(f"{setting}: {error}") from error
 
 
 def preflight(run: Run, stages: Sequence[str]) -> None:
@@ -83,23 +141,24 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
             check_gpus(torch.cuda.device_count())
         except ValueError as error:
             raise RecipeError(str(error)) from error
-    local = [spec.model for spec in run.teachers if spec.endpoint is None]
-    try:
-        for name in (*local, run.recipe.student.base, *run.recipe.evaluation.beside.values()):
-            resolve_model(name)
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    if {"teacher", "stage1", "adapters", "evaluation"} & set(stages):
+        check_at_hand(run)
     if {"teacher", "stage1", "adapters"} & set(stages):
         for name, phase in run.recipe.phases.items():
             check_epochs(run, name, phase)
-    if {"stage1", "adapters"} & set(stages) and chooses(run):
+    if {"stage1", "adapters"} & set(stages) and run.recipe.chooses:
         from st_jv5.recipe.results.measure import chosen_tasks  # needs the extra `eval`
 
-        chosen_tasks(run, "validation")
+        if not chosen_tasks(run, "validation"):
+            raise RecipeError(
+                "keep or strengths has several to choose among, but there is no task to choose by; "
+                "name one (keep: [0.5]), or hold rows of a data set out (data_sets.NAME.held_out)"
+            )
     if "evaluation" in stages:
-        from st_jv5.recipe.results.measure import check_beside, without_far
+        from st_jv5.recipe.results.measure import check_beside, check_held_out, without_far
 
         check_beside(run)
+        check_held_out(run)
         if (warning := without_far(run)) and RANK == 0:
             logger.warning("%s", warning)
     if "stage1" in stages and not (run.folder / "stage1" / "done.json").exists():
@@ -108,7 +167,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
             thetas = [phase.theta for phase in run.recipe.phases.values()]
             if any(theta is not None for theta in (*thetas, run.recipe.student.serve_theta)):
                 rope.check_rotary(student[0].config)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise RecipeError(f"student: {error}") from error
         most = getattr(student[0].config, "max_position_embeddings", None) or math.inf
         for name, phase in run.recipe.phases.items():
@@ -116,7 +175,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
                 if limit > most:
                     raise RecipeError(
                         f"{name}.max_tokens.{data_set}: {limit} tokens are more than the "
-                        f"{most} positions of {run.recipe.student.base}"
+                        f"{most} positions of {run.recipe.student.name}"
                     )
     try_phases(run, pending(run, stages))
 
@@ -142,7 +201,8 @@ def run_teacher(run: Run) -> None:
 def run_stage1(run: Run) -> None:
     """Distil the whole backbone: the general phase, then the long one where there is one.
 
-    The base that the adapters stand on lies between what that leaves and the start (``keep``).
+    The base that the adapters stand on lies between what that leaves and the start (``keep``). Of a
+    finished model nothing is trained: it is the base as it is, adapters and all.
     """
     settings = upstream(run.recipe)
     before: Path | None = None
@@ -161,8 +221,8 @@ def run_stage1(run: Run) -> None:
         before = folder / "model"
     settings = kept(run)
     if RANK == 0 and not done(run.base.parent, settings):
-        assert before is not None
-        save_whole(choose_base(run, before, run.base.parent), run.base)
+        base = choose_base(run, before, run.base.parent) if before else run.new_student()
+        save_whole(base, run.base)
         mark_done(run.base.parent, settings)
     wait_for_all()
 
@@ -177,8 +237,9 @@ def run_adapters(run: Run) -> None:
         if done(folder, settings):
             continue
         student = SentenceTransformer(str(require(run.base, "stage1")))
+        run.cut_inputs(student)
         set_seed(run.recipe.seed)
-        st_jv5.add_task(student, task, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout)
+        put_adapter(student, task, phase)
         checkpoints = folder / "checkpoints"
         train(run, student, task, phase, checkpoints)
         if RANK == 0:

@@ -30,6 +30,9 @@ def wanted(run: Run) -> dict[str | None, Texts]:
 
 def teach(run: Run, engine: Engine = "local", workers: int | None = None) -> None:
     """Fill the store of every teacher, behind every prompt that a phase names."""
+    if not run.teachers:
+        logger.info("no teacher: no loss reads its vectors")
+        return
     for prompt, texts in wanted(run).items():
         for number, spec in enumerate(run.teachers):
             try:
@@ -42,7 +45,7 @@ def teach(run: Run, engine: Engine = "local", workers: int | None = None) -> Non
                     rank=RANK,
                     world_size=WORLD_SIZE,
                 )
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise RecipeError(f"teacher {spec.model}: {error}") from error
             behind = f" behind its prompt {prompt!r}" if prompt is not None else ""
             logger.info("%s: %d texts%s, %d of them new", spec.model, len(texts), behind, computed)

@@ -22,6 +22,7 @@ from sentence_transformers.base.sampler import BatchSamplers
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from st_jv5.adapters import add_task, router_of
 from st_jv5.backbone import rope
 from st_jv5.encoding import encode
 from st_jv5.files import write_json
@@ -36,7 +37,7 @@ from st_jv5.losses import (
 from st_jv5.machine.cpu import give_back_memory
 from st_jv5.projection import Projection
 from st_jv5.quiet import shows_bars
-from st_jv5.recipe.config import LABELLED, Phase
+from st_jv5.recipe.config import LABELLED, AdapterPhase, Phase
 from st_jv5.recipe.context import RANK, WORLD_SIZE, Run
 from st_jv5.recipe.data.training_sets import replay_set, teacher_roles, training_set
 from st_jv5.recipe.processes import PATIENCE
@@ -104,6 +105,27 @@ def train(
         told = {**spent.so_far(), "history": trainer.state.log_history}
         write_json(checkpoints.parent / "log.json", told)
     student.eval()
+
+
+def put_adapter(student: SentenceTransformer, task: str, phase: AdapterPhase) -> None:
+    """Give a student the adapter that a phase trains: a fresh one, or the one that it has already.
+
+    Raises:
+        RecipeError: The phase asks for another shape than that of the adapter that is there.
+    """
+    router = router_of(student)
+    if task not in router.tasks:
+        add_task(student, task, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout)
+        return
+    config = router.model.peft_config[task]
+    own = {"rank": config.r, "alpha": config.lora_alpha, "dropout": None, "strengths": (1.0,)}
+    for setting, value in own.items():
+        if (asked := getattr(phase, setting)) != value:
+            told = f"write {setting}: {value}" if setting in ("rank", "alpha") else "leave it out"
+            raise RecipeError(
+                f"adapters.{task}.{setting} is {asked}, but the model has this adapter already, "
+                f"and it is trained further as it is; {told}"
+            )
 
 
 def training_sets(run: Run, phase: Phase, stores: Mapping[str, Vectors]) -> dict[str, Dataset]:
@@ -227,15 +249,18 @@ def draws_of(run: Run, phase: Phase, name: str) -> int:
 def check_epochs(run: Run, name: str, phase: Phase) -> None:
     """The phase's data sets must hold its steps without more passes than ``max_epochs``."""
     batches = 0
+    told = []
     for data_set in phase.mix:
         rows = run.rows[data_set]
         count = len(rows.distinct() if data_set in phase.replay else rows)
         size = phase.batch_sizes.get(data_set, phase.batch_size) * phase.devices
         batches += max(1, int(phase.max_epochs * (count // size)))
+        told.append(f"{data_set}: {count} rows, {size} a step")
     if batches < phase.steps:
         raise RecipeError(
             f"{name}.steps: {phase.steps} steps, but its data sets hold {batches} batches within "
-            f"max_epochs {phase.max_epochs:g}; add text, lower steps, or raise {name}.max_epochs"
+            f"max_epochs {phase.max_epochs:g} ({'; '.join(told)}); add text, lower steps, or raise "
+            f"{name}.max_epochs"
         )
 
 
@@ -354,7 +379,7 @@ def fit(
     fitted = Projection.fitted(
         torch.cat(seen),
         torch.cat(wanted),
-        info=next(iter(stores.values())).describe(),
+        info=run.told_of(next(iter(stores.values()))),
         own_map_dims=phase.own_map_dims,
     )
     student[0].projection = fitted.to(student.device)
@@ -405,5 +430,5 @@ def make_loss(
     if "gather_across_devices" not in phase.loss:
         loss.gather_across_devices = set(loss.losses) != {"distill"}
     if student[0].projection is not None and store is not None:
-        student[0].projection.info = store.describe()
+        student[0].projection.info = run.told_of(store)
     return loss

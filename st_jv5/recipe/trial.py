@@ -16,7 +16,6 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-import st_jv5
 from st_jv5.backbone import rope
 from st_jv5.machine.cpu import give_back_memory
 from st_jv5.recipe.config import LABELLED, AdapterPhase, Phase
@@ -24,7 +23,14 @@ from st_jv5.recipe.context import RANK, WORLD_SIZE, Run
 from st_jv5.recipe.data.rows import Rows
 from st_jv5.recipe.data.training_sets import replay_set, training_set
 from st_jv5.recipe.strict import RecipeError
-from st_jv5.recipe.train import arguments, batch_rows, draws_of, make_trainer, rows_here
+from st_jv5.recipe.train import (
+    arguments,
+    batch_rows,
+    draws_of,
+    make_trainer,
+    put_adapter,
+    rows_here,
+)
 from st_jv5.task_table import BASE
 from st_jv5.teacher.shard import Array, halves, hash_texts
 from st_jv5.teacher.store import as_rows
@@ -95,14 +101,13 @@ def try_phases(run: Run, names: Sequence[str]) -> None:
         return
     with _named("student"):
         student = run.new_student()
+        run.cut_inputs(student)
     for name in names:
         phase = run.recipe.phases[name]
         task = name.removeprefix("adapters.") if isinstance(phase, AdapterPhase) else BASE
         with _named(name), TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             if isinstance(phase, AdapterPhase):
-                st_jv5.add_task(
-                    student, task, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout
-                )
+                put_adapter(student, task, phase)
             _try_phase(run, student, task, name, phase, Path(folder))
     del student
     give_back_memory()
@@ -176,9 +181,10 @@ def _check_rows(run: Run, phase_name: str, phase: Phase, name: str, first: Datas
     here = batch_rows(phase, {name: whole})[name]
     wanted = rows_here(phase, phase.batch_sizes.get(name, phase.batch_size))
     if here < min(2, wanted):
+        distinct = [f"{len(rows.distinct(role))} distinct in {role}" for role in rows.roles]
         raise RecipeError(
-            f"a batch needs two rows whose texts all differ, and the {len(rows)} rows of "
-            f"{spec.path} hold no two; add rows"
+            f"a batch needs two rows whose texts all differ, better {wanted} (batch_size), and the "
+            f"{len(rows)} rows of {spec.named} ({', '.join(distinct)}) hold no two; add rows"
         )
     if here < wanted and RANK == 0:
         logger.warning(
@@ -197,5 +203,5 @@ def _named(where: str) -> Iterator[None]:
     except RecipeError as error:
         text = str(error)
         raise RecipeError(text if where in text else f"{where}: {text}") from error
-    except (ValueError, TypeError, FloatingPointError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, FloatingPointError, ImportError, RuntimeError) as error:
         raise RecipeError(f"{where}: {error}") from error

@@ -10,7 +10,16 @@ from typing import Any
 
 from datasets import load_dataset
 
-from st_jv5.texts import KINDS, READ_ROWS, Table, chosen_column, first_broken, read_tables
+from st_jv5.texts import (
+    KINDS,
+    READ_ROWS,
+    WANTED,
+    Table,
+    chosen_column,
+    ending,
+    first_broken,
+    read_tables,
+)
 
 INT64 = range(-(2**63), 2**63)
 SAMPLE_TEXTS = 1024
@@ -78,9 +87,9 @@ class Corpus:
             for path in map(Path, self.files):
                 if not path.is_file():
                     raise ValueError(f"no file {path}")
-                if path.suffix not in KINDS:
-                    raise ValueError(f"{path} must end with one of {', '.join(KINDS)}")
-            if len(kinds := {KINDS[Path(path).suffix] for path in self.files}) > 1:
+                if not ending(path):
+                    raise ValueError(f"{path} {WANTED}")
+            if len(kinds := {KINDS[ending(path)] for path in self.files}) > 1:
                 raise ValueError(
                     f"files of several kinds in one corpus: {', '.join(sorted(kinds))}"
                 )
@@ -239,7 +248,7 @@ def _can_be_id(one: object) -> bool:
 def _is_hub_id(name: str) -> bool:
     return (
         not Path(name).exists()
-        and Path(name).suffix not in KINDS
+        and not ending(name)
         and name.count("/") <= 1
         and not name.startswith((".", "/", "~"))
     )

@@ -331,13 +331,13 @@ def test_long_documents_are_scored_at_each_length_that_is_read(model, tmp_path, 
 def test_tasks_are_chosen_by_name(capsys):
     assert [t.metadata.name for t in choose_tasks(["WordNetSTS"], [], local="")] == ["WordNetSTS"]
     assert len(choose_tasks([], [], local="test")) == len(LOCAL_TASKS) == 33
-    with pytest.raises(SystemExit, match="nothing to run"):
+    with pytest.raises(ValueError, match="nothing to run"):
         choose_tasks([], [], local="")
-    with pytest.raises(SystemExit, match=r"unknown task 'NoSuchTask'; .*: WikipediaRetrieval"):
+    with pytest.raises(ValueError, match=r"unknown task 'NoSuchTask'; .*: WikipediaRetrieval"):
         choose_tasks(["NoSuchTask"], [], local="")
-    with pytest.raises(SystemExit, match=r"^error: unknown .*did you mean 'WordNetSTS'\?; mteb"):
+    with pytest.raises(ValueError, match=r"^unknown .*did you mean 'WordNetSTS'\?; mteb"):
         choose_tasks(["WordNetSTSS"], [], local="")
-    with pytest.raises(SystemExit, match=r"^error: no benchmark 'MTEB\(en\)'; mteb says: [^\"]"):
+    with pytest.raises(ValueError, match=r"^no benchmark 'MTEB\(en\)'; mteb says: [^\"]"):
         choose_tasks([], ["MTEB(en)"], local="")
 
 
@@ -357,9 +357,9 @@ def test_tasks_are_filtered_by_type_and_language():
     assert names == {"OfficeBitextGerman"}
     bitext = choose_tasks([], [], local="test", types=["BitextMining", "Reranking"])
     assert len(bitext) == 4
-    with pytest.raises(SystemExit, match=r"no task is left .* deu .*eng, fra, jpn, rus, spa"):
+    with pytest.raises(ValueError, match=r"no task is left .* deu .*eng, fra, jpn, rus, spa"):
         choose_tasks([], [], local="test", languages=["deu"])
-    with pytest.raises(SystemExit, match=r"unknown task type 'STSS'; mteb has: .*mean 'STS'"):
+    with pytest.raises(ValueError, match=r"unknown task type 'STSS'; mteb has: .*mean 'STS'"):
         choose_tasks([], [], local="test", types=["STSS"])
 
 

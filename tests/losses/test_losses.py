@@ -487,3 +487,15 @@ def test_text_matching_may_spread_the_unscored_batches(student, columns, teacher
     assert found["gor"].item() == pytest.approx(expected, rel=1e-6)
     scored = loss.compute_loss_from_embeddings(columns[:2], torch.rand(len(columns[0])))
     assert scored["gor"].item() == 0 < scored["cosent"].item()
+
+
+def test_without_a_teacher_no_composition_distils_or_asks_for_a_projection(student):
+    classes = torch.tensor([[[-1, 0], [-1, 0]], [[-1, 1], [-1, 1]]])
+    assert set(retrieval_loss(student, None).weights) == {"infonce", "gor"}
+    matching = text_matching_loss(student, None)
+    assert matching.active_terms(None) == ["infonce"]
+    assert matching.active_terms(torch.tensor([0.1, 0.9])) == ["cosent"]
+    grouping = clustering_loss(student, None, infonce_weight=1.0)
+    assert grouping.active_terms(classes) == ["infonce"]
+    assert set(classification_loss(student).weights) == {"infonce", "rkd"}
+    assert student[0].projection is None

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from st_jv5.losses import Schedule
+from st_jv5.recipe.config import DataSet
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.results.measure import check_beside
@@ -52,7 +53,34 @@ def test_a_weight_may_move_over_the_steps():
         ("adapters.retrieval.average=[15]", "step 15 has no checkpoint"),
         ("precision=int4", "precision must be one of auto, float32, bfloat16"),
         ("stage1.dim_weights=[1]", "dim_weights has 1 entries for 5"),
-        ("data_sets.wordnet-lemmas.columns={text: gloss}", "must name positive, query"),
+        (
+            "data_sets.wordnet-lemmas.columns={text: gloss, query: lemmas}",
+            "no kind of data set has",
+        ),
+        (
+            [
+                "data_sets.wordnet-lemmas.columns={text: gloss}",
+                "data_sets.wordnet-lemmas.kind=pairs",
+            ],
+            "wordnet-lemmas.columns must name positive, query for kind pairs, not text",
+        ),
+        (
+            "adapters.retrieval.data={wordnet-glosses: 1}",
+            r"adapters.retrieval.data.wordnet-glosses: the set is of kind texts and has single "
+            r"texts; adapters.retrieval takes pairs, long, or its texts as .*replay",
+        ),
+        (
+            "adapters.text-matching.data={wordnet-glosses: 1}",
+            "has single texts; adapters.text-matching takes scored, synset_pairs, pairs",
+        ),
+        (
+            "stage1.data={wordnet-similarity: 1}",
+            "stage1.data.wordnet-similarity: .* has scores, which this loss does not read",
+        ),
+        ("adapters.retrieval.data={wordnet-similarity: 1}", "has scores.* takes pairs, long$"),
+        ("adapters.clustering.data={wordnet-similarity: 1}", "has scores.* takes texts, pairs$"),
+        ("adapters.classification.data={wordnet-glosses: 1}", "classification takes labelled"),
+        ("adapters.retrieval.data={wordnet-nouns: 1}", "retrieval.data.wordnet-nouns: .*no labels"),
         ("stage1.batch_sizes={nope: 8}", "stage1.batch_sizes: stage1.data has no 'nope'"),
         ("stage1.max_tokens={wordnet-lemmas: 0}", "max_tokens.wordnet-lemmas must be above 0"),
         ("stage1.temperature=0.0", "stage1.temperature must be above 0, not 0.0"),
@@ -88,6 +116,27 @@ def test_a_weight_may_move_over_the_steps():
 def test_what_cannot_be_run_is_named(override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(DEMO, [override] if isinstance(override, str) else override)
+
+
+def test_a_retrieval_adapter_without_contrast_may_distil_single_texts():
+    loss = "adapters.retrieval.loss={infonce_weight: 0}"
+    recipe = load_recipe(DEMO, ["adapters.retrieval.data={wordnet-glosses: 1}", loss])
+    assert recipe.adapters["retrieval"].data == {"wordnet-glosses": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("a/faq.jsonl.gz", "faq"),
+        ("a/FAQ.CSV", "FAQ"),
+        ("a/faq/*.jsonl", "faq"),
+        ("./faq", "faq"),
+        (("a/one.csv", "a/two.csv"), "one"),
+        ("org/words-v2", "words-v2"),
+    ],
+)
+def test_the_kind_of_text_of_any_path_is_its_name(path, kind):
+    assert DataSet(path).kind_of_text == kind
 
 
 def test_the_kind_of_text_is_the_files_name_unless_it_is_told():

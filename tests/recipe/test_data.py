@@ -86,15 +86,6 @@ def test_jsonl_is_read_too(tmp_path, read):
     assert len(read(spec)) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b'{"q": "a", "d": "b"}\n{"q": "a'])
-def test_a_file_that_cannot_be_read_is_named(content, tmp_path, read):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(content)
-    spec = DataSet(path=str(path), columns={"query": "q", "positive": "d"})
-    with pytest.raises(RecipeError, match=r"data_sets.x: .*rows.jsonl cannot be read: .+"):
-        read(spec)
-
-
 def store_of(texts: list[str], tmp_path, vectors: torch.Tensor) -> TeacherStore:
     dim = vectors.shape[1]
     store = TeacherStore.open(tmp_path, create=True).space("t", dim=dim, dtype="float32")
@@ -365,7 +356,7 @@ def test_sets_of_the_hub_are_asked_for_by_subset_split_and_revision(monkeypatch,
         asked.update(path=path, name=name, **settings)
         return Dataset.from_list([{"q": "a", "d": "b"}])
 
-    monkeypatch.setattr("st_jv5.recipe.data.prepare.load_dataset", hub)
+    monkeypatch.setattr("st_jv5.recipe.data.sources.load_dataset", hub)
     columns = {"query": "q", "positive": "d"}
     spec = DataSet("org/set", columns, subset="pair", split="train[:100]", revision="abc")
     assert list(read(spec)) == [{"query": "a", "positive": "b"}]
@@ -380,7 +371,7 @@ def of_the_hub(monkeypatch, read):
 
     def rows_of(dataset: Dataset, kind: str, **columns) -> Rows:
         monkeypatch.setattr(
-            "st_jv5.recipe.data.prepare.load_dataset", lambda *args, **settings: dataset
+            "st_jv5.recipe.data.sources.load_dataset", lambda *args, **settings: dataset
         )
         return read(DataSet("org/set", columns, kind=kind))
 

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+from st_jv5 import texts
+from st_jv5.recipe import config
 from st_jv5.recipe.config import DataSet
-from st_jv5.recipe.data import prepare
+from st_jv5.recipe.data import columns, prepare, sources
 from st_jv5.recipe.data import training_sets as data
 from st_jv5.recipe.data.prepare import _gathered, read_rows
 from st_jv5.recipe.data.rows import Rows, Texts
@@ -40,7 +42,7 @@ def test_what_was_dropped_and_why_is_told(spec, tmp_path, caplog):
     told = read_rows("faq", spec, 0, tmp_path / "data").told
     assert told["name"] == "faq"
     assert [told[why] for why in ("read", "empty", "repeated", "taken")] == [210, 10, 20, 180]
-    assert "faq: 180 of 210 rows (10 empty, 20 repeated)" in caplog.text
+    assert "faq: 180 of 210 rows (10 empty in positive, 20 repeated)" in caplog.text
 
 
 def test_blocks_of_any_size_give_the_same_rows(spec, tmp_path, monkeypatch):
@@ -154,7 +156,7 @@ def test_the_first_of_equal_hashes_is_the_first_text():
     assert [distinct[i] for i in which] == texts
 
 
-@pytest.mark.parametrize("of", [prepare, data, shard])
+@pytest.mark.parametrize("of", [prepare, data, shard, sources, columns, config, texts])
 def test_the_examples_of_the_docstrings_are_right(of):
     failed, tried = doctest.testmod(of)
     assert tried
@@ -171,7 +173,7 @@ def test_reading_rows_takes_no_memory_of_a_process_own(tmp_path, monkeypatch):
     texts = [f"{i} " + "word " * 400 for i in range(30_000)]
     assert sum(map(len, texts)) > 55 << 20
     dataset = Dataset.from_dict({"t": texts})
-    monkeypatch.setattr(prepare, "load_dataset", lambda *args, **settings: dataset)
+    monkeypatch.setattr(sources, "load_dataset", lambda *args, **settings: dataset)
     folder = read_rows("x", DataSet("org/set", {"text": "t"}, "texts"), 0, tmp_path).folder
     rows = Rows(folder)
     rows.texts([0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from st_jv5.choices import STAGES
+from st_jv5.cli import train as main
 from st_jv5.recipe import train
 from st_jv5.recipe.config import DataSet
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.run import STAGES, main, preflight
+from st_jv5.recipe.run import preflight
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.recipe.trial import RandomVectors
 from tests.conftest import real_texts
@@ -95,7 +99,8 @@ FAULTS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, list[Any]], str], A
     "all rows are one": (
         PAIRS,
         lambda rows, one: rows.update({c: [values[0]] * ROWS for c, values in rows.items()}),
-        "a batch needs two rows",
+        r"a batch needs two rows whose texts all differ, better \d+ \(batch_size\), and the 1 rows "
+        r"of .*\(1 distinct in .*\) hold no two; add rows",
     ),
     "a score is missing": (
         SCORED, lambda rows, one: rows[one].__setitem__(7, None), "no score in row 7 ",
@@ -116,7 +121,8 @@ FAULTS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, list[Any]], str], A
     "there is one label": (
         LABELLED,
         lambda rows, one: rows.update({one: ["a"] * ROWS}),
-        "leave no anchor with a positive and 7 negatives",
+        "200 texts in 1 labels leave no anchor with a positive and 7 negatives; add texts of other "
+        "labels, or lower data_sets",
     ),
 }  # fmt: skip
 """What is wrong -> the kinds of sets it is planted in, how, and what is said of it."""
@@ -158,6 +164,52 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_teacher_begins(stan
 
 
 # ------------------------------------------------------------------------------------ small sets
+
+
+@pytest.mark.parametrize(
+    ("rows", "positives", "said"),
+    [
+        (6, 6, "faq has 6 rows, of which 6 or so have no text in common: its batches hold as many"),
+        (40, 5, "faq has 40 rows, of which 4 or so have no text in common"),
+        (40, 1, r"40 rows of .*faq.jsonl \(40 distinct in query, 1 distinct in positive\) hold no"),
+    ],
+)
+def test_few_rows_or_few_answers_are_told_with_their_numbers_before_the_teacher_begins(
+    rows, positives, said, stand_ins, tmp_path, caplog
+):
+    path = tmp_path / "faq.jsonl"
+    pairs = [
+        {"question": f"question {i}", "answer": f"answer {i % positives}"} for i in range(rows)
+    ]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    tree = yaml.safe_load(Path(stand_ins("small")).read_text())
+    tree["data_sets"] = {"faq": {"path": str(path)}}
+    tree["stage1"] = {"data": {"faq": 1}, "steps": 2, "batch_size": 8}
+    tree |= {"adapters": {}, "output": str(tmp_path / "out")}
+    tree.pop("long", None)
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(yaml.safe_dump(tree))
+    try:
+        preflight(Run(load_recipe(recipe)), STAGES[:2])
+        told = caplog.text
+    except RecipeError as error:
+        told = str(error)
+    assert re.search(said, told)
+
+
+def test_steps_that_the_rows_do_not_hold_are_told_with_rows_and_batch(stand_ins, tmp_path):
+    path = tmp_path / "faq.csv"
+    path.write_text("question,answer\n" + "".join(f"q {i},a {i}\n" for i in range(12)))
+    tree = yaml.safe_load(Path(stand_ins("small")).read_text())
+    tree["data_sets"] = {"faq": {"path": str(path)}}
+    tree["stage1"] = {"data": {"faq": 1}, "steps": 99, "batch_size": 8}
+    tree |= {"adapters": {}, "output": str(tmp_path / "out")}
+    tree.pop("long", None)
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(yaml.safe_dump(tree))
+    with pytest.raises(RecipeError, match=r"stage1.steps: 99 steps.* 10 batches within max_epochs "
+                       r"10 \(faq: 12 rows, 8 a step\); add text"):  # fmt: skip
+        preflight(Run(load_recipe(recipe)), STAGES[:2])
 
 
 def rows_of(*texts: str) -> Dataset:

@@ -8,9 +8,9 @@ import re
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import ClassLabel
 from filelock import FileLock
 from tqdm.auto import tqdm
 
 from st_jv5.evaluation.corpora import joined, similarity_pairs
 from st_jv5.files import whole_folder, write_json
-from st_jv5.recipe.config import TOLD, DataSet, fingerprint
+from st_jv5.recipe.config import DataSet, fingerprint, is_negative, row_settings
 from st_jv5.recipe.data.decontaminate import text_hash
 from st_jv5.recipe.data.rows import NO_TEXTS, Rows, is_list, write_tables
+from st_jv5.recipe.data.sources import files_of, is_text, open_source
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.teacher.shard import Array, hash_texts
 
@@ -44,19 +44,34 @@ LEAST_PART = 60
 """Characters of a paragraph that stands by itself."""
 SYNSET_PAIRS = 10_000
 """Scored pairs that are drawn where a recipe sets no limit."""
-COUNTS = ("read", "filtered", "empty", "repeated", "barred", "taken")
+COUNTS = {
+    "read": "read",
+    "filtered": "filtered",
+    "empty": "empty",
+    "repeated": "repeated",
+    "barred": "barred",
+    "held_out": "held out",
+    "shared": "sharing a text with held-out rows",
+    "taken": "taken",
+}
 """What is told of a source's rows: read, dropped and why, and rows that were made of the rest."""
 
 
 def read_rows(
-    name: str, spec: DataSet, seed: int, folder: Path, barred: Collection[int] = frozenset()
+    name: str,
+    spec: DataSet,
+    seed: int,
+    folder: Path,
+    barred: Collection[int] = frozenset(),
+    held: Collection[int] = frozenset(),
 ) -> Rows:
     """The rows of a data set: filtered, limited, under their roles, duplicates dropped.
 
     They are prepared by the first process that asks for them, while others wait, and are there as a
     whole or not at all. A row with an empty text is dropped, and one with a text whose hash
     (:func:`text_hash`) is barred. synset_pairs becomes scored pairs, long rows joined documents,
-    paragraphs the labelled parts of its texts.
+    paragraphs the labelled parts of its texts. Held-out rows are not among them
+    (:func:`read_held_out`), nor others that share a text with them.
 
     Args:
         name: Of the data set in the recipe.
@@ -64,13 +79,50 @@ def read_rows(
         seed: Draws the order.
         folder: Where prepared rows lie; those of other settings or of a changed file lie beside.
         barred: Hashes of texts that must not be trained on.
+        held: Hashes of the texts of other sets' held-out rows (:func:`held_texts`).
 
     Raises:
         RecipeError: No such file, column or row; a value that is no text, label or score. Names the
             data set, its file, the column and the row.
     """
-    label = re.sub(r"[^\w.-]+", "-", name)
-    place = folder / f"{label}-{fingerprint(_key(name, spec, seed, barred))}"
+    if spec.held_out:
+        own = held_texts(read_held_out(name, spec, seed, folder, barred))
+        held = frozenset(held) | own
+    return _prepared(_Preparation(name, spec, seed, barred, held), folder)
+
+
+def read_held_out(
+    name: str, spec: DataSet, seed: int, folder: Path, barred: Collection[int] = frozenset()
+) -> Rows:
+    """The rows of a data set that are kept out of training: ``held_out`` of them.
+
+    They have the same roles as those of :func:`read_rows`. Rows whose positives (or texts) are
+    equal are drawn together, so that few others are lost to training.
+
+    Args:
+        name: As in :func:`read_rows`.
+        spec: Its settings.
+        seed: Draws the rows, by a hash of their text.
+        folder: Where prepared rows lie.
+        barred: Hashes of texts that must not be tested on, either.
+
+    Raises:
+        RecipeError: As in :func:`read_rows`; or the set has not so many rows.
+    """
+    return _prepared(_Preparation(name, spec, seed, barred, held_out=True), folder)
+
+
+def held_texts(rows: Rows) -> frozenset[int]:
+    """Hashes (:func:`text_hash`) of the queries, positives and texts of held-out rows."""
+    roles = [role for role in rows.roles if not is_negative(role)]
+    return frozenset(text_hash(text) for role in roles for text in rows.column(role))
+
+
+def _prepared(preparation: _Preparation, folder: Path) -> Rows:
+    label = re.sub(r"[^\w.-]+", "-", preparation.name)
+    if preparation.held_out:
+        label += ".held-out"
+    place = folder / f"{label}-{fingerprint(preparation.key())}"
     if not place.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{label}.lock"):
@@ -80,24 +132,11 @@ def read_rows(
                     shutil.rmtree(left, ignore_errors=True)
                 try:
                     with whole_folder(place) as partial:
-                        _Preparation(name, spec, seed, barred, source).write(partial)
+                        preparation.read(source)
+                        preparation.write(partial)
                 finally:
                     shutil.rmtree(source, ignore_errors=True)
     return Rows(place)
-
-
-def _key(name: str, spec: DataSet, seed: int, barred: Collection[int]) -> dict[str, Any]:
-    """All that decides the rows of a data set."""
-    told = (*TOLD, "negatives")
-    settings = {key: value for key, value in asdict(spec).items() if key not in told}
-    file = None
-    if spec.is_file:
-        path = spec.file
-        if not path.is_file():
-            raise RecipeError(f"data_sets.{name}.path: no file {path.absolute()}")
-        file = [path.stat().st_size, path.stat().st_mtime_ns]
-    return {"format": FORMAT, "settings": settings, "file": file, "seed": seed,
-            "barred": fingerprint(sorted(barred))}  # fmt: skip
 
 
 class _Preparation:
@@ -107,26 +146,46 @@ class _Preparation:
     """
 
     def __init__(
-        self, name: str, spec: DataSet, seed: int, barred: Collection[int], cache: Path
+        self,
+        name: str,
+        spec: DataSet,
+        seed: int,
+        barred: Collection[int],
+        held: Collection[int] = frozenset(),
+        held_out: bool = False,
     ) -> None:
-        self.name, self.spec, self.seed, self.barred = name, spec, seed, barred
-        try:
-            source = _load(spec, cache)
-        except (OSError, ValueError, StopIteration, DatasetsError) as error:
-            why = str(error.__cause__ or error) or "it is empty"  # StopIteration says nothing
-            raise self.error(f"{spec.path} cannot be read: {why}") from error
-        for column in (*spec.where, *spec.columns.values()):
-            if column not in source.column_names:
-                raise self.error(
-                    f"{spec.path} has no column {column!r}; it has {', '.join(source.column_names)}"
-                )
-        plain = spec.kind != "synset_pairs"
-        self.roles = spec.columns if plain else {name: name for name in source.column_names}
-        wanted = list(dict.fromkeys([*self.roles.values(), *spec.where]))
-        self.features = source.features
-        self.table: pa.Table = source.select_columns(wanted).data.table
+        self.name, self.spec, self.seed, self.barred, self.held = name, spec, seed, barred, held
+        self.held_out = held_out
+        self.empty: Counter[str] = Counter()
+        """Role -> rows that have no text in it."""
+        self.filled: Counter[str] = Counter()
+        """Negative -> rows that have another row's."""
+
+    def key(self) -> dict[str, Any]:
+        """All that decides the rows."""
+        spec = self.spec
+        settings = row_settings(replace(spec, held_out=spec.held_out if self.held_out else 0))
+        del settings["negatives"]
+        file = None
+        if spec.is_local:
+            files = files_of(self.name, spec)
+            seen = [[str(one), one.stat().st_size, one.stat().st_mtime_ns] for one in files]
+            alone = len(files) == 1 and files[0] == spec.place(spec.paths[0])
+            file = seen[0][1:] if alone else seen
+        key = {"format": FORMAT, "settings": settings, "file": file, "seed": self.seed,
+               "barred": fingerprint(sorted(self.barred))}  # fmt: skip
+        return key | ({"held": fingerprint(sorted(self.held))} if self.held else {})
+
+    def read(self, cache: Path) -> None:
+        """Open the source."""
+        self.source = open_source(self.name, self.spec, cache)
+        self.roles, self.features = self.source.roles, self.source.features
+        self.table = self.source.table
         self.step = _block_rows(self.table)
         self.counts: Counter[str] = Counter(read=len(self.table))
+        self.has = {
+            role: np.zeros(len(self.table), bool) for role in self.roles if is_negative(role)
+        }
 
     def error(self, message: str) -> RecipeError:
         """An error about the data set."""
@@ -149,75 +208,109 @@ class _Preparation:
             tables = self._tables(self._order())
             self.counts["taken"] = write_tables(folder / "rows.arrow", map(hashed, tables))
         if not self.counts["taken"]:
-            raise self.error(f"{self.spec.path}: kind {self.spec.kind} makes no row of its texts")
+            raise self.error(f"{self.spec.named}: kind {self.spec.kind} makes no row of its texts")
+        if self.held:
+            self.counts["held_out"] = min(self.spec.held_out, self.counts["shared"])
+            self.counts["shared"] -= self.counts["held_out"]
         counts = {why: self.counts[why] for why in COUNTS}
-        write_json(folder / "rows.json", {"name": self.name, "source": self.spec.path, **counts})
-        lost = [f"{counts[why]:,} {why}" for why in COUNTS[1:-1] if counts[why]]
-        told = f" ({', '.join(lost)})" if lost else ""
-        logger.info(
-            "%s: %s of %s rows%s", self.name, f"{counts['taken']:,}", f"{counts['read']:,}", told
-        )
+        write_json(folder / "rows.json", {"name": self.name, "source": self.spec.named, **counts})
+        if not self.held_out:
+            words = [*COUNTS.items()][1:-1]
+            lost = [f"{counts[why]:,} {word}{self._where_empty(why)}" for why, word in words
+                    if counts[why]]  # fmt: skip
+            lost += [f"{n:,} given another row's {role}" for role, n in self.filled.items()]
+            told = f" ({', '.join(lost)})" if lost else ""
+            taken, read = f"{counts['taken']:,}", f"{counts['read']:,}"
+            logger.info("%s: %s of %s rows%s", self.name, taken, read, told)
+
+    def _where_empty(self, why: str) -> str:
+        roles = sorted(role for role, count in self.empty.items() if count)
+        return f" in {' or '.join(roles)}" if why == "empty" and roles else ""
 
     # ------------------------------------------------------------------- which rows, in what order
 
     def _order(self) -> Array:
         """Numbers of the source's rows that are taken, int64, in the order of training."""
         fits: dict[tuple[str, str], bool] = {}
-        rows, keys = [], []
+        rows, keys, words = [], [], []
         for begin in self._steps(range(0, len(self.table), self.step), "reading"):
             block = self.table.slice(begin, self.step)
-            kept, key = self._kept(block, begin, fits)
+            kept, key, of_words = self._kept(block, begin, fits)
             rows.append(kept + begin)
             keys.append(key)
+            words.append(of_words)
         counts = self.counts
         if counts["read"] == counts["filtered"] + counts["empty"]:
             raise self.error(
-                f"no row of {self.spec.path} passes `where` and has its texts: of {counts['read']} "
-                f"rows `where` drops {counts['filtered']}, and {counts['empty']} have an empty text"
+                f"no row of {self.spec.named} passes `where` and has its texts: of "
+                f"{counts['read']} rows `where` drops {counts['filtered']}, and {counts['empty']} "
+                f"have an empty text"
             )
         found = np.concatenate(rows)
         if not len(found):
-            raise self.error("every row has a text that `decontaminate` bars")
+            raise self.error(
+                f"no row is left to train on: of {counts['read']} rows {counts['barred']} have a "
+                f"text that `decontaminate` bars, and {counts['shared']} one of a held-out row"
+            )
         if self.spec.kind != "synset_pairs":
             first = np.sort(np.unique(np.concatenate(keys), return_index=True)[1])
             self.counts["repeated"] = len(found) - len(first)
             found = found[first]
+            if self.held_out:
+                return found[self._drawn(np.concatenate(words)[first])]
         # Sets of one file share their first rows, so that the teacher embeds fewer texts.
         order = array("q", range(len(found)))
-        random.Random(f"{self.seed} {self.spec.path}").shuffle(order)
+        random.Random(f"{self.seed} {self.spec.named}").shuffle(order)
         taken = len(order) if self.spec.kind == "synset_pairs" else self.spec.limit
         return found[np.frombuffer(order, dtype=np.int64)[:taken]]
 
+    def _drawn(self, words: Array) -> Array:
+        """Places of the rows that are held out: those whose hashes are nearest one of the seed.
+
+        Rows that are added may come before them, but bring none of the others in.
+        """
+        count = self.spec.held_out
+        if count >= len(words):
+            raise self.error(f"held_out: {count} of its {len(words)} rows; leave some to train on")
+        return np.argsort(words ^ np.uint64(text_hash(f"seed {self.seed}")), kind="stable")[:count]
+
     def _kept(
         self, block: pa.Table, begin: int, fits: dict[tuple[str, str], bool]
-    ) -> tuple[Array, Array]:
-        """Places in the block that are kept, and a hash of each one's row."""
+    ) -> tuple[Array, Array, Array]:
+        """Places in the block that are kept, a hash of each one's row, and of its words."""
         mask = np.ones(len(block), dtype=bool)
         for column, pattern in self.spec.where.items():
             mask &= self._matching(block[column], column, pattern, fits)
         self.counts["filtered"] += int((~mask).sum())
         if self.spec.kind != "synset_pairs":
-            there = mask.copy()
             for role, column in self.roles.items():
-                if role not in NO_TEXTS:
-                    lengths = pc.binary_length(self._texts(block[column], column))
-                    there &= lengths.fill_null(0).to_numpy() > 0
-            self.counts["empty"] += int((mask & ~there).sum())
-            mask = there
+                if role in NO_TEXTS:
+                    continue
+                there = _has_text(self._texts(block[column], column))
+                if is_negative(role):
+                    self.has[role][begin : begin + len(block)] = there
+                else:
+                    self.counts["empty"] += (lost := int((mask & ~there).sum()))
+                    self.empty[role] += lost
+                    mask &= there
         places = np.flatnonzero(mask)
         values = self._values(block.filter(pa.array(mask)), begin + places).to_pydict()
-        clean = np.ones(len(places), dtype=bool)
-        if self.barred:
-            for role, column in values.items():
-                if role not in NO_TEXTS:
-                    clean &= [
-                        not isinstance(text, str) or text_hash(text) not in self.barred
-                        for text in column
-                    ]
-            self.counts["barred"] += int((~clean).sum())
+        texts = {role: column for role, column in values.items() if role not in NO_TEXTS}
+        clean = _without(texts, self.barred)
+        self.counts["barred"] += int((~clean).sum())
+        for role in self.has if self.held else ():
+            self.has[role][begin + places] &= _without({role: texts[role]}, self.held)
+        seen = {role: column for role, column in texts.items() if not is_negative(role)}
+        apart = _without(seen, self.held)
+        self.counts["shared"] += int((clean & ~apart).sum())
+        clean &= apart
+        words = np.zeros(len(places), dtype=np.uint64)
+        if self.held_out:
+            drawn_by = texts["positive" if "positive" in texts else "text"]
+            words = np.array([text_hash(text) for text in drawn_by], dtype=np.uint64)
         # Python's hash of a string is 64 bits wide and kept in it; no process hands it to another.
         keys = [hash(tuple(map(str, row))) for row in zip(*values.values(), strict=True)]
-        return places[clean], np.array(keys, dtype=np.int64)[clean]
+        return places[clean], np.array(keys, dtype=np.int64)[clean], words[clean]
 
     def _matching(
         self, column: pa.ChunkedArray, name: str, pattern: str, fits: dict[tuple[str, str], bool]
@@ -256,10 +349,9 @@ class _Preparation:
 
     def _texts(self, values: pa.ChunkedArray, column: str) -> pa.Array:
         kind = values.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)
-                or pa.types.is_string_view(kind) or pa.types.is_null(kind)):  # fmt: skip
+        if not is_text(kind):
             raise self.error(
-                f"column {column!r} of {self.spec.path} holds {kind}, not text; name a column of "
+                f"column {column!r} of {self.spec.named} holds {kind}, not text; name a column of "
                 f"text"
             )
         return values.cast(pa.large_string()).combine_chunks()
@@ -269,7 +361,7 @@ class _Preparation:
         inner = kind.value_type if is_list(kind) else kind
         if pa.types.is_nested(inner) or pa.types.is_binary(inner):
             raise self.error(
-                f"column {column!r} of {self.spec.path} holds {kind}, not labels: text, numbers, "
+                f"column {column!r} of {self.spec.named} holds {kind}, not labels: text, numbers, "
                 f"or lists of them"
             )
         found = as_labels(values.combine_chunks(), self.features[column])
@@ -282,11 +374,12 @@ class _Preparation:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             for row, value in zip(rows.tolist(), values.to_pylist(), strict=True):
                 if not _is_number(value):
+                    file, row = self.source.place(row)
                     raise self.error(
-                        f"column {column!r} of {self.spec.path} holds {value!r:.80} in row {row} "
-                        f"(counted from 0), which is no score; a score is a number"
+                        f"column {column!r} of {file} holds {value!r:.80} in row {row} (counted "
+                        f"from 0), which is no score; a score is a number"
                     ) from error
-            raise self.error(f"column {column!r} of {self.spec.path}: {error}") from error
+            raise self.error(f"column {column!r} of {self.spec.named}: {error}") from error
         finite = pc.if_else(pc.is_finite(found), found, pa.scalar(None, pa.float64()))
         self._no_nulls(finite, column, rows, "score")
         return found
@@ -294,9 +387,10 @@ class _Preparation:
     def _no_nulls(self, values: pa.Array, column: str, rows: Array, what: str) -> None:
         if values.null_count:
             row = int(rows[int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])])
+            file, row = self.source.place(row)
             raise self.error(
-                f"column {column!r} of {self.spec.path} has no {what} in row {row} (counted from "
-                f"0); give it one, or drop such rows by `where`"
+                f"column {column!r} of {file} has no {what} in row {row} (counted from 0); give it "
+                f"one, or drop such rows by `where`"
             )
 
     # ------------------------------------------------------------------------- what they become
@@ -320,9 +414,35 @@ class _Preparation:
     def _blocks(self, order: Array) -> Iterator[pa.Table]:
         batches = self.table.to_batches()
         starts = np.cumsum([0, *map(len, batches)])
+        givers = self._givers(order)
         for begin in self._steps(range(0, len(order), self.step), "writing"):
             rows = order[begin : begin + self.step]
-            yield self._values(_gathered(batches, starts, rows), rows)
+            block = self._values(_gathered(batches, starts, rows), rows)
+            for role, of in givers.items():
+                given = self._values(
+                    _gathered(batches, starts, of[begin : begin + self.step]), rows
+                )
+                block = block.set_column(block.column_names.index(role), role, given[role])
+            yield block
+
+    def _givers(self, order: Array) -> dict[str, Array]:
+        """Of each negative that some rows lack: the rows that it is taken of, its own where it has.
+
+        A query meets all negatives of its batch anyway, so one of another row does no harm.
+        """
+        found = {}
+        draw = np.random.default_rng(self.seed)
+        for role, has in self.has.items():
+            there = has[order]
+            if not there.any():
+                raise self.error(
+                    f"column {self.spec.columns[role]!r} of {self.spec.named} has no text for "
+                    f"{role} in any row that is taken; leave {role} out of its columns"
+                )
+            if not there.all():
+                found[role] = np.where(there, order, draw.choice(order[there], len(order)))
+                self.filled[role] = int((~there).sum())
+        return found
 
     def _texts_in(self, order: Array, role: str) -> Iterator[str]:
         for block in self._blocks(order):
@@ -341,17 +461,6 @@ class _Preparation:
     def _steps(self, steps: range, what: str) -> Iterable[int]:
         disable = True if len(steps) < 2 else None  # None: where there is no terminal
         return tqdm(steps, desc=f"{self.name}: {what}", unit="block", disable=disable)
-
-
-def _load(spec: DataSet, cache: Path) -> Dataset:
-    """A memory-mapped table: of a file in the cache, of the Hub where ``datasets`` keeps them."""
-    if spec.is_file:
-        path = spec.file
-        kind = "parquet" if path.suffix == ".parquet" else "json"
-        return load_dataset(kind, data_files=str(path), split="train", cache_dir=str(cache))
-    return load_dataset(
-        spec.path, spec.subset or None, split=spec.split, revision=spec.revision or None
-    )
 
 
 def _block_rows(table: pa.Table) -> int:
@@ -376,6 +485,21 @@ def _gathered(batches: Sequence[pa.RecordBatch], starts: Array, rows: Array) -> 
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+
+
+def _has_text(values: pa.Array) -> Array:
+    """Which texts are there and not blank, bool."""
+    lengths = pc.binary_length(pc.utf8_trim_whitespace(values))
+    found: Array = lengths.fill_null(0).to_numpy() > 0
+    return found
+
+
+def _without(texts: Mapping[str, Sequence[Any]], barred: Collection[int]) -> Array:
+    """Which rows have no text whose hash is barred, bool."""
+    clean = np.ones(len(next(iter(texts.values()))), dtype=bool)
+    for column in texts.values() if barred else ():
+        clean &= [not isinstance(text, str) or text_hash(text) not in barred for text in column]
+    return clean
 
 
 def _is_number(value: Any) -> bool:

@@ -69,7 +69,8 @@ def training_set(
     ====================  =============================================  ==========================
     kind                  text columns                                   label
     ====================  =============================================  ==========================
-    pairs, long           query, positive, negative_1..n                 store rows of the first two
+    pairs, long           query, positive, negative_1..n                 store rows of the first
+                                                                         two; without teacher none
     scored, synset_pairs  query, positive                                score
     texts                 text                                           store row
     labelled, paragraphs  query, positive, negative_1..n                 of all: store row (or -1),
@@ -82,11 +83,13 @@ def training_set(
     if spec.kind in LABELLED:
         return _labelled_set(spec, rows, stores if labelled else {}, seed, draws)
     roles = [role for role in ("query", "positive", "text") if role in spec.columns]
+    negatives = sorted(role for role in spec.columns if is_negative(role))
+    if not stores:
+        return rows.dataset.select_columns([*roles, *negatives])
     states = [stores[role].state() for role in roles]
     if spec.negatives:
         return _mined_set(spec, rows, stores, states)
     labels = rows.beside("-".join(roles), states, lambda: _labels(rows, roles, stores))
-    negatives = sorted(role for role in spec.columns if is_negative(role))
     texts = rows.dataset.select_columns([*roles, *negatives])
     return concatenate_datasets([texts, labels], axis=1)
 
@@ -198,7 +201,10 @@ def _labelled_set(
             try:
                 drawn = contrastive_rows(own, negatives, seed + 1_000_003 * draw)
             except ValueError as error:
-                raise RecipeError(f"data_sets.{rows.name}: {error}") from error
+                raise RecipeError(
+                    f"data_sets.{rows.name}: {error}; add texts of other labels, or lower "
+                    f"data_sets.{rows.name}.negatives"
+                ) from error
             for begin in range(0, len(drawn), BLOCK_ROWS):
                 texts = drawn[begin : begin + BLOCK_ROWS]
                 yield {**_named(first[texts]), "label": labels[texts]}

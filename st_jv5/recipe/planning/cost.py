@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from st_jv5.backbone.blocks import transformer_blocks
+from st_jv5.jina import is_jina_v5, stock_config
 from st_jv5.machine.cpu import attention_in_float32
 from st_jv5.modules.routed_linear import Route, RoutedLinear, routed
 from st_jv5.recipe.config import Student, Teacher
@@ -62,9 +63,11 @@ class Weights:
 
 def read_config(spec: Student | Teacher, where: str) -> PreTrainedConfig:
     """The architecture: of the model on this disk, or as the recipe describes it."""
-    name = spec.base if isinstance(spec, Student) else spec.model
-    if name.startswith("package:") or Path(name).is_dir():
-        config = AutoConfig.from_pretrained(resolve_model(name))
+    name = spec.name if isinstance(spec, Student) else spec.model
+    folder = resolve_model(name)
+    if Path(folder).is_dir():
+        is_jina = is_jina_v5(folder)
+        config = stock_config(folder) if is_jina else AutoConfig.from_pretrained(folder)
     elif spec.config:
         settings = dict(spec.config)
         config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)

@@ -12,6 +12,7 @@ from st_jv5.evaluation.page import Cell, Table
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.planning.planner import DRAWING_BYTES, GIB, PhasePlan, Planner, TeacherPlan
 from st_jv5.recipe.results.measure import without_far
+from st_jv5.recipe.strict import RecipeError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ UTILISATION = 0.4
 
 def plan(run: Run, measured: bool = True) -> str:
     """The whole plan, as Markdown."""
-    planner = Planner(run)
+    try:
+        planner = Planner(run)
+    except OSError as error:
+        raise RecipeError(f"student or teacher: {error}") from error
     if measured:
         planner.measure()
     teaching, phases = planner.teaching(), list(planner.phases())
@@ -152,11 +156,11 @@ def _warnings(run: Run, planner: Planner) -> Iterator[str]:
     for name, spec in run.used_sets.items():
         facts = planner.facts[name]
         if not spec.verified:
-            yield f"not verified: {name} ({spec.path}): its name and columns were not seen"
+            yield f"not verified: {name} ({spec.named}): its name and columns were not seen"
         if facts.rows is None:
-            yield f"unknown size: {name} ({spec.path}); give data_sets.{name}.rows"
+            yield f"unknown size: {name} ({spec.named}); give data_sets.{name}.rows"
         if not facts.tokens and spec.kind != "synset_pairs":
-            yield f"unknown lengths: {name} ({spec.path}); every text is taken as cut at the limit"
+            yield f"unknown lengths: {name} ({spec.named}); every text is taken as cut at the limit"
 
 
 def _count(number: int | None) -> str:

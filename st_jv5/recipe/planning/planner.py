@@ -119,8 +119,9 @@ class Planner:
     def __init__(self, run: Run) -> None:
         self.run, self.recipe = run, run.recipe
         self.student = read_config(self.recipe.student, "student")
-        local = self.recipe.teacher.endpoint is None
-        self.teacher = read_config(self.recipe.teacher, "teacher") if local else None
+        teacher = self.recipe.teacher
+        local = teacher is not None and teacher.endpoint is None
+        self.teacher = read_config(teacher, "teacher") if teacher and local else None
         self.costs = Costs(self.student, run.bfloat16)
         self.machine: Machine | None = None
         here = run.data_folder
@@ -159,7 +160,7 @@ class Planner:
 
     def _facts(self, name: str, spec: DataSet) -> SetFacts:
         told = {role: np.array([mean]) for role, mean in spec.tokens.items()}
-        if not spec.is_file:
+        if not spec.is_local:
             rows = spec.limit or spec.rows
             return SetFacts(rows, told, self._disk(spec, rows, told))
         found = self.run.read(name, self._folder)
@@ -185,14 +186,14 @@ class Planner:
         """Of the student's longest prompt; a base that would have to be downloaded is taken to have
         the paper's."""
         spec = self.recipe.student
-        here = spec.prompts != "own" or Path(resolve_model(spec.base)).is_dir()
+        here = spec.prompts != "own" or Path(resolve_model(spec.name)).is_dir()
         longest = max(map(len, (self.run.prompts if here else PROMPTS).values()))
         return math.ceil(longest / CHARACTERS_PER_TOKEN)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The student's, where it lies on this disk."""
-        file = Path(resolve_model(self.recipe.student.base)) / "tokenizer.json"
+        file = Path(resolve_model(self.recipe.student.name)) / "tokenizer.json"
         if not file.is_file():
             return None
         tokenizer = Tokenizer.from_file(str(file))
@@ -323,6 +324,8 @@ class Planner:
 
     def _distilled(self, phase: Phase) -> dict[Column, tuple[int | None, Array]]:
         """Columns of texts that a phase distils or mines: how many, and tokens of some."""
+        if self.recipe.teacher is None:
+            return {}
         most = self.recipe.teacher.max_tokens
         found: dict[Column, tuple[int | None, Array]] = {}
         for name in phase.mix:
@@ -331,7 +334,7 @@ class Planner:
             distils = distils or (data_set.kind in LABELLED and phase.asks_of_labelled)
             roles = [r for r in data_set.columns if r != "label" and not is_negative(r)]
             for role in roles if distils else ():
-                rows = f"{data_set.path} {data_set.subset} {data_set.where} "
+                rows = f"{data_set.named} {data_set.subset} {data_set.where} "
                 if data_set.kind == "long" and role == "positive":  # other texts than its file's
                     rows += f"joined to {data_set.characters} "
                 prompt = phase.teacher_prompts.get("text" if name in phase.replay else role)
@@ -342,7 +345,9 @@ class Planner:
 
     @property
     def row_bytes(self) -> int:
-        """Of a text in the teacher's store: its vector, and its hash."""
+        """Of a text in the teacher's store: its vector, and its hash; 0 without a teacher."""
+        if self.recipe.teacher is None:
+            return 0
         width = self.teacher.hidden_size if self.teacher is not None else 0
         return width * (4 if self.recipe.teacher.store_dtype == "float32" else 2) + 16
 

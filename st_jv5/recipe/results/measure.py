@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +16,28 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import is_sentence_transformer_model
 
 import st_jv5
+from st_jv5.evaluation import corpora
 from st_jv5.evaluation.local_tasks import local_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder, adapter_for
-from st_jv5.evaluation.near_far import FAR, by_family, labels_are_new, near_and_far
+from st_jv5.evaluation.near_far import FAR, About, by_family, labels_are_new, near_and_far
+from st_jv5.evaluation.own_tasks import Own, OwnTasks, halves, own_tasks
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.scoring import Settings, evaluate
+from st_jv5.files import read_json
 from st_jv5.folders.configs import check_task_name
+from st_jv5.recipe.config import Recipe
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.done import require
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.task_table import BASE, TASKS, Blend
 from st_jv5.teacher.sources import resolve_model
 
+logger = logging.getLogger("st_jv5.recipe")
+
+NOTHING_MEASURED = (
+    "Nothing was measured: the recipe says `evaluation: none`, or no data set holds rows out "
+    "(`held_out`) and the text of the local tasks is not on this disk."
+)
 CHANCE, BEFORE, MODEL, TEACHER = "chance", "student before training", "model", "teacher"
 START = "start"
 """The base used its own way: its own pooling, prompts and length, all its layers and words. A base
@@ -62,24 +75,105 @@ class ChanceEncoder(AbsEncoder):
         return np.random.default_rng(seed).standard_normal(self.dim).astype(np.float32)
 
 
-def chosen_tasks(run: Run, split: Literal["test", "validation"] | None = None) -> list[Any]:
-    """The recipe's local tasks, on its split or another."""
-    split = split or run.recipe.evaluation.split
-    known = dict(zip(local_tasks(), local_tasks(split).values(), strict=True))
-    names = run.recipe.evaluation.tasks or tuple(known)
-    if unknown := [name for name in names if name not in known]:
-        raise RecipeError(f"evaluation.tasks: unknown {unknown[0]!r}; known: {', '.join(known)}")
-    return [known[name]() for name in names]
+Split = Literal["test", "validation"]
+
+
+def chosen_tasks(run: Run, split: Split | None = None) -> list[Any]:
+    """The tasks that the recipe names, on its split or another; none where nothing is measured.
+
+    Where it names none: those of the rows that its data sets hold out, and where they hold out
+    none, all local tasks, if their text is on this disk.
+    """
+    wanted = run.recipe.evaluation
+    split = split or wanted.split
+    if wanted.skip:
+        return []
+    own = own_tasks_of(run, split)
+    local = dict(zip(local_tasks(), local_tasks(split).values(), strict=True))
+    names = wanted.tasks or tuple(own)
+    if not names and corpora.is_here():
+        names = tuple(local)
+    if unknown := [name for name in names if name not in own and name not in local]:
+        known = ", ".join([*own, *local])
+        raise RecipeError(f"evaluation.tasks: unknown {unknown[0]!r}; known: {known}")
+    return [own[name] if name in own else local[name]() for name in names]
+
+
+def own_tasks_of(run: Run, split: Split = "test") -> dict[str, Any]:
+    """Name -> task, of the rows that data sets hold out.
+
+    A recipe that chooses on validation scores does so on one half of them, and reports on the
+    other; the tasks to choose by are called ``faq (held out, validation)``.
+    """
+    found: dict[str, Any] = {}
+    for name in _held_out(run):
+        for task in _made_of(run, name, split).tasks:
+            found[task.metadata.name.replace(", validation", "")] = task
+    return found
+
+
+def _held_out(run: Run) -> list[str]:
+    """The data sets that hold rows out; those among them that no phase trains on, too."""
+    return [name for name, spec in run.recipe.data_sets.items() if spec.held_out]
+
+
+def _made_of(run: Run, name: str, split: Split) -> OwnTasks:
+    rows: list[Any] = [*run.held_out(name)]
+    if run.recipe.chooses:
+        rows = halves(rows)[split == "validation"]
+    kind = run.recipe.data_sets[name].kind_of_text
+    others = run.rows[name] if name in run.rows else run.read(name, run.data_folder)
+    part = "held out, validation" if split == "validation" else "held out"
+    return own_tasks(name, rows, others, part=part, text_kind=kind)
+
+
+def check_held_out(run: Run) -> None:
+    """All tasks are known; what cannot be asked of the rows that data sets hold out is told."""
+    chosen_tasks(run)
+    for name in _held_out(run):
+        for told in _made_of(run, name, "test").left_out:
+            logger.warning("data_sets.%s", told)
+
+
+def about_own(run: Run) -> dict[str, About]:
+    """What the measured tasks of held-out rows are on."""
+    return {
+        task.metadata.name: About(task.text_kind, task.labels)
+        for task in chosen_tasks(run)
+        if isinstance(task, Own)
+    }
+
+
+def near_and_far_of(recipe: Recipe, tasks: Sequence[Any]) -> dict[str, list[str]]:
+    """The names of tasks of each side; one of held-out rows is as near as their kind of text."""
+    own = {one.metadata.name for one in tasks if getattr(one, "text_kind", "") in recipe.text_kinds}
+    return near_and_far([one.metadata.name for one in tasks], recipe.text_kinds | own)
 
 
 def without_far(run: Run) -> str:
-    """A warning where all chosen tasks are on text like the training text; else nothing."""
-    names = [task.metadata.name for task in chosen_tasks(run)]
-    if near_and_far(names, run.recipe.text_kinds)[FAR]:
+    """A warning where all chosen tasks are on text like the training text; else nothing.
+
+    No data set is read for it: the plan asks, too, and downloads nothing.
+    """
+    recipe, known = run.recipe, local_tasks()
+    if recipe.evaluation.skip:
         return ""
-    kinds = ", ".join(sorted(run.recipe.text_kinds))
+    asked = recipe.evaluation.tasks
+    own = {
+        spec.kind_of_text
+        for name, spec in recipe.data_sets.items()
+        if spec.held_out and (not asked or any(t.startswith(f"{name} (held out") for t in asked))
+    }
+    local = [name for name in asked if name in known]
+    if not asked and not own and corpora.is_here():
+        local = list(known)
+    is_far = own - recipe.text_kinds or near_and_far(local, recipe.text_kinds)[FAR]
+    if is_far or not (own or local):
+        return ""
+    kinds = ", ".join(sorted(recipe.text_kinds))
+    among = "evaluation.tasks" if asked else "the tasks of held-out rows"
     return (
-        f"no far task among evaluation.tasks: all are on text like the training text ({kinds}); "
+        f"no far task among {among}: all are on text like the training text ({kinds}); "
         f"whether training hurts on other text will not be known"
     )
 
@@ -110,7 +204,7 @@ def check_beside(run: Run) -> None:
 
 
 def measure(run: Run) -> None:
-    """Write ``evaluation/<who>/results.json``.
+    """Write ``evaluation/<who>/results.json``, if anything is to be measured.
 
     ``model`` has every adapter and the base on every task, and each adapter's own tasks at all
     dims and precisions.
@@ -118,16 +212,27 @@ def measure(run: Run) -> None:
     folder = run.folder / "evaluation"
     model = SentenceTransformer(str(require(run.folder / "model", "model")))
     tasks = chosen_tasks(run)
+    if not tasks:
+        logger.info("%s", NOTHING_MEASURED)
+        return
 
     def score(who: str, encoder: Any, settings: Settings | None = None) -> None:
-        command = f"python -m training.run training/recipes/{run.recipe.name}.yaml"
-        evaluate(encoder, tasks, folder / who, settings, label=who, command=command)
+        evaluate(
+            encoder,
+            tasks,
+            folder / who,
+            settings,
+            label=who,
+            calibration=calibration_of(run),
+            command=run.command,
+        )
 
     with run.forwards():
         score(CHANCE, ChanceEncoder())
         if (base := start_model(run)) is not None:
             score(START, MTEBEncoder(base, remember=True))
-        score(BEFORE, MTEBEncoder(run.new_student(), remember=True))
+        if not run.recipe.student.model:  # else it is the start
+            score(BEFORE, MTEBEncoder(run.new_student(), remember=True))
         wanted = run.recipe.evaluation
         for who, name in wanted.beside.items():
             score(who, MTEBEncoder(SentenceTransformer(resolve_model(name)), remember=True))
@@ -173,7 +278,7 @@ def validation_means(
             MTEBEncoder(model, remember=True), tasks, folder, Settings(task), label=folder.name
         )
     scores = {str(row["task"]): 100 * float(row["main_score"]) for row in rows}
-    groups = near_and_far(scores, run.recipe.text_kinds)
+    groups = near_and_far_of(run.recipe, tasks)
     means = {
         side: float(np.mean([scores[name] for name in names]))
         for side, names in groups.items()
@@ -189,7 +294,12 @@ def validation_means(
 
 
 def start_model(run: Run) -> SentenceTransformer | None:
-    """The base as its own users load it; None where it says no pooling of its own."""
+    """The base as its own users load it; None where it says no pooling of its own.
+
+    A finished model is the start itself, each task with the adapter that it had.
+    """
+    if run.recipe.student.model:
+        return SentenceTransformer(str(require(run.base, "stage1")))
     base = resolve_model(run.recipe.student.base)
     return SentenceTransformer(base) if is_sentence_transformer_model(base) else None
 
@@ -204,15 +314,34 @@ def records_of(run: Run) -> dict[str, dict[str, Row]]:
     return {
         CHANCE: rows(CHANCE),
         **({START: rows(START)} if (folder / START).exists() else {}),
-        BEFORE: rows(BEFORE),
+        **({BEFORE: rows(BEFORE)} if (folder / BEFORE).exists() else {}),
         **{who: rows(who) for who in run.recipe.evaluation.beside},
-        **{adapter: rows(MODEL, adapter) for adapter in (BASE, *run.recipe.adapters)},
+        **{adapter: rows(MODEL, adapter) for adapter in (BASE, *adapters_of(run))},
         **{name: rows(name) for name in run.recipe.evaluation.blends},
         **{who: rows(who) for who in teacher_names(run) if (folder / who).exists()},
     }
 
 
+def adapters_of(run: Run) -> list[str]:
+    """The adapters of the result, those among them that a finished model had."""
+    if not run.recipe.student.model:
+        return [*run.recipe.adapters]
+    return [*read_json(run.folder / "model" / "st_jv5.json")["tasks"]]
+
+
+def calibration_of(run: Run) -> list[str]:
+    """Texts for int8's ranges: beginnings of those that an own recipe trains on."""
+    return [
+        text[:100]
+        for name, spec in run.used_sets.items()
+        if spec.held_out
+        for role in run.rows[name].roles
+        for text in islice(run.rows[name].column(role), 64)
+        if text
+    ]
+
+
 def teacher_names(run: Run) -> list[str]:
     """A name for each teacher's row."""
     count = len(run.teachers)
-    return [TEACHER, *(f"{TEACHER} {number}" for number in range(2, count + 1))]
+    return [TEACHER, *(f"{TEACHER} {number}" for number in range(2, count + 1))][:count]

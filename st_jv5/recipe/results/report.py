@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.evaluation.near_far import as_text
 from st_jv5.evaluation.page import Cell, Page, Part, Plot, Table, lines
-from st_jv5.evaluation.record import read_record
+from st_jv5.evaluation.record import Row, read_record
 from st_jv5.evaluation.report import curve_table, run_page
 from st_jv5.evaluation.samples import Samples, paired_bootstrap
 from st_jv5.export.merged import ENGINES_POOLING
 from st_jv5.files import read_json, write_json, write_text
 from st_jv5.folders.card import as_code, as_words, model_card
 from st_jv5.folders.licenses import Licenses
+from st_jv5.recipe.config import published_name
 from st_jv5.recipe.context import Run
-from st_jv5.recipe.results.measure import MODEL, records_of
+from st_jv5.recipe.results.measure import (
+    MODEL,
+    NOTHING_MEASURED,
+    about_own,
+    chosen_tasks,
+    records_of,
+)
 from st_jv5.recipe.results.standing import ROUTED, Records, Standing, score
 from st_jv5.student.own_way import OwnWay
 from st_jv5.task_table import BASE
+from st_jv5.teacher.sources import resolve_model
 
 logger = logging.getLogger("st_jv5.recipe")
 
@@ -30,32 +41,52 @@ logger = logging.getLogger("st_jv5.recipe")
 def report(run: Run) -> None:
     """Print the tables; write ``report/`` (a page, plots, summary.json) and the model card."""
     folder = run.folder / "report"
+    unstated = state_licenses(run)
+    if not chosen_tasks(run):
+        page = Page(f"st_jv5 {run.recipe.name}")
+        page.add("Scores", NOTHING_MEASURED)
+        page.add("Training", *loss_plots(run))
+        page.write(folder)
+        write_json(folder / "summary.json", {})
+        write_card(run, card_facts(run, NOTHING_MEASURED), {})
+        print(NOTHING_MEASURED, end="\n\n")
+        _tell_places(run, folder, unstated)
+        return
     model = read_record(run.folder / "evaluation" / MODEL)
-    standing = Standing(run.recipe, records_of(run), model["results"], run.labels)
+    standing = Standing(
+        run.recipe, records_of(run), model["results"], run.labels, own=about_own(run)
+    )
     resamples = run.recipe.evaluation.resamples
     adapters = list(run.recipe.adapters)
     verdicts = best_adapters(standing.records, adapters, standing.tasks, resamples)
     words: list[Part] = [said.text for said in standing.sentences]
     words += [standing.advice] if standing.advice else []
     summary, every_task = standing.summary(), standing.every_task()
+    first = [standing.beside_the_start()] if standing.is_own else []
     page = run_page(model)
     page.title = f"st_jv5 {run.recipe.name}"
     own = Page("")
-    own.add("In all", *words, *summary)
+    own.add("In all", *words, *first, *summary)
     own.add("Everyone on every task", *every_task)
     own.add("Each task's own adapter against the best", verdicts)
     own.add("Training", *loss_plots(run))
     page.sections = own.sections + [one for one in page.sections if one[0] != "Scores"]
     page.write(folder)
     write_json(folder / "summary.json", standing.as_json())
-    facts = card_facts(run, as_text([*words, *summary, *every_task]))
-    card = model_card(facts, card_metadata(run, standing))
-    write_text(run.folder / "model" / "README.md", card)
-    print(as_text([*summary, *every_task, verdicts, *words]), end="\n\n")
-    print(f"model:  {run.folder / 'model'}\nreport: {folder / 'report.html'}")
+    facts = card_facts(run, as_text([*words, *first, *summary, *every_task]), standing.own)
+    write_card(run, facts, standing.sides[ROUTED])
+    shown: list[Part] = [*first] if first else [*summary, *every_task, verdicts]
+    print(as_text([*shown, *words]), end="\n\n")
+    _tell_places(run, folder, unstated)
     for said in standing.sentences:
         if said.is_worse:
             logger.warning("%s", said.text)
+
+
+def _tell_places(run: Run, folder: Path, unstated: str) -> None:
+    print(f"model:  {run.folder / 'model'}\nreport: {folder / 'report.html'}")
+    if unstated:
+        logger.warning("%s", unstated)
 
 
 def best_adapters(records: Records, adapters: list[str], tasks: list[str], resamples: int) -> Table:
@@ -107,6 +138,68 @@ def loss_plots(run: Run) -> list[Plot]:
 
 # ------------------------------------------------------------------------------------------ card
 
+USAGE = {
+    "retrieval": (
+        'queries = model.encode(["first moon landing"], task="retrieval", prompt_name="query")\n'
+        'documents = model.encode(["Apollo 11 landed in 1969."], task="retrieval", '
+        'prompt_name="document")\n'
+        "print(model.similarity(queries, documents))"
+    ),
+    "other": (
+        'vectors = model.encode(["first moon landing", "Apollo 11 landed in 1969."], '
+        'task="TASK")\n'
+        "print(model.similarity(vectors, vectors))"
+    ),
+}
+"""How the first task is called."""
+
+
+def about_scores(run: Run, own: Collection[str]) -> str:
+    """What the card's tables hold."""
+    kinds = ", ".join(sorted(run.recipe.text_kinds))
+    asked = "What each task is: `eval/local_tasks.py`."
+    if own:
+        asked = "Tasks called `(held out)` are of rows of the data sets above that were not "
+        asked += "trained on; where others stand beside them: `eval/local_tasks.py`."
+    return (
+        f"Test split, main metric in percent. {asked} Near: text like the training text\n"
+        f"({as_words(kinds)}). Far: text of other kinds. The start is the model that training "
+        f"began with, used its own way. Intervals hold\n"
+        f"95% of a bootstrap over samples, differences are paired."
+    )
+
+
+def state_licenses(run: Run) -> str:
+    """Put the recipe's licences into the model, and tell which it does not state.
+
+    They may have been added to the recipe since the model was made.
+    """
+    path = run.folder / "model" / "st_jv5.json"
+    settings = read_json(path)
+    licenses = Licenses.read(settings["licenses"], path)
+    run.tell_licenses(licenses)
+    if settings["licenses"] != asdict(licenses):
+        write_json(path, {**settings, "licenses": asdict(licenses)})
+    unknown = [
+        f"{kind} {name}"
+        for kind, named in asdict(licenses).items()
+        for name, its in named.items()
+        if its in ("", "unknown")
+    ]
+    if not unknown:
+        return ""
+    return (
+        f"licence not stated: {', '.join(unknown)}. `st-jv5 check` and `publish` refuse the model "
+        f"until the recipe says it (`license:` of the student, teacher or data set; "
+        f"`st-jv5 train` then writes the card anew)"
+    )
+
+
+def write_card(run: Run, facts: dict[str, str], scored: Mapping[str, Row]) -> None:
+    """The model's README.md; ``scored`` has its rows by task."""
+    card = model_card(facts, card_metadata(run, scored))
+    write_text(run.folder / "model" / "README.md", card)
+
 
 def license_table(licenses: Licenses) -> str:
     """What the model was made of, and under which licences."""
@@ -118,32 +211,33 @@ def license_table(licenses: Licenses) -> str:
     return Table(["", "name", "licence"], cells).markdown()
 
 
-def card_metadata(run: Run, standing: Standing) -> ModelCardData:
+def card_metadata(run: Run, scored: Mapping[str, Row]) -> ModelCardData:
     """The card's front matter, with a score per task for the Hub."""
     settings = read_json(run.folder / "model" / "st_jv5.json")
     licenses = Licenses.read(settings["licenses"], "st_jv5.json")
     student = run.recipe.student
+    stated = next(iter(licenses.base.values()), "") if student.model else student.license
     scores = [
         EvalResult(
             task_type=row["type"],
-            dataset_type=f"local/{task}",
+            dataset_type=f"local/{re.sub(r'[^A-Za-z0-9.]+', '-', task).strip('-')}",
             dataset_name=task,
             dataset_split="test",
             metric_type=row["metric"],
             metric_value=round(100 * row["main_score"], 2),
         )
-        for task, row in standing.sides[ROUTED].items()
+        for task, row in scored.items()
     ]
     return ModelCardData(
-        license=licenses.binding() or student.license,
+        license=licenses.binding() or stated,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
-        base_model=student.source or student.base,
+        base_model=student.source or (None if is_on_disk(student.name) else student.name),
         tags=[
             "sentence-transformers",
             "st_jv5",
             "feature-extraction",
-            "distillation",
+            *(["distillation"] if run.teachers else []),
             "matryoshka",
         ],
         model_name=f"st_jv5 {run.recipe.name}",
@@ -151,12 +245,24 @@ def card_metadata(run: Run, standing: Standing) -> ModelCardData:
     )
 
 
-def card_facts(run: Run, scores: str) -> dict[str, str]:
-    """The card's placeholders, from the run's own records."""
+def is_on_disk(name: str) -> bool:
+    """Whether a model is a folder here, so that no one else could follow its name."""
+    return Path(resolve_model(name)).is_dir()
+
+
+def card_facts(run: Run, scores: str, own: Collection[str] = ()) -> dict[str, str]:
+    """The card's placeholders, from the run's own records.
+
+    Args:
+        run: The run.
+        scores: Its tables.
+        own: Tasks of rows that data sets held out.
+    """
     recipe = run.recipe
     told = read_json(run.folder / "run.json")
     settings = read_json(run.folder / "model" / "st_jv5.json")
-    curves = curve_table(read_record(run.folder / "evaluation" / MODEL)["results"])
+    measured = run.folder / "evaluation" / MODEL / "results.json"
+    curves = curve_table(read_record(measured.parent)["results"]) if measured.is_file() else None
     student = OwnWay.of(run.folder / "model")
     licenses = Licenses.read(settings["licenses"], "st_jv5.json")
     config = read_json(run.folder / "model" / "config.json")
@@ -166,23 +272,38 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
     for name, spec in recipe.data_sets.items():
         if name in run.rows:
             count = len(run.rows[name])
-            data.append([as_words(name), as_words(spec.path), as_words(spec.license), count])
+            paths = ", ".join(map(published_name, spec.paths))
+            source = (spec.source if spec.is_local else "") or paths
+            data.append([as_words(name), as_words(source), as_words(spec.license), count])
     phases: list[list[Cell]] = []
     for name, phase in recipe.phases.items():
         seconds = read_json(run.log_of(name))["seconds"]
         batch = f"{phase.devices} x {phase.batch_size}" if phase.devices > 1 else phase.batch_size
         rate = f"{phase.learning_rate:g}"
         phases.append([title_of(name), phase.steps, str(batch), rate, f"{seconds:.0f}"])
+    base = published_name(recipe.student.name, recipe.student.source)
+    teachers = ", ".join(as_code(published_name(s.model, s.source)) for s in run.teachers)
+    tokens = recipe.teacher.max_tokens if recipe.teacher else 0
+    first = "retrieval" if "retrieval" in settings["tasks"] else settings["tasks"][0]
+    output = recipe.folder if not recipe.folder.is_absolute() else Path(recipe.folder.name)
+    if recipe.student.model:
+        origin = f"trained on the frozen {as_code(base)}"
+        origin += f" beside {teachers}" if teachers else ""
+    else:
+        origin = f"distilled from {teachers}" if teachers else f"trained from {as_code(base)}"
     return {
         "name": f"st_jv5 {recipe.name}",
-        "base": recipe.student.source or recipe.student.base,
-        "teacher": ", ".join(spec.source or spec.model for spec in run.teachers),
+        "base": base,
+        "origin": origin,
+        "teacher": f" Teacher: {teachers},\ninputs of up to {tokens} tokens." if teachers else "",
+        "usage": USAGE["retrieval" if first == "retrieval" else "other"].replace("TASK", first),
+        "task": first,
         "parameters": f"{bytes_ / 4e6:.1f}M",
         "width": str(config["hidden_size"]),
         "dims": ", ".join(map(str, dims[:-1])),
         "small": str(dims[0]),
         "tasks": ", ".join(settings["tasks"]),
-        "path": f"{run.folder}/model",
+        "path": (output / "model").as_posix(),
         "layers": str(list(recipe.student.layers))
         if isinstance(recipe.student.layers, tuple)
         else str(recipe.student.layers or "all"),
@@ -192,15 +313,15 @@ def card_facts(run: Run, scores: str) -> dict[str, str]:
         )
         or "none",
         "max_tokens": str(recipe.student.max_tokens),
-        "teacher_tokens": str(recipe.teacher.max_tokens),
         "precision": told["precision"],
         "data": Table(["data set", "source", "license", "rows"], data).markdown(),
         "phases": Table(["phase", "steps", "batch", "learning rate", "seconds"], phases).markdown(),
         "scores": scores,
-        "kinds": ", ".join(sorted(recipe.text_kinds)),
+        "about_scores": about_scores(run, own) if scores != NOTHING_MEASURED else "",
         "curves": f"### Cut, and stored smaller\n\n{curves.markdown()}" if curves else "",
         "licenses": license_table(licenses),
-        "command": f"python -m training.run training/recipes/{recipe.name}.yaml",
-        "commit": (told["commit"] or "unknown")[:12],
+        "command": run.command,
+        "version": told["versions"]["st-jv5"]
+        + (f", commit {told['commit'][:12]}" if told["commit"] else ""),
         "limits": recipe.limits.strip(),
     }

@@ -10,6 +10,7 @@ from st_jv5.evaluation.means import NEW, NO_LABELS, TOLD, adapters_table, advice
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.evaluation.near_far import (
     TEXT,
+    About,
     Groups,
     Said,
     Scores,
@@ -45,13 +46,22 @@ class Standing:
     """The model's rows at all dims and precisions."""
     trained_labels: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Kind of text -> the labels of it that a phase trained on."""
+    own: Mapping[str, About] = field(default_factory=dict)
+    """Tasks of rows that data sets hold out."""
 
     @cached_property
     def groups(self) -> Groups:
         """near and far -> tasks that everyone was measured on."""
         everyone = self.records.values()
         tasks = [t for t in self.records[CHANCE] if all(t in rows for rows in everyone)]
-        return near_and_far(tasks, self.recipe.text_kinds)
+        kinds = self.recipe.text_kinds
+        own = {task for task, about in self.own.items() if about.text_kind in kinds}
+        return near_and_far(tasks, kinds | own)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether all tasks are of rows that data sets hold out."""
+        return bool(self.own) and self.own.keys() >= {*self.tasks}
 
     @property
     def tasks(self) -> list[str]:
@@ -87,7 +97,9 @@ class Standing:
             return f"{self.start_name.removeprefix('the ')} (start)"
         if who in self.recipe.evaluation.blends:
             return f"{who} (blend)"
-        return "base (stage 1)" if who == BASE else who
+        if who == BASE:
+            return BASE if self.recipe.student.model else "base (stage 1)"
+        return who
 
     def labels(self, *first: str, others: bool = False) -> dict[str, str]:
         """Labels of some, and of all others but chance and adapters."""
@@ -98,7 +110,7 @@ class Standing:
     def sentences(self) -> list[Said]:
         """How routed and base stand to the start, in words."""
         subjects = {ROUTED: "this model"}
-        if self.recipe.adapters:
+        if self.recipe.adapters and not self.recipe.student.model:
             subjects[BASE] = "its base alone, without adapters,"
         found = in_words(self.scores, subjects, self.groups, self.start, self.start_name)
         gaps = {
@@ -122,7 +134,9 @@ class Standing:
     def labels_of_tasks(self) -> dict[str, str]:
         """Task -> whether its labels were trained on: told, new or nothing."""
         words = {None: NO_LABELS, True: NEW, False: TOLD}
-        return {task: words[labels_are_new(task, self.trained_labels)] for task in self.tasks}
+        return {
+            task: words[labels_are_new(task, self.trained_labels, self.own)] for task in self.tasks
+        }
 
     @property
     def advice(self) -> str:
@@ -151,12 +165,32 @@ class Standing:
         kept = kept_table(self.smaller, recipe.evaluation.resamples) if self.smaller else None
         return [*tables, kept] if kept else tables
 
+    def beside_the_start(self) -> Table:
+        """Who x task, with intervals: the model beside its start, its base and the teacher.
+
+        Chance and the adapters on tasks of others are left out.
+        """
+        who = {**self.labels(self.start, others=True), ROUTED: "this model"}
+        cells: list[list[Cell]] = [
+            ["metric", *(self.records[CHANCE][task]["metric"] for task in self.tasks)]
+        ]
+        if all(self.groups.values()):
+            side = {task: group for group, tasks in self.groups.items() for task in tasks}
+            cells.append(["text", *(side[task] for task in self.tasks)])
+        for one, label in who.items():
+            cells.append([label, *(self.scores.mean(one, [t]).shown() for t in self.tasks)])
+        gaps = [self.scores.mean(ROUTED, [t]) - self.scores.mean(self.start, [t])
+                for t in self.tasks]  # fmt: skip
+        cells.append(["this model above the start", *(gap.shown("+") for gap in gaps)])
+        cells.append(["", *(gap.verdict for gap in gaps)])
+        return Table(["", *self.tasks], cells)
+
     def every_task(self) -> list[Part]:
         """Who x task, near tasks and far ones in tables of their own."""
         parts: list[Part] = []
         for group, tasks in self.groups.items():
             if tasks:
-                parts.append(f"{group.capitalize()}, {TEXT[group]} ({kinds_of(tasks)}):")
+                parts.append(f"{group.capitalize()}, {TEXT[group]} ({kinds_of(tasks, self.own)}):")
                 parts.append(self.score_table(tasks))
                 if TEACHER in self.records:
                     parts.append(self.kept_of_teacher(tasks))

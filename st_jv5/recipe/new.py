@@ -1,0 +1,272 @@
+"""A first recipe for one's own data: what the files hold, and settings that fit their size."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import yaml
+
+from st_jv5.files import whole_file
+from st_jv5.recipe.config import DataSet
+from st_jv5.recipe.data.columns import with_columns
+from st_jv5.recipe.data.prepare import read_rows
+from st_jv5.recipe.data.rows import Rows
+from st_jv5.recipe.strict import RecipeError
+from st_jv5.texts import ending
+
+TEACHER = "sentence-transformers/all-mpnet-base-v2"
+BASE = "sentence-transformers/all-MiniLM-L6-v2"
+LEAST_ROWS = 40
+"""Of a set of fewer none are held out."""
+MOST_HELD_OUT = 500
+EPOCHS = 4
+"""Passes over a phase's sets, up to :data:`MOST_STEPS`."""
+MOST_STEPS = 200
+CHARACTERS_PER_TOKEN = 3.5
+"""Taken low, so that few texts are cut."""
+SAMPLE = 1000
+"""Rows whose texts are measured."""
+TASKS = {"pairs": "retrieval", "scored": "text-matching", "texts": "clustering",
+         "labelled": "classification"}  # fmt: skip
+"""Kind of data -> the adapter that it trains."""
+BATCH_ROWS = {"pairs": 32, "scored": 32, "texts": 32, "labelled": 8}
+"""Most rows of a batch; of labelled texts each row has a positive and negatives."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """One of a user's sources, and what was seen in it."""
+
+    name: str
+    spec: DataSet
+    told: dict[str, Any]
+    """Rows that were read, and dropped."""
+    train: int
+    """Rows that are left to train on."""
+    lengths: dict[str, int]
+    """Role -> characters of the middle text."""
+    tokens: float
+    """About, of the longest texts but one in twenty."""
+    labels: Counter[str]
+    """Label -> its texts."""
+    first: dict[str, Any]
+
+    def lines(self) -> Iterator[str]:
+        """What it holds, for its user."""
+        roles = ", ".join(f"{column} is {role}" for role, column in self.spec.columns.items())
+        lost = [f"{self.told[why]:,} {why}" for why in ("empty", "repeated") if self.told[why]]
+        dropped = f", dropped: {', '.join(lost)}" if lost else ""
+        yield f"{self.name}: {self.told['read']:,} rows{dropped}; {self.spec.kind}: {roles}"
+        yield f"  such as {' | '.join(str(value)[:60] for value in self.first.values())}"
+        lengths = [f"{count:,} in {role}" for role, count in self.lengths.items()]
+        yield f"  characters of the middle text: {', '.join(lengths)}"
+        if self.labels:
+            common = ", ".join(f"{label} ({n:,})" for label, n in self.labels.most_common(5))
+            yield f"  {len(self.labels):,} labels, such as {common}"
+        few = f" (fewer than {LEAST_ROWS} rows)" if not self.spec.held_out else ""
+        yield f"  {self.train:,} rows to train on, {self.spec.held_out:,} held out{few}"
+
+    @property
+    def batch(self) -> int:
+        """Rows of a batch: a power of two, a quarter of the set at most."""
+        return _power_of_two(min(BATCH_ROWS[self.spec.kind], self.train // 4))
+
+    @property
+    def negatives(self) -> int:
+        """Of labelled rows: seven, or half of the texts that the largest label leaves."""
+        others = self.labels.total() - max(self.labels.values())
+        return max(1, min(7, others * self.train // self.labels.total() // 2))
+
+
+def new_recipe(
+    paths: Sequence[str], out: str | Path, base: str = BASE, teacher: str = TEACHER
+) -> list[str]:
+    """Look at a user's files, and write a first recipe for them.
+
+    Args:
+        paths: Files, folders or patterns, seen from here; each is a data set.
+        out: The recipe, a YAML file that is not there yet.
+        base: As ``student.base``.
+        teacher: As ``teacher.model``.
+
+    Returns:
+        Lines that tell what was seen.
+
+    Raises:
+        RecipeError: Names the file that cannot be used, and why; or the recipe is there already.
+    """
+    out = Path(out)
+    if out.exists():
+        raise RecipeError(f"{out} is there already; choose another --out, or remove it")
+    owns = look(paths, out)
+    with whole_file(out) as temporary:
+        temporary.write_text(recipe_text(out.stem, owns, base, teacher), encoding="utf-8")
+    return [line for own in owns for line in own.lines()]
+
+
+def look(paths: Sequence[str], out: Path) -> list[Own]:
+    """Read a user's sources, as a recipe at ``out`` will."""
+    found: list[Own] = []
+    for path in paths:
+        place = os.path.abspath(Path(path).expanduser())
+        name = _name(place, [own.name for own in found])
+        if not DataSet(path).is_local:
+            raise RecipeError(
+                f"no file {place}; of a data set on the Hub write the recipe by hand: its columns "
+                f"must be named"
+            )
+        spec = with_columns(name, DataSet(place))
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            rows = read_rows(name, spec, 0, Path(folder))
+            if len(rows) < 4:
+                raise RecipeError(f"{place}: {len(rows)} rows are too few to train on; add some")
+            held = min(MOST_HELD_OUT, max(LEAST_ROWS // 2, len(rows) // 10))
+            spec = replace(spec, held_out=held if len(rows) >= LEAST_ROWS else 0)
+            train = len(read_rows(name, spec, 0, Path(folder)))
+            spec = replace(spec, path=_seen_from(out, place))
+            found.append(_own(name, spec, rows, train))
+    return found
+
+
+def _own(name: str, spec: DataSet, rows: Rows, train: int) -> Own:
+    texts = {role: rows.texts(rows.numbers(role)[:SAMPLE]) for role in rows.roles}
+    lengths = {role: [*map(len, of)] for role, of in texts.items()}
+    longest = np.percentile([length for of in lengths.values() for length in of], 95)
+    labels: Counter[str] = Counter()
+    for value in rows.column("label") if spec.kind == "labelled" else ():
+        labels.update([value] if isinstance(value, str) else value)
+    if len(labels) == 1:
+        raise RecipeError(f"{spec.named}: one label, {min(labels)!r}; texts of two are needed")
+    middle = {role: int(np.median(of)) for role, of in lengths.items()}
+    tokens = float(longest) / CHARACTERS_PER_TOKEN
+    return Own(name, spec, rows.told, train, middle, tokens, labels, rows[0])
+
+
+def _name(path: str, taken: Sequence[str]) -> str:
+    plain = Path(path).name or "data"
+    if ending(path):
+        plain = plain[: plain.lower().rindex(ending(path))]
+    if "*" in plain:
+        plain = Path(path).parent.name
+    name = re.sub(r"[^\w-]+", "-", plain).strip("-") or "data"
+    again = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return name if name not in taken else next(one for one in again if one not in taken)
+
+
+def _seen_from(out: Path, place: str) -> str:
+    """A path as the recipe has it: within its folder a short one."""
+    folder = out.absolute().parent
+    return (
+        Path(place).relative_to(folder).as_posix() if Path(place).is_relative_to(folder) else place
+    )
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << max(1, most.bit_length() - 1)
+
+
+def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
+    """The recipe, with a comment at each choice.
+
+    Args:
+        name: Of the recipe.
+        owns: What was seen.
+        base: As ``student.base``.
+        teacher: As ``teacher.model``.
+    """
+    tokens = min(512, max(32, _power_of_two(2 * int(max(own.tokens for own in owns)) - 1)))
+    adapters: dict[str, list[Own]] = {}
+    for own in owns:
+        adapters.setdefault(TASKS[own.spec.kind], []).append(own)
+    lines = [
+        "# Run it: st-jv5 train THIS_FILE. Every setting is told in st_jv5/recipe/config.py.",
+        f"name: {_flow(name)}   # the result goes to out/{name}",
+        "# The teacher is the big model that the student learns from; it embeds each text once.",
+        f"teacher: {_flow({'model': teacher, 'max_tokens': min(tokens, 384)})}",
+        "# The base is what becomes your model. Texts are cut at max_tokens; fewer are faster.",
+        f"student: {_flow({'base': base, 'max_tokens': tokens})}",
+        "data_sets:   # held_out rows are never trained on: the scores at the end are theirs",
+        *(f"  {_flow(n)}: {_flow(settings)}" for n, settings in _sets(owns).items()),
+        "# The base learns the teacher's vectors of all your texts. A step reads batch_size rows.",
+        f"stage1: {_flow(_phase(owns, [_general(own) for own in owns], 1.0e-4))}",
+        "adapters:   # then one adapter for each use, on the base, which is frozen",
+    ]
+    for task, of in adapters.items():
+        lines.append(f"  # {USES[task]}; every row is read about {_passes(of):.1f} times")
+        lines.append(f"  {task}: {_flow(_phase(of, [own.name for own in of], 3.0e-4))}")
+    lines += [
+        "# Better: more rows; for pairs hard negatives (columns negative_1, ...), or a second data",
+        "# set of the same pairs with `negatives: 2`: the teacher finds them. Longer: raise steps.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+USES = {
+    "retrieval": "queries find their documents",
+    "text-matching": "cosines follow your scores",
+    "clustering": "texts of one topic come near each other",
+    "classification": "texts of one label come near each other",
+}
+
+
+def _sets(owns: Sequence[Own]) -> dict[str, dict[str, Any]]:
+    """The data sets: each source as it is, and where stage 1 cannot use it so, its texts alone."""
+    found = {}
+    for own in owns:
+        spec = own.spec
+        settings: dict[str, Any] = {"path": spec.path, "kind": spec.kind, "columns": spec.columns}
+        if spec.kind == "labelled":
+            settings["negatives"] = own.negatives
+        if spec.held_out:
+            settings["held_out"] = spec.held_out
+        found[own.name] = settings
+        if (general := _general(own)) != own.name:
+            column = spec.columns["text" if "text" in spec.columns else "query"]
+            found[general] = {"path": spec.path, "kind": "texts", "columns": {"text": column}}
+    return found
+
+
+def _general(own: Own) -> str:
+    """The data set that stage 1 reads of a source."""
+    return own.name if own.spec.kind in ("pairs", "texts") else f"{own.name}-texts"
+
+
+def _phase(owns: Sequence[Own], names: Sequence[str], rate: float) -> dict[str, Any]:
+    """A phase's settings: a few passes over its sets, each drawn by its rows."""
+    whole, steps = sum(own.train for own in owns), _steps(owns)
+    weights = [max(0.01, round(own.train / whole, 2)) for own in owns]
+    return {
+        "data": dict(zip(names, weights, strict=True)),
+        "steps": steps,
+        "batch_size": _batch(owns),
+        "learning_rate": rate,
+        "warmup_steps": steps // 10,
+    }
+
+
+def _batch(owns: Sequence[Own]) -> int:
+    return min(own.batch for own in owns)
+
+
+def _steps(owns: Sequence[Own]) -> int:
+    return max(1, min(MOST_STEPS, EPOCHS * sum(own.train // _batch(owns) for own in owns)))
+
+
+def _passes(owns: Sequence[Own]) -> float:
+    return _steps(owns) * _batch(owns) / sum(own.train for own in owns)
+
+
+def _flow(value: Any) -> str:
+    """YAML on one line."""
+    text: str = yaml.safe_dump(
+        value, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,273 @@
+"""The application: its paths, from a request's body to an answer's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sentence_transformers import SentenceTransformer
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from st_jv5.encoding import NotFiniteError
+from st_jv5.serve.answers import openai_answer, tei_answer
+from st_jv5.serve.batcher import Batcher, OverloadedError, StoppingError
+from st_jv5.serve.errors import ApiError, broken, on_api_error, on_bad_request, on_http_error
+from st_jv5.serve.gate import Gate
+from st_jv5.serve.limits import Limits
+from st_jv5.serve.metrics import Metrics
+from st_jv5.serve.naming import Asked, Names
+from st_jv5.serve.tokens import TokenCounter
+from st_jv5.serve.wire import EmbeddingsAnswer, EmbeddingsRequest, EmbedRequest, ErrorAnswer
+
+PAGE = Path(__file__).parent / "page"
+GONE = 499
+"""nginx's number for a client that went away; nobody reads it but the metrics."""
+STATUSES = (400, 401, 404, 408, 413, 429, 500, 503)
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUSES}
+TOKEN_IDS = (
+    "token ids are refused: most clients that send them have counted with a tokenizer that is not "
+    "this model's, and the vectors would be of other words. Send texts (LangChain: "
+    "check_embedding_ctx_length=False); --token-ids takes ids of this model's own tokenizer"
+)
+
+
+def create_app(
+    model: SentenceTransformer,
+    names: Sequence[str],
+    limits: Limits | None = None,
+    *,
+    keys: Sequence[str] = (),
+    token_ids: bool = False,
+    batch_tokens: int | None = None,
+) -> FastAPI:
+    """An ASGI application that serves a model of ours.
+
+    One thread computes; the model is not to be changed meanwhile.
+
+    Args:
+        model: A model of ours.
+        names: Its names in requests; each may have a task behind it, ``name/retrieval``.
+        limits: Of requests and of what waits.
+        keys: API keys, any of which opens; none: open to all.
+        token_ids: Take token ids in a text's place, of the model's own tokenizer.
+        batch_tokens: Padded tokens of a batch; None fits the device.
+
+    Example:
+        >>> from starlette.testclient import TestClient
+        >>> with TestClient(create_app(model, ["mine"])) as client:
+        ...     body = {"model": "mine/query", "input": "who painted it?", "dimensions": 64}
+        ...     answer = client.post("/v1/embeddings", json=body).json()
+        >>> len(answer["data"][0]["embedding"])
+        64
+    """
+    if not names or not all(names):
+        raise ValueError("a served model needs a name")
+    if not all(keys):
+        raise ValueError("a key must not be empty: it would open to all")
+    service = Service(model, names, limits or Limits(), token_ids, batch_tokens)
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="st_jv5",
+        version="1",
+        description=f"Embeddings of {names[0]}, by task.",
+        lifespan=service.lifespan,
+        favicon_url="data:,",
+    )
+    app.add_middleware(Gate, limits=service.limits, keys=keys, metrics=service.metrics)
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_bad_request)
+    answers: Mapping[int | str, Any] = {200: {"model": EmbeddingsAnswer}, **ERRORS}
+    app.post("/v1/embeddings", responses={**answers})(service.embeddings)
+    app.post("/embed", responses={200: {"model": list[list[float]]}, **ERRORS})(service.embed)
+    app.get("/v1/models")(service.models)
+    app.get("/v1/models/{name:path}", responses={404: ERRORS[404]})(service.model_named)
+    app.get("/health")(service.health)
+    app.get("/ready")(service.ready)
+    app.get("/metrics")(service.told_metrics)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+class Service:
+    """What the paths share."""
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        names: Sequence[str],
+        limits: Limits,
+        token_ids: bool,
+        batch_tokens: int | None,
+    ) -> None:
+        self.limits, self.token_ids = limits, token_ids
+        self.names = Names(model, names)
+        self.width = int(model.get_embedding_dimension() or 0)
+        self.counter = TokenCounter(self.names.router)
+        self.metrics = Metrics()
+        self.batcher = Batcher(model, limits, batch_tokens, self.metrics.batch)
+        self.metrics.watch(self.batcher)
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """The batcher's: what it has taken is finished when the server stops."""
+        await run_in_threadpool(self.batcher.start)
+        yield
+        await run_in_threadpool(self.batcher.close)
+
+    # ------------------------------------------------------------------------------- the paths
+
+    async def embeddings(self, body: EmbeddingsRequest, request: Request) -> Response:
+        """Vectors of texts, as OpenAI's and Jina's servers give them."""
+        asked = self.names.asked(body.model, body.task, body.prompt_name)
+        self._check_dim(body.dimensions)
+        vectors, tokens = await self._vectors(request, "input", body.input, asked, body.truncate)
+        raw = await run_in_threadpool(
+            openai_answer, vectors, body.dimensions, body.kind, body.model, tokens
+        )
+        return Response(raw, media_type="application/json")
+
+    async def embed(self, body: EmbedRequest, request: Request) -> Response:
+        """Vectors of texts, as text-embeddings-inference gives them."""
+        asked = self.names.asked(None, body.task, body.prompt_name)
+        self._check_dim(body.dimensions)
+        vectors, _ = await self._vectors(request, "inputs", body.inputs, asked, body.truncate)
+        raw = await run_in_threadpool(tei_answer, vectors, body.dimensions)
+        return Response(raw, media_type="application/json")
+
+    async def models(self) -> dict[str, Any]:
+        """The names to ask for: the model's, alone and with each task behind it."""
+        return {"object": "list", "data": self.names.listed()}
+
+    async def model_named(self, name: str) -> dict[str, Any]:
+        """One of them."""
+        for found in self.names.listed():
+            if found["id"] == name:
+                return found
+        self.names.asked(name, None, None)
+        raise ApiError(404, f"no model {name!r}", param="model", code="model_not_found")
+
+    async def health(self) -> dict[str, str]:
+        """Whether the process does its work."""
+        if not self.batcher.alive:
+            raise ApiError(503, "the model's thread has ended", code="broken")
+        return {"status": "ok"}
+
+    async def ready(self) -> dict[str, str]:
+        """Whether it takes requests."""
+        if not self.batcher.alive or self.batcher.stopping:
+            raise ApiError(503, "not ready", code="not_ready")
+        return {"status": "ready"}
+
+    async def told_metrics(self) -> Response:
+        """Counters, for Prometheus."""
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    # ------------------------------------------------------------------- from texts to vectors
+
+    def _check_dim(self, dim: int | None) -> None:
+        if dim is not None and dim > self.width:
+            told = f"dimensions must lie in 1..{self.width} (the model's width), not {dim}"
+            raise ApiError(400, told, param="dimensions", code="invalid_value")
+
+    async def _vectors(
+        self, request: Request, field: str, given: Any, asked: Asked, truncate: bool | None
+    ) -> tuple[Any, int]:
+        """Vectors ``(n, width)`` and the tokens that they took."""
+        try:
+            self.batcher.check_room()
+            texts, counts = await run_in_threadpool(self._read, field, given, asked, truncate)
+            future = self.batcher.submit(texts, counts, asked.task, asked.prompt_name)
+        except OverloadedError as error:
+            retry = {"Retry-After": str(error.retry_seconds)}
+            raise ApiError(429, str(error), code="overloaded", headers=retry) from None
+        except StoppingError as error:
+            raise ApiError(503, str(error), code="stopping") from None
+        self.metrics.texts.labels(asked.label).inc(len(texts))
+        self.metrics.tokens.labels(asked.label).inc(sum(counts))
+        return await self._answer(request, field, asyncio.wrap_future(future)), sum(counts)
+
+    async def _answer(self, request: Request, field: str, vectors: asyncio.Future[Any]) -> Any:
+        """The vectors, unless they take too long or the client goes away: then they are dropped."""
+        gone = asyncio.ensure_future(_gone(request))
+        try:
+            waiting: set[asyncio.Future[Any]] = {vectors, gone}
+            await asyncio.wait(
+                waiting,
+                timeout=self.limits.timeout_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if vectors.done():
+                return vectors.result()
+            if gone.done():
+                raise ApiError(GONE, "the client went away", code="gone")
+            told = f"no vectors within {self.limits.timeout_seconds:g} s; send fewer texts at once"
+            raise ApiError(503, told, code="timeout", headers={"Retry-After": "1"})
+        except NotFiniteError as error:
+            told = f"the vector of text {error.index} is NaN or infinite: the weights are broken"
+            raise ApiError(500, told, param=f"{field}[{error.index}]", code="not_finite") from None
+        except ApiError:
+            raise
+        except Exception:
+            raise broken() from None  # the batcher has told where
+        finally:
+            gone.cancel()
+            vectors.cancel()
+
+    def _read(
+        self, field: str, given: Any, asked: Asked, truncate: bool | None
+    ) -> tuple[list[str], list[int]]:
+        """A request's texts, and of each the tokens that the model will see."""
+        texts = self._texts(field, given)
+        counts = self.counter.counts([asked.prompt + text for text in texts])
+        most = self.counter.most
+        for index, count in enumerate(counts):
+            if not count:
+                told = f"text {index} has no token, and so no vector"
+                raise ApiError(400, told, param=f"{field}[{index}]", code="empty_text")
+            if truncate is False and most is not None and count > most:
+                told = f"text {index} has {count} tokens, but the model takes {most}"
+                raise ApiError(400, told, param=f"{field}[{index}]", code="text_too_long")
+        if most is not None:
+            self.metrics.cut.inc(sum(count > most for count in counts))
+            counts = [min(count, most) for count in counts]
+        if sum(counts) > self.limits.max_tokens:
+            told = f"{sum(counts)} tokens are more than {self.limits.max_tokens}; send fewer texts"
+            raise ApiError(413, told, param=field, code="too_many_tokens")
+        return texts, counts
+
+    def _texts(self, field: str, given: Any) -> list[str]:
+        if isinstance(given, str):
+            return [given]
+        items = [given] if isinstance(given[0], int) else given
+        if len(items) > self.limits.max_texts:
+            told = f"{len(items)} texts are more than {self.limits.max_texts}; send fewer"
+            raise ApiError(413, told, param=field, code="too_many_texts")
+        if isinstance(items[0], str):
+            return list(items)
+        if not self.token_ids:
+            raise ApiError(400, TOKEN_IDS, param=field, code="token_ids")
+        texts = [self.counter.text_of(ids) for ids in items]
+        if None in texts:
+            index = texts.index(None)
+            told = (
+                f"text {index} has token ids that are not of this model's tokenizer, or not what "
+                f"it would make of their text"
+            )
+            raise ApiError(400, told, param=f"{field}[{index}]", code="token_ids")
+        return [text for text in texts if text is not None]
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has gone away; its request has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,320 @@
+"""One queue and one thread before a model: texts of all requests and tasks share its batches."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from st_jv5.adapters import router_of
+from st_jv5.batching import default_budget
+from st_jv5.encoding import SHARED_TOKENS, Array, NotFiniteError, encode_mixed
+from st_jv5.machine.cpu import give_back_memory
+from st_jv5.serve.limits import Limits
+from st_jv5.task_table import BASE, Blend, TaskName
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 1024
+"""Texts, of those that wait longest, that a batch is chosen from."""
+SPARE_TOKENS = 32
+"""Tokens of padding that cost less than a forward more."""
+WARM_TEXT = "warm " * 300
+"""Long enough that an adapter is merged."""
+TIDY_BATCHES = 256
+"""Batches between two times that freed memory is given back."""
+MOST_RETRY_SECONDS = 60
+
+
+class OverloadedError(Exception):
+    """More waits than the server takes; ``retry_seconds`` is when to ask again."""
+
+    def __init__(self, retry_seconds: int) -> None:
+        super().__init__(f"too much is waiting for the model; try again in {retry_seconds} s")
+        self.retry_seconds = retry_seconds
+
+
+class StoppingError(Exception):
+    """The server takes no more."""
+
+
+@dataclass(eq=False)
+class Job:
+    """The texts of one request."""
+
+    texts: Sequence[str]
+    tokens: Sequence[int]
+    task: TaskName
+    prompt_name: str | None
+    adapter: str | Blend
+    """What the task means: one forward has texts of one adapter, or a few of several."""
+    future: Future[Array]
+    arrived: float
+    left: int
+    vectors: Array | None = None
+
+    def put(self, index: int, vector: Array) -> None:
+        """A text's vector; the last one ends the job."""
+        if self.vectors is None:
+            self.vectors = np.empty((len(self.texts), len(vector)), dtype=np.float32)
+        self.vectors[index] = vector
+        self.left -= 1
+        if not self.left:
+            with suppress(InvalidStateError):  # nobody waits for it any more
+                self.future.set_result(self.vectors)
+
+    def fail(self, error: BaseException) -> None:
+        """No vectors."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+class Piece(NamedTuple):
+    """A text that waits. The least turn comes first; numbers tell equal ones apart."""
+
+    turn: int
+    number: int
+    job: Job
+    place: int
+    """Among the job's texts."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the text, with prompt and special tokens."""
+        return self.job.tokens[self.place]
+
+
+def chosen(waiting: Sequence[Piece], budget: int) -> list[Piece]:
+    """The texts of the next forward: the first, and others that go well with it.
+
+    Those are texts of the same adapter, the nearest in length first, up to ``budget`` padded tokens
+    and while padding stays small. Where they are few, short texts of other adapters join them, as
+    :func:`st_jv5.encode_mixed` runs such together.
+
+    Args:
+        waiting: In the order of their turns, at least one.
+        budget: Most padded tokens; the first text is taken even if it is longer.
+    """
+    first, window = waiting[0], waiting[:WINDOW]
+    same = [piece for piece in window if piece.job.adapter == first.job.adapter]
+    same.sort(key=lambda piece: abs(piece.tokens - first.tokens))
+    found: list[Piece] = []
+    least = most = first.tokens
+    for piece in same:
+        low, high = min(least, piece.tokens), max(most, piece.tokens)
+        if found and high * (len(found) + 1) > budget:
+            break
+        if high - low <= max(SPARE_TOKENS, high // 2):
+            found.append(piece)
+            least, most = low, high
+    if sum(piece.tokens for piece in found) > SHARED_TOKENS:
+        return found
+    totals: Counter[str | Blend] = Counter()
+    for piece in window:
+        adapter = piece.job.adapter
+        if adapter == first.job.adapter or totals[adapter] + piece.tokens > SHARED_TOKENS:
+            continue
+        if max(most, piece.tokens) * (len(found) + 1) <= budget:
+            found.append(piece)
+            totals[adapter] += piece.tokens
+            most = max(most, piece.tokens)
+    return found
+
+
+class Batcher:
+    """Takes texts from any thread and computes them in one, batch by batch.
+
+    Requests share the model by tokens: a text's turn is the tokens of its own request before it,
+    counted from the turn that is being served when it comes. So a request of 2,000 texts and one of
+    a single text that comes later advance alike, and the single one is done first.
+
+    Args:
+        model: A model of ours.
+        limits: Its ``max_waiting_tokens`` and ``batch_wait_ms`` are used here.
+        batch_tokens: Padded tokens of a batch; None fits the device.
+        observe: Is told texts, tokens and seconds of each batch.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        limits: Limits,
+        batch_tokens: int | None = None,
+        observe: Callable[[int, int, float], None] = lambda texts, tokens, seconds: None,
+    ) -> None:
+        self.model, self.limits, self.observe = model, limits, observe
+        self.budget = batch_tokens or default_budget(model.device.type)
+        self.waiting_tokens = 0
+        self._waiting: list[Piece] = []
+        self._changed = threading.Condition()
+        self._turn = self._number = 0
+        self._tokens_per_second = 0.0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="st_jv5-model", daemon=True)
+
+    @property
+    def waiting_texts(self) -> int:
+        """Texts that no batch has yet."""
+        return len(self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._stopping
+
+    def start(self) -> None:
+        """Merge the adapters, so that the first requests do not wait for it, and begin."""
+        for task in router_of(self.model).tasks or [BASE]:
+            encode_mixed(self.model, [WARM_TEXT], [task], batch_tokens=self.budget)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take no more, finish what waits, and end the thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def check_room(self, tokens: int = 0) -> None:
+        """An error if so many more tokens cannot wait."""
+        if self._stopping:
+            raise StoppingError("the server is stopping")
+        if self.waiting_tokens and self.waiting_tokens + tokens > self.limits.max_waiting_tokens:
+            seconds = self.waiting_tokens / max(self._tokens_per_second, 1.0)
+            raise OverloadedError(int(min(max(seconds, 1), MOST_RETRY_SECONDS)))
+
+    def submit(
+        self,
+        texts: Sequence[str],
+        tokens: Sequence[int],
+        task: TaskName,
+        prompt_name: str | None = None,
+    ) -> Future[Array]:
+        """Queue the texts of a request; cancelling the future drops those that still wait.
+
+        Args:
+            texts: At least one.
+            tokens: Of each text.
+            task: A task, an alias or a blend.
+            prompt_name: None is the task's default.
+
+        Returns:
+            Of ``(n, width)`` unit rows, float32.
+
+        Raises:
+            OverloadedError: Too much waits.
+            StoppingError: After :meth:`close`.
+        """
+        adapter = router_of(self.model).resolve(task) or BASE
+        future: Future[Array] = Future()
+        now = time.monotonic()
+        job = Job(texts, tokens, task, prompt_name, adapter, future, now, len(texts))
+        with self._changed:
+            self.check_room(sum(tokens))
+            turn = self._turn
+            for index, size in enumerate(tokens):
+                self._waiting.append(Piece(turn, self._number, job, index))
+                self._number += 1
+                turn += size
+            self._waiting.sort()
+            self.waiting_tokens += sum(tokens)
+            self._changed.notify_all()
+        future.add_done_callback(lambda _: self._drop(job))
+        return future
+
+    def _drop(self, job: Job) -> None:
+        """Forget what still waits of a job that has ended: nobody asks for it any more."""
+        with self._changed:
+            if job.left:
+                self._remove([piece for piece in self._waiting if piece.job is job])
+
+    def _remove(self, pieces: Iterable[Piece]) -> None:
+        gone = {piece.number for piece in pieces}
+        if gone:
+            self.waiting_tokens -= sum(p.tokens for p in self._waiting if p.number in gone)
+            self._waiting = [piece for piece in self._waiting if piece.number not in gone]
+
+    # ----------------------------------------------------------------------------- the one thread
+
+    def _work(self) -> None:
+        number = 0
+        while batch := self._next():
+            self._run(batch)
+            number += 1
+            if number % TIDY_BATCHES == 0:
+                give_back_memory()
+
+    def _next(self) -> list[Piece]:
+        """The next batch; none when all is done and the server stops."""
+        with self._changed:
+            while True:
+                while not self._waiting:
+                    if self._stopping:
+                        return []
+                    self._changed.wait()
+                first = self._waiting[0]
+                until = first.job.arrived + self.limits.batch_wait_ms / 1000
+                left = until - time.monotonic()
+                if left <= 0 or self._stopping or self.waiting_tokens >= self.budget:
+                    batch = chosen(self._waiting, self.budget)
+                    self._turn = max(self._turn, first.turn)
+                    self._remove(batch)
+                    return batch
+                self._changed.wait(left)
+
+    def _run(self, batch: Sequence[Piece]) -> None:
+        """Compute a batch; where that fails, each request of it alone, so that one fails alone."""
+        begin = time.monotonic()
+        try:
+            vectors = encode_mixed(
+                self.model,
+                [piece.job.texts[piece.place] for piece in batch],
+                [piece.job.task for piece in batch],
+                prompt_names=[piece.job.prompt_name for piece in batch],
+                batch_tokens=self.budget,
+            )
+        except Exception as error:
+            jobs = list(dict.fromkeys(piece.job for piece in batch))
+            if len(jobs) == 1:
+                _tell(error)
+                jobs[0].fail(_own_index(error, batch))
+                return
+            for job in jobs:
+                self._run([piece for piece in batch if piece.job is job])
+            return
+        tokens = sum(piece.tokens for piece in batch)
+        seconds = time.monotonic() - begin
+        speed = tokens / max(seconds, 1e-6)
+        self._tokens_per_second = 0.8 * (self._tokens_per_second or speed) + 0.2 * speed
+        self.observe(len(batch), tokens, seconds)
+        for piece, vector in zip(batch, vectors, strict=True):
+            piece.job.put(piece.place, vector)
+
+
+def _own_index(error: Exception, batch: Sequence[Piece]) -> Exception:
+    """The same error, by the index that a text has in its request."""
+    if isinstance(error, NotFiniteError):
+        return NotFiniteError(batch[error.index].place, error.text)
+    return error
+
+
+def _tell(error: Exception) -> None:
+    """Log what happened and where, but no message: it may hold a text."""
+    places: Any = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("a batch failed with %s at\n%s", type(error).__name__, places)

