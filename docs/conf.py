@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from docutils import nodes
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -49,6 +51,15 @@ if os.environ.get("READTHEDOCS"):
     }
 
 
+def drop_type_none(app, domain, objtype, content):
+    """A class that says what its ``forward`` returns has not the return type of ``__init__``."""
+    for field in list(content.findall(nodes.field)):
+        name, body = field
+        if name.astext() == "rtype" and body.astext() == "None":
+            field.parent.remove(field)
+
+
 def setup(app):
-    """Replace `@name@` in a page by what `generated` makes under that name."""
+    """Replace ``@name@`` in a page by what `generated` makes under that name."""
     app.connect("source-read", generated.fill_in)
+    app.connect("object-description-transform", drop_type_none, priority=600)
