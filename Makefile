@@ -11,20 +11,25 @@ export HF_HUB_OFFLINE = 1
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo check test test-full gpu-pack clean
+.PHONY: demo check docs test test-full gpu-pack clean
 
 demo: $(INSTALLED)  ## the whole recipe, small but real; ends with a table
 	$(BIN)/python -m training.run training/recipes/demo.yaml
 
-check: $(INSTALLED)  ## lint, format, types, floors, imports, the wheel and what is in it
+check: $(INSTALLED)  ## lint, spelling, types, floors, imports, documentation, the wheel and what is in it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
 	$(BIN)/python tests/import_all.py
+	$(MAKE) --no-print-directory docs
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
 	$(BIN)/python tests/list_wheel.py dist/*.whl
+
+docs: $(INSTALLED)  ## the documentation, into out/docs; a warning is an error
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs out/docs
 
 # A process on each of two cores: the tests' models are too small to gain from threads.
 WORKERS ?= 2

@@ -34,7 +34,7 @@ def write_beside(written: Path, target: Path) -> None:
 
 
 def is_intact(path: Path) -> bool | None:
-    """Whether a file is as it was written; None if it has no checksum, as those of before."""
+    """Whether a file is as it was written; None: no checksum, so by an older version."""
     beside = path.with_name(path.name + SUFFIX)
     if not beside.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Every public name has an example that runs, and so does every code block of the README."""
+"""Every public name has an example that runs; tests/test_docs.py runs those of the pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,7 +47,6 @@ from st_jv5.trainer import data_sets, resuming
 from tests.conftest import MINILM, real_texts, with_adapters
 
 PACKAGES = (adapters, losses, modules, serve, st_jv5.student, teacher, trainer, vectors)
-README = Path(__file__).parent.parent / "README.md"
 EXTRA = [
     *(getattr(functional, n) for n in ("cosine_distance", "mean_squared_offdiagonal", "info_nce")),
     functional.cosent,
@@ -198,15 +196,3 @@ def test_every_public_name_has_an_example_that_runs(name, world):
     output: list[str] = []
     doctest.DocTestRunner(optionflags=flags, verbose=False).run(test, out=output.append)
     assert not output, "".join(output)
-
-
-def test_every_code_block_of_the_readme_runs(tmp_path, monkeypatch, texts):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) >= 4
-    model = with_adapters(st_jv5.new_student(MINILM, layers=[0, 5]))
-    model.save_pretrained(str(tmp_path / "out" / "demo" / "model"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    space: dict[str, object] = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), space)

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "training/data/README.md"),
     *("model_cards/demo.md", "model_cards/laptop.md"),
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
 )
 FOLDERS = ("st_jv5", "training", "eval", "tests")
 PATH = re.compile(r"(?<![\w./-])(?:st_jv5|training|eval|tests|model_cards|notes)/[\w./*-]*\w")

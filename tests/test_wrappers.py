@@ -1,4 +1,4 @@
-"""README's lines for other libraries, run in an environment of theirs (`make test-full`)."""
+"""The lines for other libraries in docs/, run in an environment of theirs (`make test-full`)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.conftest import MINILM, ROOT, with_adapters
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
-SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("## In other libraries")[1]
+PAGE = (ROOT / "docs" / "guides" / "other-libraries.md").read_text(encoding="utf-8")
 LINES = {
     package: "\n".join(re.findall(r"`([^`]+)`", cell))
-    for package, cell in re.findall(r"^\| `([\w-]+==[\d.]+)` \| (.*?) \| ", SECTION, re.M)
+    for package, cell in re.findall(r"^\| `([\w-]+==[\d.]+)` \| (.*?) \| ", PAGE, re.M)
 }
-"""Package with its version -> the lines of README's table."""
+"""Package with its version -> the lines of the page's table."""
 
 QUERY, DOCUMENT = "who painted the Sunflowers?", "Van Gogh was a Dutch painter."
 SEARCH = ("query", "document")
@@ -141,12 +141,12 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
-def test_every_library_of_the_readme_is_asked():
+def test_every_library_of_the_page_is_asked():
     assert {named.split("==")[0] for named in LINES} == set(ASKED)
 
 
 @pytest.mark.parametrize("package", ASKED)
-def test_the_lines_of_the_readme_give_our_vectors(python, folder, ours, package):
+def test_the_lines_of_the_page_give_our_vectors(python, folder, ours, package):
     tasks, ask = ASKED[package]
     found = run(python, folder, VECTORS.format(lines=lines_of(package), ask=ask))
     for text, task, vector in zip((QUERY, DOCUMENT), tasks, found, strict=True):

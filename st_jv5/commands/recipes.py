@@ -57,11 +57,22 @@ def add_commands(commands: Any) -> None:
         """,
         run_teach,
     )
-    teach.add_argument("--engine", choices=get_args(Engine), default="local")
+    teach.add_argument(
+        "--engine",
+        choices=get_args(Engine),
+        default="local",
+        help="local: this process; ray: the workers of a Ray cluster",
+    )
     teach.add_argument("--workers", type=int, help="of ray; default: one per GPU, two without")
     for parser in (train, plan, teach):
         parser.add_argument("recipe", help="a YAML file")
-        parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+        parser.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="a.b=value",
+            help="a setting of the recipe, such as stage1.steps=300; may be given several times",
+        )
     recipes = add_command(
         commands,
         "recipes",

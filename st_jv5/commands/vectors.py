@@ -47,9 +47,20 @@ def add_commands(commands: Any) -> None:
         "--precision",
         default="float32",
         choices=[name for name in BITS if name != "binary-rescored"],
+        help="of the stored vectors; default float32",
     )
-    parser.add_argument("--files", default="parquet", choices=get_args(VectorFiles))
-    parser.add_argument("--engine", default="local", choices=get_args(Engine))
+    parser.add_argument(
+        "--files",
+        default="parquet",
+        choices=get_args(VectorFiles),
+        help="format of the shards; default parquet",
+    )
+    parser.add_argument(
+        "--engine",
+        default="local",
+        choices=get_args(Engine),
+        help="local: processes of this machine; ray: the workers of a Ray cluster",
+    )
     parser.add_argument("--processes", type=int, help="default: one per GPU, else one")
     parser.add_argument("--batch-tokens", type=int, help="padded tokens; default: by the device")
     parser.add_argument("--max-tokens", type=int, help="cut texts there; default: the model's")

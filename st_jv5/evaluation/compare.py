@@ -129,7 +129,7 @@ def read_mteb(
 
 
 def compare(args: Namespace) -> None:
-    """Print runs side by side, as ``st-jv5 compare`` is told.
+    """Print runs side by side, as the arguments of ``st-jv5 compare`` say.
 
     Args:
         args: Parsed by :mod:`st_jv5.commands.evaluation`.

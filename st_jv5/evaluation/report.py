@@ -191,7 +191,7 @@ def run_page(record: dict[str, Any], beside_scores: Sequence[Part] = ()) -> Page
 
 
 def write_report(args: Namespace) -> None:
-    """Write the page of a record anew, as ``st-jv5 report`` is told.
+    """Write the page of a record anew, as the arguments of ``st-jv5 report`` say.
 
     Args:
         args: Parsed by :mod:`st_jv5.commands.evaluation`.

@@ -49,7 +49,7 @@ def check_settings(settings: Settings, model: SentenceTransformer, name: str) ->
 
 
 def run_mteb(args: Namespace) -> None:
-    """Score a model as ``st-jv5 eval`` is told, print the scores, and write record and report.
+    """Score a model by the arguments of ``st-jv5 eval``; print scores, write record and report.
 
     Args:
         args: Parsed by :mod:`st_jv5.commands.evaluation`.

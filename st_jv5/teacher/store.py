@@ -396,7 +396,7 @@ class TeacherStore:
     def faults(self) -> list[str]:
         """All that is not as it was written, a line each; none, if the space is whole.
 
-        Every byte is read, as fast as the disk gives it. Shards of a store of before have no
+        Every byte is read, as fast as the disk gives it. Shards that older versions wrote have no
         checksums; what they hold is counted by :meth:`unsummed`.
         """
         return [fault for shard in self._all() for fault in shard.refresh().faults()]
