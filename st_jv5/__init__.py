@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _NAMES has the same
         RelationalKDLoss,
     )
     from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+    from st_jv5.rotation import rotate
     from st_jv5.student import new_student
     from st_jv5.trainer import AdapterTrainer
 
@@ -49,6 +50,7 @@ __all__ = [
     "load_jina_v5",
     "merge_task",
     "new_student",
+    "rotate",
     "tasks",
     "train_task",
 ]
@@ -82,6 +84,7 @@ _NAMES = {
         "LastTokenPooling",
         "MatryoshkaTruncate",
     ),
+    "rotation": ("rotate",),
     "student": ("new_student",),
     "trainer": ("AdapterTrainer",),
 }
@@ -109,6 +112,7 @@ _LOADABLE = (
     "st_jv5.modules.matryoshka.MatryoshkaTruncate",
     "st_jv5.modules.pooling.LastTokenPooling",
     "st_jv5.modules.pooling.TokenPooling",
+    "st_jv5.modules.rotation.Rotation",
 )
 
 

@@ -170,6 +170,16 @@ def check_lora_shapes(
             raise ValueError(f"{path}: {name} is for a layer that this backbone does not have")
 
 
+def check_rotation(folder: Path, width: int) -> None:
+    """A rotation's folder: one square matrix, as wide as the backbone."""
+    path = folder / "config.json"
+    if (told := read_json(path)) != {"dim": width}:
+        raise ValueError(f"{path}: dim must be {width}, the backbone's width, not {told!s:.80}")
+    path = folder / "model.safetensors"
+    if (shapes := shapes_of(path)) != {"linear.weight": (width, width)}:
+        raise ValueError(f"{path} must hold linear.weight {(width, width)}, not {shapes!s:.200}")
+
+
 def check_projection(path: str | Path, shapes: Shapes) -> dict[str, Any]:
     """``projection.json`` against the tensors beside it, before a map of that size is made."""
     info = read_json(path)

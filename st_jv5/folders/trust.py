@@ -34,6 +34,7 @@ from st_jv5.folders.headers import (
     check_adapter,
     check_architecture,
     check_projection,
+    check_rotation,
     index_map,
     shapes_of,
     weights_of,
@@ -219,6 +220,8 @@ def _check_widths(
             told = pooling.get("embedding_dimension", pooling.get("word_embedding_dimension"))
             if told != width:
                 raise ValueError(f"{path} pools {told!r} dims, but the backbone has {width}")
+        if "Rotation" in entry["type"]:
+            check_rotation(folder / entry["path"], width)
     if wide := [dim for dim in settings["matryoshka_dims"] if dim > width]:
         raise ValueError(
             f"{folder}/st_jv5.json: matryoshka_dims has {wide[0]}, but the backbone has {width}"

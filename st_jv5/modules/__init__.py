@@ -3,5 +3,6 @@
 from st_jv5.modules.adapter_router import AdapterRouter
 from st_jv5.modules.matryoshka import MatryoshkaTruncate
 from st_jv5.modules.pooling import LastTokenPooling, TokenPooling
+from st_jv5.modules.rotation import Rotation
 
-__all__ = ["AdapterRouter", "LastTokenPooling", "MatryoshkaTruncate", "TokenPooling"]
+__all__ = ["AdapterRouter", "LastTokenPooling", "MatryoshkaTruncate", "Rotation", "TokenPooling"]
