@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _NAMES has the same
     from st_jv5.adapters import add_task, blend_tasks, merge_task, tasks, train_task
     from st_jv5.choosing import choose_task
     from st_jv5.encoding import encode, encode_all_tasks, encode_mixed
+    from st_jv5.heads import fit_heads
     from st_jv5.jina import load_jina_v5
     from st_jv5.losses import (
         CompositeLoss,
@@ -47,6 +48,7 @@ __all__ = [
     "encode",
     "encode_all_tasks",
     "encode_mixed",
+    "fit_heads",
     "load_jina_v5",
     "merge_task",
     "new_student",
@@ -71,6 +73,7 @@ _NAMES = {
         "encode_all_tasks",
         "encode_mixed",
     ),
+    "heads": ("fit_heads",),
     "jina": ("load_jina_v5",),
     "losses": (
         "CompositeLoss",
@@ -109,6 +112,7 @@ def __dir__() -> list[str]:
 
 _LOADABLE = (
     "st_jv5.modules.adapter_router.AdapterRouter",
+    "st_jv5.modules.heads.Heads",
     "st_jv5.modules.matryoshka.MatryoshkaTruncate",
     "st_jv5.modules.pooling.LastTokenPooling",
     "st_jv5.modules.pooling.TokenPooling",

@@ -33,6 +33,7 @@ from st_jv5.folders.configs import (
 from st_jv5.folders.headers import (
     check_adapter,
     check_architecture,
+    check_heads,
     check_projection,
     check_rotation,
     index_map,
@@ -222,6 +223,8 @@ def _check_widths(
                 raise ValueError(f"{path} pools {told!r} dims, but the backbone has {width}")
         if "Rotation" in entry["type"]:
             check_rotation(folder / entry["path"], width)
+        if entry["type"].endswith(".Heads"):
+            check_heads(folder / entry["path"], width, settings["tasks"])
     if wide := [dim for dim in settings["matryoshka_dims"] if dim > width]:
         raise ValueError(
             f"{folder}/st_jv5.json: matryoshka_dims has {wide[0]}, but the backbone has {width}"

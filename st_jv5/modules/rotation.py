@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from sentence_transformers.base.modules import Dense
 from torch import Tensor, nn
 
+from st_jv5.modules.in_float32 import InFloat32
 
-class Rotation(Dense):
+
+class Rotation(InFloat32, Dense):
     """Turn sentence embeddings by an orthogonal matrix, so that their first dims say the most.
 
     A rotation changes no cosine and no length at full width. The matrix stays in float32, whatever
@@ -42,7 +44,7 @@ class Rotation(Dense):
     @property
     def weight(self) -> Tensor:
         """Orthogonal float32 ``(dim, dim)``, a row per new axis."""
-        return self.linear.weight
+        return cast(Tensor, self.linear.weight)
 
     def check(self, source: str) -> None:
         """An error that begins with ``source``, unless the matrix is a rotation."""
@@ -80,14 +82,6 @@ class Rotation(Dense):
             activation_function=None,
             init_weight=self.weight.detach().clone().to(dtype),
         )
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Rotation:
-        own = self.weight.detach()
-        super()._apply(fn, *args, **kwargs)
-        if self.weight.dtype != own.dtype:  # moved, but not rounded
-            whole = own.to(self.weight.device)
-            self.linear.weight = nn.Parameter(whole, requires_grad=False)
-        return self
 
 
 def is_orthogonal(weight: Tensor) -> bool:

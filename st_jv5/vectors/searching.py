@@ -87,7 +87,23 @@ def query_vectors(
 ) -> Array:
     """float32 ``(n, dim)``, by the model and the task that the folder was made with."""
     told = folder.manifest
-    loaded = model
+    loaded = model_of(folder, model)
+    task, prompt, mode = told["task"], told["prompt"], told.get("mode")
+    router = loaded[0]
+    if isinstance(router, AdapterRouter):
+        known = router.tasks.get(task)
+        if known is not None and "query" in known.aliases:
+            asked = router.head_prompt if mode else router.prompt_for
+            prompt = asked("query", None) or ""
+    elif "query" in loaded.prompts:
+        prompt = loaded.prompts["query"]
+    dim = folder.dim if isinstance(router, AdapterRouter) else None
+    return encode(loaded, queries, task=task or None, prompt=prompt, dim=dim, mode=mode)
+
+
+def model_of(folder: VectorFolder, model: str | SentenceTransformer | None) -> SentenceTransformer:
+    """The model that a folder was made with: where the folder says it is, or the one given."""
+    told, loaded = folder.manifest, model
     if loaded is None and _is_gone(told["model"]):
         raise ValueError(
             f"{folder.path} was made by the model in {told['model']}, and seen from here there is "
@@ -95,21 +111,12 @@ def query_vectors(
         )
     if not isinstance(loaded, SentenceTransformer):
         loaded = load_model(loaded or told["model"], told["revision"], told["dtype"])
-    if (found := fingerprint(loaded)) != told["model_hash"]:
+    if (found := fingerprint(loaded, heads=told.get("mode") is not None)) != told["model_hash"]:
         raise ValueError(
             f"{folder.path} was made by {told['model']} ({told['model_hash']}), not by this model "
             f"({found}); name the right one with --model, or encode again"
         )
-    task, prompt = told["task"], told["prompt"]
-    router = loaded[0]
-    if isinstance(router, AdapterRouter):
-        known = router.tasks.get(task)
-        if known is not None and "query" in known.aliases:
-            prompt = router.prompt_for("query", None) or ""
-    elif "query" in loaded.prompts:
-        prompt = loaded.prompts["query"]
-    dim = folder.dim if isinstance(router, AdapterRouter) else None
-    return encode(loaded, queries, task=task or None, prompt=prompt, dim=dim)
+    return loaded
 
 
 def _is_gone(model: str) -> bool:
