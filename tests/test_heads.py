@@ -162,7 +162,7 @@ def test_a_model_without_adapters_or_heads_says_so(student, model):
 def test_a_mode_or_a_task_without_a_head_is_refused(headed):
     with pytest.raises(ValueError, match="unknown mode 'heads'"):
         encode(headed, ["a"], task="retrieval", mode="heads")
-    with pytest.raises(ValueError, match="a blend has none|A blend has none"):
+    with pytest.raises(ValueError, match="A blend has none"):
         encode(headed, ["a"], task={"retrieval": 0.5, "clustering": 0.5}, mode="head")
     st_jv5.add_task(headed, "fresh")
     with pytest.raises(ValueError, match="'fresh' has no head; those that have: retrieval"):

@@ -127,7 +127,7 @@ class MTEBEncoder(AbsEncoder):
         ranges: Array | None = None,
     ) -> MTEBEncoder:
         """The same model, memory and clock with other settings."""
-        other = MTEBEncoder.__new__(MTEBEncoder)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._set(adapter, dim, precision, ranges)
         return other

@@ -44,7 +44,8 @@ class Rotation(InFloat32, Dense):
     @property
     def weight(self) -> Tensor:
         """Orthogonal float32 ``(dim, dim)``, a row per new axis."""
-        return cast(Tensor, self.linear.weight)
+        linear: Any = self.linear
+        return cast(Tensor, linear.weight)
 
     def check(self, source: str) -> None:
         """An error that begins with ``source``, unless the matrix is a rotation."""
