@@ -25,10 +25,12 @@ from st_jv5 import (
     export,
     fingerprint,
     functional,
+    heads,
     losses,
     modules,
     precision,
     projection,
+    rotation,
     teacher,
     trainer,
     vectors,
@@ -80,6 +82,10 @@ EXTRA = [
     column_prompts,
     projection.Projection,
     projection.fit_projection,
+    heads.ridge,
+    rotation.axes_of,
+    rotation.second_moment,
+    rotation.unrotate,
 ]
 NAMED = [getattr(one, name) for one in (st_jv5, *PACKAGES) for name in one.__all__]
 PUBLIC = {
