@@ -244,7 +244,7 @@ def head_vectors(
     width = model.get_embedding_dimension()
     if vectors.ndim != 2 or vectors.shape[1] != width:
         raise ValueError(f"a head takes the base's full width, (n, {width}), not {vectors.shape}")
-    found = through_head(model, torch.from_numpy(vectors), name)
+    found = through_head(model, torch.tensor(vectors), name)
     cut: dict[str, Any] = {} if dim is None else {"dim": dim}
     rows: Array = (
         model[-1]({"sentence_embedding": found}, **cut)["sentence_embedding"].cpu().numpy()

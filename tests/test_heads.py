@@ -147,9 +147,12 @@ def test_what_cannot_be_fitted_is_refused(model, texts, settings, told):
     assert heads_in(model) is None
 
 
-def test_a_model_without_adapters_or_heads_says_so(student, model):
+def test_a_model_without_adapters_has_no_heads_to_fit(student):
     with pytest.raises(ValueError, match="no adapters to fit heads to"):
         st_jv5.fit_heads(student, ["a"] * 96)
+
+
+def test_a_model_without_heads_says_how_to_fit_them(model):
     for call in (
         lambda: model.encode(["a"], task="retrieval", mode="head"),
         lambda: encode(model, ["a"], task="retrieval", mode="head"),
