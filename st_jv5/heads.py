@@ -19,7 +19,7 @@ from st_jv5.task_table import BASE, unknown_name
 
 __all__ = ["fit_heads", "ridge"]
 
-STRENGTHS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+STRENGTHS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Of the regularisation, per row; the best on held-out rows is taken."""
 HELD_OUT = 10
 """Every so many-th row is held out."""

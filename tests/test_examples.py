@@ -84,7 +84,8 @@ EXTRA = [
     projection.fit_projection,
     heads.ridge,
     rotation.axes_of,
-    rotation.second_moment,
+    rotation.moment_of,
+    rotation.refined,
     rotation.unrotate,
 ]
 NAMED = [getattr(one, name) for one in (st_jv5, *PACKAGES) for name in one.__all__]
