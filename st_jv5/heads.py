@@ -36,6 +36,9 @@ def fit_heads(
     regressions in closed form, their strength chosen on held-out rows. What goes before a text is
     the base's own prompt of that name, also for tasks with prompts of their own.
 
+    A head keeps nearly all of an adapter that ranks texts, and about half of what a classification
+    adapter adds to the base: where that matters, use the adapter.
+
     Heads are saved with the model. An adapter that changes needs a new one: fit again.
 
     Args:
