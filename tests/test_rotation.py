@@ -89,7 +89,7 @@ def test_no_neighbour_is_lost_at_full_width():
 
 def test_every_adapter_keeps_its_cosines_and_those_between_adapters(model, texts):
     before = {task: encode(model, texts, task=task) for task in [*TASKS, "base"]}
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     after = {task: encode(model, texts, task=task) for task in before}
     both = [np.concatenate(list(found.values())) for found in (before, after)]
     np.testing.assert_allclose(cosines(both[0]), cosines(both[1]), atol=1e-6)
@@ -108,14 +108,14 @@ def test_cut_vectors_lose_less_than_before(model, texts):
 
 
 def test_any_dim_of_a_rotated_model_is_cut_without_a_warning(model, texts, caplog):
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     with caplog.at_level(logging.WARNING):
         encode(model, texts[:2], task="base", dim=5)
     assert "was not trained" not in caplog.text
 
 
 def test_a_saved_model_and_one_that_is_rotated_anew_give_the_same_vectors(model, texts, tmp_path):
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     rotated = encode(model, texts, task="clustering")
     name = fingerprint(model)
     model.save_pretrained(str(tmp_path / "saved"))
@@ -124,14 +124,14 @@ def test_a_saved_model_and_one_that_is_rotated_anew_give_the_same_vectors(model,
     np.testing.assert_array_equal(encode(loaded, texts, task="clustering"), rotated)
     assert fingerprint(loaded) == name
     assert not any(p.requires_grad for p in rotation_in(loaded).parameters())
-    st_jv5.rotate(loaded, texts)
+    st_jv5.rotate(loaded, texts, steps=9)
     np.testing.assert_allclose(encode(loaded, texts, task="clustering"), rotated, atol=1e-2)
     assert sum(isinstance(module, Rotation) for module in loaded) == 1
 
 
 def test_unrotate_gives_the_vectors_of_before(model, texts):
     before, name = encode(model, texts, task="retrieval"), fingerprint(model)
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     assert fingerprint(model) != name  # so that an index of before is refused
     unrotate(model)
     np.testing.assert_array_equal(encode(model, texts, task="retrieval"), before)
@@ -147,14 +147,14 @@ def test_pairs_get_the_prompts_of_their_sides(model, monkeypatch):
         return real(model, texts, **settings)
 
     monkeypatch.setattr(st_jv5.rotation, "encode", spy)
-    st_jv5.rotate(model, PAIRS, tasks=["retrieval"])
+    st_jv5.rotate(model, PAIRS, tasks=["retrieval"], steps=0)
     query, document = PAIRS[0]
     assert seen == [("retrieval", "Query: ", query), ("retrieval", "Document: ", document)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rotation_stays_in_float32(model, texts, dtype, tmp_path):
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     model.save_pretrained(str(tmp_path / "saved"))
     loaded = SentenceTransformer(str(tmp_path / "saved"), model_kwargs={"dtype": dtype})
     whole = rotation_in(model).weight
@@ -181,7 +181,7 @@ def test_a_stock_model_gets_a_stock_module(stock, texts, tmp_path):
 
 
 def test_a_merged_model_and_its_folder_are_rotated_too(model, texts, tmp_path):
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     rotated = encode(model, texts, task="retrieval")
     stock = merge_task(model, "retrieval")
     assert [type(m).__name__ for m in stock] == ["Transformer", "Pooling", "Dense", "Normalize"]
@@ -192,15 +192,16 @@ def test_a_merged_model_and_its_folder_are_rotated_too(model, texts, tmp_path):
     np.testing.assert_allclose(cut @ cut.T, cosines(rotated[:, :8]), atol=1e-5)
 
 
+@pytest.mark.full
 def test_one_graph_is_rotated_too(model, texts, tmp_path):
     pytest.importorskip("onnxruntime")
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     (parity,) = export(model, "retrieval", "onnx", tmp_path / "onnx", texts=texts[:8])
     assert parity.least > 0.9999
 
 
 def test_gguf_has_no_place_for_a_rotation(model, texts, tmp_path):
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     with pytest.raises(ValueError, match=r"no place for a rotation.*unrotate"):
         export(model, "retrieval", "gguf", tmp_path / "gguf")
     assert not (tmp_path / "gguf").exists()
@@ -209,7 +210,7 @@ def test_gguf_has_no_place_for_a_rotation(model, texts, tmp_path):
 def test_an_adapter_of_the_same_base_fits_a_rotated_model(model, student, texts, tmp_path):
     save_adapter(model, "clustering", tmp_path / "adapter")
     before = encode(model, texts, task="clustering")
-    st_jv5.rotate(student, texts)
+    st_jv5.rotate(student, texts, steps=9)
     load_adapter(student, tmp_path / "adapter")
     after = encode(student, texts, task="clustering")
     np.testing.assert_allclose(cosines(before), cosines(after), atol=1e-6)
@@ -233,7 +234,7 @@ def test_a_projection_joins_the_rotated_student_to_its_teacher(student, texts, p
         return own @ other.T
 
     before = scores()
-    st_jv5.rotate(student, texts)
+    st_jv5.rotate(student, texts, steps=9)
     torch.testing.assert_close(scores(), before, atol=1e-3, rtol=1e-4)
     unrotate(student)
     torch.testing.assert_close(scores(), before, atol=1e-3, rtol=1e-4)
@@ -242,7 +243,7 @@ def test_a_projection_joins_the_rotated_student_to_its_teacher(student, texts, p
 def test_a_projection_with_maps_of_cut_vectors_is_refused(student, texts):
     student[0].projection = Projection(48, 64, own_map_dims=[8])
     with pytest.raises(ValueError, match="maps of its own for vectors cut to 8 dims"):
-        st_jv5.rotate(student, texts)
+        st_jv5.rotate(student, texts, steps=9)
     assert rotation_in(student) is None
 
 
@@ -269,7 +270,7 @@ def test_a_stock_model_has_no_tasks_to_rotate(stock, texts):
 
 @pytest.fixture
 def rotated(model, texts, tmp_path) -> Path:
-    st_jv5.rotate(model, texts)
+    st_jv5.rotate(model, texts, steps=9)
     model.save_pretrained(str(tmp_path / "rotated"))
     return tmp_path / "rotated"
 
