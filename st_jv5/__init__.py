@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _NAMES has the same
     from st_jv5.adapters import add_task, blend_tasks, merge_task, tasks, train_task
     from st_jv5.choosing import choose_task
     from st_jv5.encoding import encode, encode_all_tasks, encode_mixed
+    from st_jv5.heads import fit_heads
     from st_jv5.jina import load_jina_v5
     from st_jv5.losses import (
         CompositeLoss,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _NAMES has the same
     )
     from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
     from st_jv5.query_table import fit_query_encoder, fit_query_table
+    from st_jv5.rotation import rotate
     from st_jv5.student import new_student
     from st_jv5.trainer import AdapterTrainer
 
@@ -49,9 +51,11 @@ __all__ = [
     "encode_mixed",
     "fit_query_encoder",
     "fit_query_table",
+    "fit_heads",
     "load_jina_v5",
     "merge_task",
     "new_student",
+    "rotate",
     "tasks",
     "train_task",
 ]
@@ -72,6 +76,7 @@ _NAMES = {
         "encode_all_tasks",
         "encode_mixed",
     ),
+    "heads": ("fit_heads",),
     "jina": ("load_jina_v5",),
     "losses": (
         "CompositeLoss",
@@ -86,6 +91,7 @@ _NAMES = {
         "MatryoshkaTruncate",
     ),
     "query_table": ("fit_query_encoder", "fit_query_table"),
+    "rotation": ("rotate",),
     "student": ("new_student",),
     "trainer": ("AdapterTrainer",),
 }
@@ -110,9 +116,11 @@ def __dir__() -> list[str]:
 
 _LOADABLE = (
     "st_jv5.modules.adapter_router.AdapterRouter",
+    "st_jv5.modules.heads.Heads",
     "st_jv5.modules.matryoshka.MatryoshkaTruncate",
     "st_jv5.modules.pooling.LastTokenPooling",
     "st_jv5.modules.pooling.TokenPooling",
+    "st_jv5.modules.rotation.Rotation",
 )
 
 

@@ -10,7 +10,17 @@ import traceback
 from collections.abc import Sequence
 
 import st_jv5
-from st_jv5.commands import adapters, evaluation, models, new, recipes, serve, teacher, vectors
+from st_jv5.commands import (
+    adapters,
+    convert,
+    evaluation,
+    models,
+    new,
+    recipes,
+    serve,
+    teacher,
+    vectors,
+)
 
 EPILOG = """from your own text to a model:
   st-jv5 new faq.jsonl && st-jv5 train recipe.yaml
@@ -42,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"st-jv5 {st_jv5.__version__}")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for family in (new, recipes, evaluation, vectors, models, serve, adapters, teacher):
+    for family in (new, recipes, evaluation, vectors, convert, models, serve, adapters, teacher):
         family.add_commands(commands)
     return parser
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget, row_chunks, take
+from st_jv5.modules.heads import HEAD, head_of, through_head
 from st_jv5.modules.owner import sharing
 from st_jv5.modules.padding import known_padding
 from st_jv5.task_table import BASE, Blend, TaskName, unknown_name
@@ -67,6 +68,7 @@ def encode(
     batch_tokens: int | None = None,
     show_progress_bar: bool | Progress = False,
     prompt: str | None = None,
+    mode: str | None = None,
 ) -> Array:
     """``model.encode`` with batches filled by tokens, so that one long text does not pad thirty.
 
@@ -84,6 +86,8 @@ def encode(
         show_progress_bar: Show a bar in texts, with the time left; or the caller's own bar, which
             is moved on.
         prompt: The prompt's text, instead of its name.
+        mode: ``"head"`` takes the task's head on the base's vectors instead of its adapter
+            (:func:`st_jv5.fit_heads`).
 
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
@@ -96,14 +100,25 @@ def encode(
         >>> encode(student, ["a cat", "a dog"], task="base").shape
         (2, 384)
     """
-    if (task, dim) != (None, None):
+    if (task, dim, mode) != (None, None, None):
         router_of(model)
+    if mode is not None:
+        head_of(model, task, mode)
     texts = checked_texts(texts)
     prompt = prompt_named(model, prompt_name) if prompt is None else prompt
     index = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     rows = np.arange(len(index))
     found = _encode(
-        model, list(index), prompt, [task], rows, rows * 0, dim, batch_tokens, show_progress_bar
+        model,
+        list(index),
+        prompt,
+        [task],
+        rows,
+        rows * 0,
+        dim,
+        batch_tokens,
+        show_progress_bar,
+        mode,
     )
     return finite(found if len(index) == len(texts) else found[[index[t] for t in texts]], texts)
 
@@ -177,14 +192,20 @@ def encode_all_tasks(
     dim: int | None = None,
     batch_tokens: int | None = None,
     show_progress_bar: bool | Progress = False,
+    mode: str | None = None,
 ) -> dict[str, Array]:
     """Encode texts with every adapter and its default prompt: task -> float32 ``(n, dim)``.
+
+    ``mode="head"`` encodes them once, with the base and its default prompt, and gives the vectors
+    to the head of each task (:func:`st_jv5.fit_heads`).
 
     Example:
         >>> sorted(encode_all_tasks(model, ["a cat"]))
         ['classification', 'clustering', 'retrieval', 'text-matching']
     """
     names, texts = list(router_of(model).tasks), checked_texts(texts)
+    if mode is not None:
+        return _all_heads(model, names, texts, dim, batch_tokens, show_progress_bar, mode)
     tasks = [name for name in names for _ in texts]
     rows = encode_mixed(
         model,
@@ -196,6 +217,49 @@ def encode_all_tasks(
         show_progress_bar=show_progress_bar,
     )
     return dict(zip(names, rows.reshape(len(names), len(texts), rows.shape[1]), strict=True))
+
+
+def _all_heads(
+    model: SentenceTransformer,
+    names: Sequence[str],
+    texts: Sequence[str],
+    dim: int | None,
+    batch_tokens: int | None,
+    show_progress_bar: bool | Progress,
+    mode: str,
+) -> dict[str, Array]:
+    for name in names:
+        head_of(model, name, mode)
+    base = encode(
+        model, texts, BASE, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar
+    )
+    return {name: head_vectors(model, base, name, dim) for name in names}
+
+
+def head_vectors(
+    model: SentenceTransformer, vectors: Array, task: str, dim: int | None = None
+) -> Array:
+    """Vectors of a model's base as those of a task, by its head; no text is needed.
+
+    Args:
+        model: A model of ours with heads.
+        vectors: Of its base, at full width: ``(n, D)``.
+        task: Task or alias.
+        dim: Cut to so many dims.
+
+    Returns:
+        float32 ``(n, dim)``, unit rows.
+    """
+    name = head_of(model, task, HEAD)
+    width = model.get_embedding_dimension()
+    if vectors.ndim != 2 or vectors.shape[1] != width:
+        raise ValueError(f"a head takes the base's full width, (n, {width}), not {vectors.shape}")
+    found = through_head(model, torch.tensor(vectors), name)
+    cut: dict[str, Any] = {} if dim is None else {"dim": dim}
+    rows: Array = (
+        model[-1]({"sentence_embedding": found}, **cut)["sentence_embedding"].cpu().numpy()
+    )
+    return rows
 
 
 # -------------------------------------------------------------------------------- the one loop
@@ -240,6 +304,7 @@ def _encode(
     dim: int | None,
     batch_tokens: int | None,
     show_progress_bar: bool | Progress,
+    mode: str | None = None,
 ) -> Array:
     """Encode ``n`` rows, each a text under a task.
 
@@ -253,6 +318,7 @@ def _encode(
         dim: The model's ``dim``.
         batch_tokens: Padded tokens per batch.
         show_progress_bar: Show a bar in rows.
+        mode: The model's ``mode``.
 
     Returns:
         float32 ``(n, D)``.
@@ -260,7 +326,8 @@ def _encode(
     if batch_tokens is not None and batch_tokens < 1:
         raise ValueError(f"batch_tokens must be positive, not {batch_tokens}")
     budget = batch_tokens or default_budget(model.device.type)
-    cut: dict[str, Any] = {} if dim is None else {"dim": dim}
+    asked = {"dim": dim, "mode": mode}
+    cut: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     # The prompts of several tasks are in the texts already; one task may have its own.
     at_task = {"task": tasks[0]} if len(tasks) == 1 and tasks[0] is not None else {}
     order = np.argsort([-len(text) for text in texts], kind="stable")

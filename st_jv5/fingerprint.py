@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
 
-def fingerprint(model: SentenceTransformer) -> str:
+def fingerprint(model: SentenceTransformer, *, heads: bool = False) -> str:
     """Hash of all weights and of how they are wired: 16 hexadecimal digits.
+
+    A model's heads, which concern the mode ``"head"`` alone, count if ``heads``.
 
     Example:
         >>> len(fingerprint(student))
         16
     """
-    digest = hashlib.sha256(_wiring(model).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    modules = [module for module in model if heads or type(module).__name__ != "Heads"]
+    digest = hashlib.sha256(_wiring(model, modules).encode())
+    state = {
+        f"{index}.{name}": tensor
+        for index, module in enumerate(modules)
+        for name, tensor in module.state_dict().items()
+    }
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.float().numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _wiring(model: SentenceTransformer) -> str:
+def _wiring(model: SentenceTransformer, modules: Iterable[Any]) -> str:
     """Modules and their settings, backbone and tokenizer: pooling, EOS, theta, words."""
     wiring: list[Any] = [
-        (type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model
+        (type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in modules
     ]
     if model.transformers_model is not None:
         config = model.transformers_model.config.to_diff_dict()

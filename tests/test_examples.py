@@ -24,11 +24,13 @@ from st_jv5 import (
     export,
     fingerprint,
     functional,
+    heads,
     losses,
     modules,
     precision,
     projection,
     query_table,
+    rotation,
     serve,
     teacher,
     trainer,
@@ -83,6 +85,11 @@ EXTRA = [
     projection.Projection,
     projection.fit_projection,
     query_table.remember_words,
+    heads.ridge,
+    rotation.axes_of,
+    rotation.moment_of,
+    rotation.refined,
+    rotation.unrotate,
 ]
 NAMED = [getattr(one, name) for one in (st_jv5, *PACKAGES) for name in one.__all__]
 PUBLIC = {

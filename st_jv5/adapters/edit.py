@@ -23,6 +23,7 @@ from st_jv5.functional import wide
 from st_jv5.modules.adapter_router import TEXT_ONLY, AdapterRouter
 from st_jv5.modules.merging import fold
 from st_jv5.modules.pooling import pooling_mode
+from st_jv5.modules.rotation import rotation_in
 from st_jv5.task_table import BASE, TASKS, Task, TaskName, unknown_name
 
 
@@ -427,8 +428,8 @@ def merged(model: SentenceTransformer, name: TaskName) -> Iterator[SentenceTrans
 def merge_task(model: SentenceTransformer, name: TaskName) -> SentenceTransformer:
     """A new model of stock modules only: one task's adapter, or a blend, in the backbone.
 
-    The task's prompts come along. Its vectors have unit length at full width; cut vectors of a
-    stock model need ``normalize_embeddings=True``.
+    The task's prompts come along, and the model's rotation, as a ``Dense``. Its vectors have unit
+    length at full width; cut vectors of a stock model need ``normalize_embeddings=True``.
 
     Example:
         >>> stock = merge_task(model, "retrieval")
@@ -452,10 +453,12 @@ def merge_task(model: SentenceTransformer, name: TaskName) -> SentenceTransforme
             module_output_name="token_embeddings",
         )
     transformer.max_seq_length = router.max_seq_length
+    rotation = rotation_in(model)
     return SentenceTransformer(
         modules=[
             transformer,
             Pooling(router.get_embedding_dimension(), pooling_mode(model)),
+            *([] if rotation is None else [rotation.stock(router.model.dtype)]),
             Normalize(),
         ],
         prompts={n: router.prompt_for(adapter or BASE, p) or "" for n, p in model.prompts.items()},

@@ -129,7 +129,7 @@ class MTEBEncoder(AbsEncoder):
         ranges: Array | None = None,
     ) -> MTEBEncoder:
         """An encoder with other settings; model, memory and clock are shared with this one."""
-        other = MTEBEncoder.__new__(MTEBEncoder)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._set(adapter, dim, precision, ranges)
         return other

@@ -80,6 +80,7 @@ def export(
     if not texts:
         raise ValueError("no texts to compare on")
     if kind == "gguf":
+        gguf.check_modules(model)
         checkout = gguf.find_llama_cpp(llama_cpp)
     else:
         graph.check_installed(kind, int8)

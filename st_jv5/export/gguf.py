@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from st_jv5.export.merged import ENGINES_POOLING, keep_only
 from st_jv5.export.parity import Array, Parity, compare, prompted, source_vectors
 from st_jv5.modules.pooling import pooling_mode
+from st_jv5.modules.rotation import rotation_in
 
 CONVERTER = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP"
@@ -39,6 +40,16 @@ def find_llama_cpp(given: str | Path | None) -> Path:
     if not (Path(place) / CONVERTER).is_file():
         raise ValueError(f"{place} has no {CONVERTER}; name a checkout of llama.cpp")
     return Path(place)
+
+
+def check_modules(model: SentenceTransformer) -> None:
+    """An error for what llama.cpp has no place for."""
+    if rotation_in(model) is not None:
+        raise ValueError(
+            "gguf has no place for a rotation, behind the pooling; take it out first "
+            "(st_jv5.rotation.unrotate(model)): full-width cosines are the same without it, but "
+            "its vectors cannot be compared with rotated ones, nor cut to as few dims"
+        )
 
 
 def find_embedder(checkout: Path) -> str | None:

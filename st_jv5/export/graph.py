@@ -21,6 +21,7 @@ from st_jv5.export.merged import keep_only
 from st_jv5.export.parity import Array, Parity, compare, prompted, source_vectors
 from st_jv5.files import read_json
 from st_jv5.modules.pooling import pooling_mode
+from st_jv5.modules.rotation import Rotation, rotation_in
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "sentence_embedding"
@@ -47,11 +48,19 @@ class TokensToVectors(nn.Module):
         backbone: Merged weights.
         absolute: Its positions are learned and absolute, so that padding in front would shift them.
         pooling: ``"mean"``, ``"cls"`` or ``"lasttoken"``.
+        rotation: Of the pooled states, if the model has one.
     """
 
-    def __init__(self, backbone: PreTrainedModel, absolute: bool, pooling: str) -> None:
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        absolute: bool,
+        pooling: str,
+        rotation: Rotation | None = None,
+    ) -> None:
         super().__init__()
         self.pooling = pooling
+        self.rotation = None if rotation is None else rotation.stock(torch.float32).linear
         self.backbone = backbone
         self.absolute = absolute
 
@@ -61,7 +70,10 @@ class TokensToVectors(nn.Module):
         if self.absolute:
             told["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         states = self.backbone(**told)[0]
-        return nn.functional.normalize(self._pooled(states, attention_mask), dim=-1)
+        vectors = self._pooled(states, attention_mask)
+        if self.rotation is not None:
+            vectors = self.rotation(vectors)
+        return nn.functional.normalize(vectors, dim=-1)
 
     def _pooled(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.pooling == "mean":  # of any length: the row is made a unit one
@@ -93,7 +105,9 @@ def write(
     """Turn a merged folder into a graph's: tokenizer and prompts stay, the weights go."""
     keep_only(folder, KEPT)
     absolute = router_of(model).counts_from_the_left()
-    graph = TokensToVectors(backbone.cpu().float().eval(), absolute, pooling_mode(model))
+    graph = TokensToVectors(
+        backbone.cpu().float().eval(), absolute, pooling_mode(model), rotation_in(model)
+    ).cpu()
     if kind == "onnx":
         files = [(write_onnx(graph, folder / "model.onnx"), True)]
         if int8:

@@ -8,25 +8,26 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 from transformers import PreTrainedModel
 
 from st_jv5.adapters import merge_task, router_of
 from st_jv5.backbone import rope
 from st_jv5.backbone.eos import save_tokenizer
-from st_jv5.files import read_json, write_json, write_text
+from st_jv5.files import read_json, write_json, write_tensors, write_text
 from st_jv5.folders.card import as_code, as_words
 from st_jv5.modules.pooling import TokenPooling, pooling_mode
 from st_jv5.task_table import DEFAULT_PROMPT_NAME
 
-MODULES = (
-    ("", "sentence_transformers.models.Transformer"),
-    ("1_Pooling", "sentence_transformers.models.Pooling"),
-    ("2_Normalize", "sentence_transformers.models.Normalize"),
-)
-"""Class names that sentence-transformers 2 to 6 know, and vLLM, TEI and llama.cpp look for."""
+MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
+"""Class names that sentence-transformers 2 to 6 know in ``sentence_transformers.models``, and vLLM,
+TEI and llama.cpp look for; ``Dense`` is a rotation's alone."""
+
+IDENTITY = "torch.nn.modules.linear.Identity"
 
 ENGINES_POOLING = {
     "mean": {"said": "mean pooling", "TEI": "mean", "llama.cpp": "mean"},
@@ -69,12 +70,20 @@ def write_merged(
     width = router.get_embedding_dimension()
     pooling = TokenPooling(width, pooling_mode(model)).get_config_dict()
     pooling.pop("embedding_dimension")  # the old class takes no argument of that name
-    for place, settings in (("1_Pooling", pooling), ("2_Normalize", {})):
-        write_json(folder / place / "config.json", settings)
-    told = [
-        {"idx": index, "name": str(index), "path": path, "type": kind}
-        for index, (path, kind) in enumerate(MODULES)
-    ]
+    settings: dict[str, dict[str, Any]] = {"Transformer": {}, "Pooling": pooling, "Normalize": {}}
+    dense = next((module for module in stock if isinstance(module, Dense)), None)
+    if dense is not None:
+        settings["Dense"] = {"in_features": dense.in_features, "out_features": dense.out_features}
+        settings["Dense"] |= {"bias": False, "activation_function": IDENTITY}
+    told = []
+    for index, module in enumerate(name for name in MODULES if name in settings):
+        path = f"{index}_{module}" if index else ""
+        type_ = f"sentence_transformers.models.{module}"
+        told.append({"idx": index, "name": str(index), "path": path, "type": type_})
+        if index:
+            write_json(folder / path / "config.json", settings[module])
+        if module == "Dense" and dense is not None:
+            write_tensors(folder / path / "model.safetensors", dense.state_dict())
     write_text(folder / "modules.json", json.dumps(told, indent=2) + "\n")
     write_json(
         folder / "sentence_bert_config.json",

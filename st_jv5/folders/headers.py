@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,33 @@ def check_lora_shapes(
             raise ValueError(f"{path}: {name} is {shape}, but the layer of the backbone is {base}")
         if weights is not None and base is None:
             raise ValueError(f"{path}: {name} is for a layer that this backbone does not have")
+
+
+def check_heads(folder: Path, width: int, tasks: Collection[str]) -> None:
+    """The folder of heads: a map for each of some of the model's tasks, as wide as the backbone."""
+    path = folder / "config.json"
+    told = read_json(path)
+    names = told.get("tasks")
+    if told.get("dim") != width:
+        raise ValueError(f"{path}: dim must be {width}, the backbone's width, not {told!s:.80}")
+    if not isinstance(names, list) or not all(isinstance(n, str) and n in tasks for n in names):
+        raise ValueError(f"{path}: tasks must be some of {', '.join(tasks)}, not {names!s:.80}")
+    wanted: dict[str, tuple[int, ...]]
+    wanted = {f"maps.{name}.weight": (width, width) for name in names}
+    wanted |= {f"maps.{name}.bias": (width,) for name in names}
+    path = folder / "model.safetensors"
+    if (shapes := shapes_of(path)) != wanted:
+        raise ValueError(f"{path} must hold {wanted!s:.200}, not {shapes!s:.200}")
+
+
+def check_rotation(folder: Path, width: int) -> None:
+    """A rotation's folder: one square matrix, as wide as the backbone."""
+    path = folder / "config.json"
+    if (told := read_json(path)) != {"dim": width}:
+        raise ValueError(f"{path}: dim must be {width}, the backbone's width, not {told!s:.80}")
+    path = folder / "model.safetensors"
+    if (shapes := shapes_of(path)) != {"linear.weight": (width, width)}:
+        raise ValueError(f"{path} must hold linear.weight {(width, width)}, not {shapes!s:.200}")
 
 
 def check_projection(path: str | Path, shapes: Shapes) -> dict[str, Any]:

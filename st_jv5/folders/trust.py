@@ -33,7 +33,9 @@ from st_jv5.folders.configs import (
 from st_jv5.folders.headers import (
     check_adapter,
     check_architecture,
+    check_heads,
     check_projection,
+    check_rotation,
     index_map,
     shapes_of,
     weights_of,
@@ -219,6 +221,10 @@ def _check_widths(
             stated = pooling.get("embedding_dimension", pooling.get("word_embedding_dimension"))
             if stated != width:
                 raise ValueError(f"{path} pools {stated!r} dims, but the backbone has {width}")
+        if "Rotation" in entry["type"]:
+            check_rotation(folder / entry["path"], width)
+        if entry["type"].endswith(".Heads"):
+            check_heads(folder / entry["path"], width, settings["tasks"])
     if wide := [dim for dim in settings["matryoshka_dims"] if dim > width]:
         raise ValueError(
             f"{folder}/st_jv5.json: matryoshka_dims has {wide[0]}, but the backbone has {width}"

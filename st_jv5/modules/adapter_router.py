@@ -36,6 +36,7 @@ from st_jv5.folders.configs import (
 from st_jv5.folders.headers import Shapes, dtypes_of
 from st_jv5.folders.licenses import Licenses, show_licenses
 from st_jv5.folders.trust import READ_FROM_HUB, check_folder, check_stock, warn_of_others
+from st_jv5.modules.heads import head_of
 from st_jv5.modules.merging import MergedAdapters
 from st_jv5.modules.owner import Owner, belong
 from st_jv5.modules.padding import mask_for
@@ -102,7 +103,7 @@ class AdapterRouter(Transformer):
         'retrieval'
     """
 
-    forward_kwargs: ClassVar[set[str]] = {"task"}
+    forward_kwargs: ClassVar[set[str]] = {"task", "mode"}
 
     def __init__(
         self,
@@ -185,6 +186,7 @@ class AdapterRouter(Transformer):
         prompt: str | None = None,
         task: TaskName | None = None,
         dim: int | None = None,
+        mode: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Tokenise texts, each with the prompt of its task in front.
@@ -201,9 +203,13 @@ class AdapterRouter(Transformer):
             prompt: The prompt's text, or None.
             task: Task, alias or blend; an unknown one raises here, before any forward.
             dim: Belongs to :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate`; ignored.
+            mode: ``"head"``: the base's own prompt, whatever the task is.
         """
         check_texts(inputs, " of the batch")
-        if task is not None:
+        if mode is not None:
+            head_of(self._model(), task, mode)
+            prompt = self.head_prompt(task, prompt)
+        elif task is not None:
             prompt = self.prompt_for(task, prompt)
         inputs = list(inputs)
         blocks: list[dict[str, Any]] = []
@@ -290,15 +296,29 @@ class AdapterRouter(Transformer):
             return prompts[asked]
         return owner.prompts.get(asked, prompt)
 
+    def head_prompt(self, task: TaskName | None, prompt: str | None) -> str | None:
+        """What goes in front of a text on its way to a task's head: the base's own prompt."""
+        name = getattr(self._model(), "default_prompt_name", None) or DEFAULT_PROMPT_NAME
+        if isinstance(task, str) and task in PROMPTS and prompt in (None, self.prompts.get(name)):
+            return self.prompts[task]
+        return self.prompt_for(BASE, prompt)
+
     # ------------------------------------------------------------ a batch, from tokens to states
 
     def forward(
-        self, features: dict[str, Any], task: TaskName | None = None, **kwargs: Any
+        self,
+        features: dict[str, Any],
+        task: TaskName | None = None,
+        mode: str | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter.
 
-        ``features["runs"]``, a list of task and number of rows, gives each row its own.
+        ``features["runs"]``, a list of task and number of rows, gives each row its own. In the mode
+        ``"head"`` the states are the base's.
         """
+        if mode is not None:
+            task = BASE
         runs = features.get("runs") or [(task or features.get("task"), 0)]
         with self.registry.using(lambda: [self.resolve(name) for name, _ in runs], _names) as found:
             if "runs" in features:

@@ -12,6 +12,7 @@ from sentence_transformers.base.modules import Module
 from torch import Tensor
 
 from st_jv5.modules.owner import Owner, belong
+from st_jv5.modules.rotation import rotation_in
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ class MatryoshkaTruncate(Module):
     As in sentence-transformers ``truncate_dim`` concerns ``encode`` alone (which runs in inference
     mode): a training or evaluation loss sees the full width and chooses its own dims.
 
-    A dim that the model was not trained for (``matryoshka_dims`` of ``st_jv5.json``) warns once; a
-    dim beyond the width is an error.
+    A dim that the model was not trained for (``matryoshka_dims`` of ``st_jv5.json``) warns once,
+    unless the model is rotated; a dim beyond the width is an error.
 
     Example:
         >>> model.encode(["a cat"], task="clustering", dim=64).shape
@@ -76,7 +77,8 @@ class MatryoshkaTruncate(Module):
             raise ValueError(f"dim must lie in 1..{width} (the model's width), not {dim}")
         model = self._model()
         trained = getattr(model[0], "matryoshka_dims", ()) if model is not None else ()
-        if trained and dim not in (*trained, width) and dim not in self._warned:
+        turned = model is not None and rotation_in(model) is not None  # its order is its own
+        if trained and not turned and dim not in (*trained, width) and dim not in self._warned:
             self._warned.add(dim)
             logger.warning("dim %d was not trained; this model has %s", dim, list(trained))
         return dim

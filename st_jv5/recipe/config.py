@@ -226,6 +226,8 @@ class Student:
     """Data sets whose tokens are kept, all others dropped; empty: the whole vocabulary."""
     serve_theta: float | None = None
     """RoPE's theta of the finished model; None: the base's."""
+    rotate: bool = False
+    """Put the finished model's dims in the order of what they say, so that it can be cut to few."""
     config: dict[str, bool | int | float | str] = field(default_factory=dict)
     """As ``teacher.config``."""
 

@@ -88,6 +88,11 @@ def check(recipe: Recipe) -> None:
                 f"{path}.dim_weights has {len(phase.dim_weights)} entries for {len(dims)} "
                 f"student.matryoshka_dims"
             )
+        if recipe.student.rotate and phase.own_map_dims:
+            raise RecipeError(
+                f"student.rotate: {path}.own_map_dims has maps for cut vectors, which a "
+                f"rotation would mix; leave one of the two out"
+            )
         for strength in getattr(phase, "strengths", ()):
             if not strength >= 0:
                 raise RecipeError(f"{path}.strengths must be 0 or more, not {strength}")

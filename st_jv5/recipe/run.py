@@ -37,13 +37,20 @@ from st_jv5.recipe.keep import choose_base, choose_strength, shares_kept
 from st_jv5.recipe.processes import join_processes, wait_for_all
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.recipe.teach import teach
-from st_jv5.recipe.train import check_epochs, put_adapter, train
+from st_jv5.recipe.train import check_epochs, drawn_texts, put_adapter, train
 from st_jv5.recipe.trial import try_phases
+from st_jv5.rotation import rotate
 from st_jv5.task_table import BASE
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.trainer.settings import check_gpus
 
 logger = logging.getLogger("st_jv5.recipe")
+
+MODEL_ONLY = ("serve_theta", "config", "rotate", "model", "source", "license")
+"""Settings of the student that no phase depends on."""
+
+ROTATED_ON = 4000
+"""Texts that a rotation is fitted on, about."""
 
 PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
 """Tracker -> its package, where that has another name."""
@@ -61,12 +68,11 @@ def upstream(recipe: Recipe) -> dict[str, Any]:
         for teacher in (tree["teacher"], *tree["more_teachers"])
         if teacher is not None
     ]
-    told = ("serve_theta", "config", "model", "source", "license")
     held_out = {name: spec.held_out for name, spec in recipe.data_sets.items() if spec.held_out}
     return {
         **({"held_out": held_out} if held_out else {}),  # of any set: its texts are barred in all
         "teachers": teachers,
-        "student": {k: v for k, v in tree["student"].items() if k not in told},
+        "student": {k: v for k, v in tree["student"].items() if k not in MODEL_ONLY},
         "vocabulary": _sets(recipe, recipe.student.vocabulary),
         "phases": {name: settings_of(recipe, phase) for name, phase in recipe.base_phases.items()},
         **{key: tree[key] for key in ("seed", "precision", "decontaminate")},
@@ -261,6 +267,7 @@ def run_model(run: Run) -> None:
     settings = {
         **kept(run),
         "serve_theta": recipe.student.serve_theta,
+        **({"rotate": True} if recipe.student.rotate else {}),
         "adapters": {task: settings_of(recipe, one) for task, one in recipe.adapters.items()},
     }
     marker = run.folder / "model.done"
@@ -273,8 +280,22 @@ def run_model(run: Run) -> None:
             model[0].theta_train[task] = phase.theta
     if recipe.student.serve_theta is not None:
         rope.serve_at(model, recipe.student.serve_theta)
+    if recipe.student.rotate:
+        rotate_model(run, model)
     save_whole(model, folder)
     mark_done(marker, settings)
+
+
+def rotate_model(run: Run, model: SentenceTransformer) -> None:
+    """Rotate on texts of the first phase."""
+    phase = next(iter(run.recipe.phases.values()))
+    drawn = drawn_texts(run, phase, ROTATED_ON, model.max_seq_length)
+    texts = [text for found in drawn.values() for text in found]
+    if len(texts) < model.get_embedding_dimension():
+        logger.warning("%d texts are too few to fit a rotation; there is none", len(texts))
+        return
+    with run.forwards():
+        rotate(model, texts)
 
 
 def run_evaluation(run: Run) -> None:

@@ -346,22 +346,8 @@ def fit(
             f"fit_projection: {phase.fit_projection} texts cannot fit {width} dims; ask for more, "
             f"or for 0: no fit"
         )
-    draw, asks = random.Random(run.recipe.seed), phase.asks_of_labelled
-    whole, most = sum(phase.mix.values()), student.max_seq_length
-    texts: dict[tuple[str, int], dict[str, None]] = defaultdict(dict)
-    for name, weight in phase.mix.items():
-        spec, rows = run.recipe.data_sets[name], run.rows[name]
-        if name in phase.replay:
-            roles = {"text": rows.distinct()}
-        else:
-            roles = {role: rows.distinct(role) for role in teacher_roles(spec, asks)}
-        starts = [0, *accumulate(map(len, roles.values()))]
-        count = min(starts[-1], round(phase.fit_projection * weight / whole))
-        drawn = np.array(draw.sample(range(starts[-1]), count), dtype=np.int64)
-        for (role, numbers), begin, end in zip(roles.items(), starts, starts[1:], strict=False):
-            own = drawn[(drawn >= begin) & (drawn < end)] - begin
-            limit = phase.max_tokens.get(name, most)
-            texts[role, limit].update(dict.fromkeys(rows.texts(numbers[own])))
+    most = student.max_seq_length
+    texts = drawn_texts(run, phase, phase.fit_projection, most)
     count = sum(map(len, texts.values()))
     if count <= 2 * width:
         logger.warning("%d texts are too few to fit a projection; it stays as it is", count)
@@ -384,6 +370,34 @@ def fit(
         own_map_dims=phase.own_map_dims,
     )
     student[0].projection = fitted.to(student.device)
+
+
+def drawn_texts(
+    run: Run, phase: Phase, count: int, most: int
+) -> dict[tuple[str, int], dict[str, None]]:
+    """About so many texts of all a phase's data sets, each by its weight.
+
+    Returns:
+        Role, and the tokens where the phase cuts its texts (``most``, where it does not say) ->
+        texts, each once.
+    """
+    draw, asks = random.Random(run.recipe.seed), phase.asks_of_labelled
+    whole = sum(phase.mix.values())
+    texts: dict[tuple[str, int], dict[str, None]] = defaultdict(dict)
+    for name, weight in phase.mix.items():
+        spec, rows = run.recipe.data_sets[name], run.rows[name]
+        if name in phase.replay:
+            roles = {"text": rows.distinct()}
+        else:
+            roles = {role: rows.distinct(role) for role in teacher_roles(spec, asks)}
+        starts = [0, *accumulate(map(len, roles.values()))]
+        own_count = min(starts[-1], round(count * weight / whole))
+        drawn = np.array(draw.sample(range(starts[-1]), own_count), dtype=np.int64)
+        for (role, numbers), begin, end in zip(roles.items(), starts, starts[1:], strict=False):
+            own = drawn[(drawn >= begin) & (drawn < end)] - begin
+            limit = phase.max_tokens.get(name, most)
+            texts[role, limit].update(dict.fromkeys(rows.texts(numbers[own])))
+    return texts
 
 
 def make_replay_loss(

@@ -17,7 +17,7 @@ from st_jv5.modules.pooling import MODES, modes_of
 from st_jv5.task_table import PROMPTS
 
 POOLINGS = ("Pooling", "TokenPooling", "LastTokenPooling")
-WITHOUT_WEIGHTS = ("Normalize", "MatryoshkaTruncate", "Dropout")
+WITHOUT_WEIGHTS = ("Normalize", "MatryoshkaTruncate", "Dropout", "Rotation", "Heads")
 """Modules after the pooling that a student can do without: none changes what a vector says."""
 DOCUMENT_NAMES = ("document", "passage", "corpus")
 """Names under which sentence-transformers looks for the prompt of documents."""

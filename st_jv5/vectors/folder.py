@@ -88,6 +88,8 @@ class VectorFolder:
                 raise ValueError(f"{where} lacks {key!r}; encode again")
             if type(value := self.manifest[key]) not in types:
                 raise ValueError(f"{where}: {key} cannot be {value!r:.80}; encode again")
+        if self.manifest.get("mode") not in (None, "head"):
+            raise ValueError(f"{where}: mode cannot be {self.manifest['mode']!r:.80}; encode again")
         check_precision(self.precision)
         least = {"dim": 1, "shard_rows": 1, "rows": 0}
         for key, number in least.items():

@@ -88,7 +88,23 @@ def query_vectors(
 ) -> Array:
     """float32 ``(n, dim)``, by the model and the task that the folder was made with."""
     manifest = folder.manifest
-    loaded = model
+    loaded = model_of(folder, model)
+    task, prompt, mode = manifest["task"], manifest["prompt"], manifest.get("mode")
+    router = loaded[0]
+    if isinstance(router, AdapterRouter):
+        known = router.tasks.get(task)
+        if known is not None and "query" in known.aliases:
+            prompt_of = router.head_prompt if mode else router.prompt_for
+            prompt = prompt_of("query", None) or ""
+    elif "query" in loaded.prompts:
+        prompt = loaded.prompts["query"]
+    dim = folder.dim if isinstance(router, AdapterRouter) else None
+    return encode(loaded, queries, task=task or None, prompt=prompt, dim=dim, mode=mode)
+
+
+def model_of(folder: VectorFolder, model: str | SentenceTransformer | None) -> SentenceTransformer:
+    """The model that a folder was made with: where the folder says it is, or the one given."""
+    manifest, loaded = folder.manifest, model
     if loaded is None and _is_gone(manifest["model"]):
         raise ValueError(
             f"{folder.path} was made by the model in {manifest['model']}, and seen from here there "
@@ -98,21 +114,13 @@ def query_vectors(
         loaded = load_model(
             loaded or manifest["model"], manifest["revision"], dtype=manifest["dtype"]
         )
-    if (found := fingerprint(loaded)) != manifest["model_hash"]:
+    heads = manifest.get("mode") is not None
+    if (found := fingerprint(loaded, heads=heads)) != manifest["model_hash"]:
         raise ValueError(
             f"{folder.path} was made by {manifest['model']} ({manifest['model_hash']}), not by "
             f"this model ({found}); name the right one with --model, or encode again"
         )
-    task, prompt = manifest["task"], manifest["prompt"]
-    router = loaded[0]
-    if isinstance(router, AdapterRouter):
-        known = router.tasks.get(task)
-        if known is not None and "query" in known.aliases:
-            prompt = router.prompt_for("query", None) or ""
-    elif "query" in loaded.prompts:
-        prompt = loaded.prompts["query"]
-    dim = folder.dim if isinstance(router, AdapterRouter) else None
-    return encode(loaded, queries, task=task or None, prompt=prompt, dim=dim)
+    return loaded
 
 
 def _is_gone(model: str) -> bool:

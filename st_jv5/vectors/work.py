@@ -45,6 +45,7 @@ class Settings:
     prompt: str
     dim: int | None
     batch_tokens: int | None
+    mode: str | None = None
 
     def load(self, device: str | None = None) -> SentenceTransformer:
         """The model."""
@@ -70,6 +71,7 @@ class Settings:
             prompt=self.prompt,
             dim=self.dim,
             batch_tokens=self.batch_tokens,
+            mode=self.mode,
             show_progress_bar=bar,
         )
 

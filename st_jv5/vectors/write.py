@@ -23,6 +23,7 @@ from st_jv5.choices import DTYPES, SHARD_ROWS, Engine, VectorFiles
 from st_jv5.encoding import Progress, prompt_named
 from st_jv5.fingerprint import fingerprint
 from st_jv5.modules.adapter_router import AdapterRouter
+from st_jv5.modules.heads import head_of
 from st_jv5.precision import check_precision, ranges_of
 from st_jv5.task_table import BASE
 from st_jv5.vectors.corpus import Corpus
@@ -52,6 +53,7 @@ def encode_corpus(
     revision: str | None = None,
     dtype: str | None = None,
     max_tokens: int | None = None,
+    mode: str | None = None,
 ) -> VectorFolder:
     """Encode every text of a corpus and write the vectors, shard by shard.
 
@@ -78,6 +80,7 @@ def encode_corpus(
         revision: Branch, tag or commit of a Hub model.
         dtype: Dtype of the weights: float32, float16, bfloat16; None as the model is stored.
         max_tokens: Texts are cut there; None as the model says.
+        mode: ``"head"``: through the base and the task's head (:func:`st_jv5.fit_heads`).
 
     Raises:
         ValueError: Bad settings, a row without a text, a folder begun with other settings, another
@@ -107,16 +110,16 @@ def encode_corpus(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     gpus = torch.cuda.device_count()
     count = processes or max(1, gpus)
-    settings = Settings(model, revision, dtype, max_tokens, None, "", dim, batch_tokens)
+    settings = Settings(model, revision, dtype, max_tokens, None, "", dim, batch_tokens, mode)
     loaded = settings.load()
-    adapter, prompt = _route(loaded, task, prompt_name)
+    adapter, prompt = _route(loaded, task, prompt_name, mode)
     settings = replace(settings, task=adapter, prompt=prompt)
     width = settings.encode(loaded, ["width"]).shape[1]
     path = Path(folder)
     manifest = {
         "model": model,
         "revision": revision,
-        "model_hash": fingerprint(loaded),
+        "model_hash": fingerprint(loaded, heads=mode is not None),
         "task": adapter,
         "prompt": prompt,
         "dim": width,
@@ -127,6 +130,7 @@ def encode_corpus(
         "corpus": corpus.describe(),
         "shard_rows": shard_rows,
         "files": files,
+        **({} if mode is None else {"mode": mode}),
     }
     VectorFolder.check_begun(path, manifest)
     seen = corpus.summary()
@@ -167,7 +171,7 @@ def encode_corpus(
 
 
 def _route(
-    model: SentenceTransformer, task: str | None, prompt_name: str | None
+    model: SentenceTransformer, task: str | None, prompt_name: str | None, mode: str | None
 ) -> tuple[str | None, str]:
     """Adapter and prompt."""
     prompt = prompt_named(model, prompt_name)
@@ -175,6 +179,10 @@ def _route(
     if not isinstance(router, AdapterRouter):
         if task is not None:
             raise ValueError(f"a model of {type(router).__name__} knows no task, so not {task!r}")
+        if mode is not None:
+            raise ValueError(
+                f"a model of {type(router).__name__} has no heads, so no mode {mode!r}"
+            )
         return None, prompt or ""
     adapter = router.resolve(task) or BASE
     if not isinstance(adapter, str):
@@ -182,6 +190,9 @@ def _route(
             f"vectors on disk name an adapter, not a blend, {adapter!r}; make it one with "
             f"st_jv5.blend_tasks and save the model"
         )
+    if mode is not None:
+        head_of(model, task, mode)
+        return adapter, router.head_prompt(task, prompt) or ""
     return adapter, (prompt if task is None else router.prompt_for(task, prompt)) or ""
 
 

@@ -98,6 +98,10 @@ def test_a_weight_may_move_over_the_steps():
             ["compile=true", "stage1.gradient_checkpointing=true"],
             "compile does not go with stage1.gradient_checkpointing",
         ),
+        (
+            ["student.rotate=true", "stage1.own_map_dims=[32]"],
+            r"student.rotate: stage1.own_map_dims has maps for cut vectors",
+        ),
         ("stage1.devices=0", "stage1.devices must be above 0, not 0"),
         ("stage1.theta=-1.0", "stage1.theta must be above 0, not -1.0"),
         ("student.vocabulary=[nope]", "student.vocabulary: unknown data set 'nope'"),

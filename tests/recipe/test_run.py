@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from transformers import TrainerState
 
 import st_jv5
 from st_jv5.cli import train as main
+from st_jv5.modules.rotation import rotation_in
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.run import preflight
+from st_jv5.recipe.run import preflight, rotate_model, upstream
 from st_jv5.recipe.train import _Spent, peak_memory_mib
+from tests.recipe.test_config import DEMO
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +188,21 @@ def test_a_recipe_may_ask_for_compiled_layers(recipe, tmp_path, monkeypatch):
         sets = ["--set", "compile=true", "--set", f"output={tmp_path / 'o'}"]
         main([recipe, "--only", stage, *sets])
     assert asked == [("inductor", None)]
+
+
+@pytest.mark.parametrize("count", [47, 48])
+def test_a_recipes_model_is_rotated_on_texts_of_its_first_stage_if_there_are_enough(
+    student, monkeypatch, caplog, count
+):
+    texts = {("query", 64): dict.fromkeys(map(str, range(20)))}
+    texts["positive", 32] = dict.fromkeys(map(str, range(100, 80 + count)))
+    monkeypatch.setattr("st_jv5.recipe.run.drawn_texts", lambda *_: texts)
+    recipe = SimpleNamespace(stage1=None)
+    rotate_model(SimpleNamespace(recipe=recipe, forwards=nullcontext), student)
+    assert (rotation_in(student) is None) == (count < 48)
+    assert ("47 texts are too few to fit a rotation" in caplog.text) == (count < 48)
+
+
+def test_the_models_stage_alone_depends_on_whether_it_is_rotated():
+    plain, rotated = (load_recipe(DEMO, [f"student.rotate={on}"]) for on in ("false", "true"))
+    assert upstream(plain) == upstream(rotated)

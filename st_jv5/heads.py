@@ -1,0 +1,155 @@
+"""Fit a map from the base's vectors to each adapter's, so that one forward gives all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from st_jv5.adapters import router_of
+from st_jv5.encoding import encode
+from st_jv5.modules import AdapterRouter
+from st_jv5.modules.heads import Heads, heads_in
+from st_jv5.modules.rotation import rotation_in
+from st_jv5.precision import Array, unit
+from st_jv5.task_table import BASE, unknown_name
+
+__all__ = ["fit_heads", "ridge"]
+
+STRENGTHS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""Of the regularisation, per row; the best on held-out rows is taken."""
+HELD_OUT = 10
+"""Every so many-th row is held out."""
+
+
+def fit_heads(
+    model: SentenceTransformer, texts: Sequence[str], *, tasks: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Give a model heads: linear maps from its base's vectors to each adapter's, in place.
+
+    Then ``encode(texts, task=..., mode="head")`` costs what the base costs, and
+    ``encode_all_tasks(..., mode="head")`` one forward for all tasks. An index of the base's vectors
+    is turned into a task's without the texts (:func:`st_jv5.vectors.convert`). The maps are ridge
+    regressions in closed form, their strength chosen on held-out rows. What goes before a text is
+    the base's own prompt of that name, also for tasks with prompts of their own.
+
+    A head keeps nearly all of an adapter that ranks texts, and about half of what a classification
+    adapter adds to the base: where that matters, use the adapter.
+
+    Heads are saved with the model. An adapter that changes needs a new one: fit again.
+
+    Args:
+        model: A model of ours with adapters.
+        texts: Texts like those to come, ten times as many as the model has dims or more. A task
+            with several prompts sees each text with each of them.
+        tasks: Adapters; None takes all. Heads of others that are there stay.
+
+    Returns:
+        Task -> mean cosine of the head's vectors with the adapter's, on held-out rows.
+
+    Raises:
+        ValueError: Fewer texts than twice the model's dims, or an unknown task.
+
+    Example:
+        >>> found = fit_heads(model, [f"{text} {i}" for text in texts for i in range(4)])
+        >>> sorted(found)
+        ['classification', 'clustering', 'retrieval', 'text-matching']
+        >>> model.encode(["a cat"], task="clustering", mode="head").shape
+        (1, 384)
+    """
+    router = router_of(model)
+    names = list(router.tasks) if tasks is None else list(tasks)
+    for name in names:
+        if name not in router.tasks:
+            raise ValueError(unknown_name("task", name, router.tasks, "this model"))
+    if not names:
+        raise ValueError("this model has no adapters to fit heads to; add one: st_jv5.add_task")
+    width = model.get_embedding_dimension() or 0
+    if len(texts) < 2 * width:
+        raise ValueError(
+            f"{len(texts)} texts cannot fit maps of {width} dims; pass {2 * width} or more, ten "
+            f"times as many for good ones"
+        )
+    known = heads_in(model)
+    kept = {} if known is None else {n: m for n, m in known.maps.items() if n not in names}
+    heads = Heads(width, [*kept, *names])
+    told, of_base = {}, dict[str, Array]()
+    for name in names:
+        sides = []
+        for own, prompt in _prompts(router, name):
+            if own not in of_base:
+                of_base[own] = _plain(model, encode(model, texts, task=BASE, prompt=own))
+            adapters = _plain(model, encode(model, texts, task=name, prompt=prompt))
+            sides.append((of_base[own], adapters))
+        base, adapter = (np.concatenate(rows) for rows in zip(*sides, strict=True))
+        weight, bias, told[name] = ridge(base, adapter)
+        state = {"weight": torch.from_numpy(weight.T), "bias": torch.from_numpy(bias)}
+        heads.maps[name].load_state_dict(state)
+    for name, one in kept.items():
+        heads.maps[name].load_state_dict(one.state_dict())
+    _put(model, heads)
+    return told
+
+
+def ridge(inputs: Array, targets: Array) -> tuple[Array, Array, float]:
+    """The linear map of least squared error, its weights held small.
+
+    Args:
+        inputs: ``(n, D)``.
+        targets: ``(n, E)`` unit rows.
+
+    Returns:
+        Weights ``(D, E)`` and bias ``(E,)``, float64, of all rows; and the mean cosine with the
+        targets of the held-out rows, by the map of all others.
+
+    Example:
+        >>> rows = unit(np.random.default_rng(0).standard_normal((100, 4)))
+        >>> weight, bias, cosine = ridge(rows, rows[:, ::-1])
+        >>> round(cosine, 3)
+        1.0
+    """
+    inputs, targets = inputs.astype(np.float64), targets.astype(np.float64)
+    held = np.arange(len(inputs)) % HELD_OUT == 0
+
+    def score(strength: float) -> float:
+        weight, bias = _solved(inputs[~held], targets[~held], strength)
+        found = unit(inputs[held] @ weight + bias)
+        return float((found * targets[held]).sum(axis=1).mean())
+
+    scores = {strength: score(strength) for strength in STRENGTHS}
+    best = max(scores, key=lambda strength: scores[strength])
+    return *_solved(inputs, targets, best), scores[best]
+
+
+def _solved(inputs: Array, targets: Array, strength: float) -> tuple[Array, Array]:
+    middle, aim = inputs.mean(axis=0), targets.mean(axis=0)
+    rows = inputs - middle
+    gram = rows.T @ rows + strength * len(rows) * np.eye(rows.shape[1])
+    weight = np.linalg.solve(gram, rows.T @ (targets - aim))
+    return weight, aim - middle @ weight
+
+
+def _prompts(router: AdapterRouter, task: str) -> list[tuple[str, str]]:
+    """Of each of a task's prompts: the base's of that name, and the task's own; equal ones once."""
+    own = router.prompts
+    named = [name for name in router.tasks[task].prompts if name in own]
+    pairs = [(own[name], router.prompt_for(task, own[name]) or "") for name in named]
+    return list(dict.fromkeys(pairs))
+
+
+def _plain(model: SentenceTransformer, vectors: Array) -> Array:
+    """Vectors as they are without the model's rotation."""
+    rotation = rotation_in(model)
+    return vectors if rotation is None else vectors @ rotation.weight.cpu().numpy()
+
+
+def _put(model: SentenceTransformer, heads: Heads) -> None:
+    """Put heads behind the pooling, in place of those that are there."""
+    modules = [module for module in model if not isinstance(module, Heads)]
+    place = next(i for i, one in enumerate(modules) if isinstance(one, Pooling)) + 1
+    modules.insert(place, heads.to(model.device).eval())
+    model._modules = {str(index): module for index, module in enumerate(modules)}
+    heads.on_model_ready(model)

@@ -1,0 +1,134 @@
+"""Maps from the base's vectors to each adapter's: all tasks from one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from sentence_transformers.base.modules import Module
+from torch import Tensor, nn
+
+from st_jv5.modules.in_float32 import InFloat32
+from st_jv5.modules.owner import Owner, belong
+from st_jv5.modules.rotation import rotation_in
+from st_jv5.task_table import BASE, unknown_name
+
+HEAD = "head"
+"""The ``mode`` of an encoding that goes through the base and a task's head, without its adapter."""
+
+
+class Heads(InFloat32, Module):
+    """A linear map for each task, from the base's unit vectors to the task's.
+
+    It stands behind the pooling and does nothing unless the forward's ``mode`` is ``"head"``.
+
+    Args:
+        dim: Width of the embeddings.
+        tasks: Names of the adapters that have a head.
+
+    Example:
+        >>> Heads(384, ["retrieval"]).tasks
+        ['retrieval']
+    """
+
+    forward_kwargs: ClassVar[set[str]] = {"task", "mode"}
+    config_keys: ClassVar[list[str]] = ["dim", "tasks"]
+
+    def __init__(self, dim: int, tasks: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.dim = dim
+        self.maps = nn.ModuleDict({name: nn.Linear(dim, dim) for name in tasks})
+        self._model = Owner()
+        self.requires_grad_(False)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that have a head."""
+        return list(self.maps)
+
+    def on_model_ready(self, model: Any) -> None:
+        belong(self, model)
+
+    def forward(
+        self,
+        features: dict[str, Any],
+        task: Any = None,
+        mode: str | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Replace ``features["sentence_embedding"]`` ``(n, dim)`` by the task's unit rows."""
+        if mode is None:
+            return features
+        name = head_of(self._model(), task, mode)
+        features["sentence_embedding"] = self.through(name, features["sentence_embedding"])
+        return features
+
+    def through(self, name: str, vectors: Tensor) -> Tensor:
+        """The base's vectors ``(n, dim)`` as the task's: float32 unit rows; the base's own stay."""
+        rows = nn.functional.normalize(vectors.float(), dim=-1)
+        if name == BASE:
+            return rows
+        linear: Any = self.maps[name]
+        with torch.autocast(rows.device.type, enabled=False):
+            return nn.functional.normalize(linear(rows), dim=-1)
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        self.save_config(output_path)
+        self.save_torch_weights(output_path)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Heads:
+        """Read them; an error names the folder whose weights are no numbers."""
+        where = ("token", "cache_folder", "revision", "local_files_only")
+        hub = {"subfolder": subfolder, **{k: kwargs[k] for k in where if k in kwargs}}
+        heads = cls(**cls.load_config(model_name_or_path, **hub))
+        cls.load_torch_weights(model_name_or_path, model=heads, **hub)
+        for name, tensor in heads.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(
+                    f"{model_name_or_path}/{subfolder}/model.safetensors: {name} is NaN or infinite"
+                )
+        return heads
+
+
+def heads_in(modules: Iterable[Any]) -> Heads | None:
+    """The heads among a model's modules, if it has any."""
+    return next((module for module in modules if isinstance(module, Heads)), None)
+
+
+def head_of(model: Any, task: Any, mode: str) -> str:
+    """The adapter whose head a task means, or ``"base"``.
+
+    Raises:
+        ValueError: Another mode, a blend, or a task, or a model, without a head.
+    """
+    if mode != HEAD:
+        raise ValueError(unknown_name("mode", mode, [HEAD], "encode"))
+    heads = None if model is None else heads_in(model)
+    if heads is None:
+        raise ValueError("this model has no heads; fit them: st_jv5.fit_heads(model, texts)")
+    name = model[0].resolve(task) or BASE
+    if name != BASE and name not in heads.maps:
+        raise ValueError(
+            f"{name!r} has no head; those that have: {', '.join([*heads.tasks, BASE])}. A blend "
+            f"has none; fit a task's with st_jv5.fit_heads(model, texts)"
+        )
+    return str(name)
+
+
+@torch.no_grad()
+def through_head(model: Any, vectors: Tensor, name: str) -> Tensor:
+    """Full-width vectors of a model's base, as they leave it, as those of a task: unit rows.
+
+    Args:
+        model: With heads, and maybe a rotation, which is taken off before and put on again.
+        vectors: float32 ``(n, D)``.
+        name: Of :func:`head_of`.
+    """
+    heads, rotation = heads_in(model), rotation_in(model)
+    assert heads is not None
+    vectors = vectors.to(model.device)
+    if rotation is None:
+        return heads.through(name, vectors)
+    return heads.through(name, vectors @ rotation.weight) @ rotation.weight.T

@@ -1,0 +1,320 @@
+"""A model's axes in the order of what they say, so that its vectors can be cut to a few dims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Normalize
+from torch import Tensor, nn
+
+from st_jv5.encoding import encode
+from st_jv5.modules import AdapterRouter, MatryoshkaTruncate, Rotation
+from st_jv5.modules.rotation import is_orthogonal
+from st_jv5.precision import Array, unit
+from st_jv5.task_table import BASE
+
+__all__ = ["rotate", "unrotate"]
+
+DIMS = (16, 32, 64, 128)
+"""Dims that a rotation is refined for, those below the width."""
+TEMPERATURE = 0.05
+"""Of the neighbours' softmax."""
+BATCH = 512
+"""Texts or pairs of a step."""
+RATE = 0.005
+"""Of a step, as the mean angle of an axis, about."""
+
+
+def rotate(
+    model: SentenceTransformer,
+    texts_or_pairs: Sequence[str] | Sequence[tuple[str, str]],
+    *,
+    tasks: Sequence[str] | None = None,
+    steps: int = 400,
+) -> None:
+    """Rotate a model's space, in place, so that the first dims of its vectors say the most.
+
+    Full-width vectors have the cosines that they had, within 1e-6. One rotation serves all tasks,
+    so that vectors of two adapters can still be compared. It begins with the eigenvectors of the
+    cross-covariance of queries and documents, made symmetric (of texts: of their second moment),
+    the largest eigenvalue first, and is turned on until cut vectors have the neighbours that whole
+    ones have (:func:`refined`). The model itself is not trained.
+
+    A model of ours gets a :class:`~st_jv5.modules.Rotation` behind its pooling, any other a stock
+    ``Dense``, so it loads where it did. Save it as ever. An index of vectors from before does not
+    fit the rotated model (its hash is another one). A model that is rotated already is rotated
+    anew.
+
+    Args:
+        model: A model of ours, a published jina v5, or any text model of sentence-transformers.
+        texts_or_pairs: Texts like those to come, or pairs of a query and a document, which get the
+            prompts of their sides. At least as many texts as the model has dims; some thousands are
+            enough.
+        tasks: Adapters whose vectors count; None takes all, and the base of a model that has none.
+        steps: Of turning on; 0 stays with the eigenvectors.
+
+    Raises:
+        ValueError: Too few texts, an unknown task, tasks for a model that has none, or a projection
+            with maps of its own for cut vectors.
+
+    Example:
+        >>> before = student.encode(texts)
+        >>> rotate(student, texts, steps=2)
+        >>> bool(np.allclose(student.encode(texts) @ student.encode(texts).T, before @ before.T,
+        ...      atol=1e-5))
+        True
+        >>> unrotate(student)
+    """
+    router = model[0]
+    ours = isinstance(router, AdapterRouter)
+    if tasks is not None and not ours:
+        raise ValueError(f"a model of {type(router).__name__} has no tasks, so not {list(tasks)}")
+    if ours:
+        _check_projection(router)
+    sides = _sides(texts_or_pairs)
+    width, count = model.get_embedding_dimension() or 0, sum(map(len, sides.values()))
+    if count < width:
+        raise ValueError(f"{count} texts cannot put {width} dims in order; pass {width} or more")
+    names: list[str | None] = [None]
+    if ours:
+        names = [*(list(router.tasks) or [BASE] if tasks is None else tasks)]
+        for name in names:
+            router.resolve(name)
+    unrotate(model)
+    groups = []
+    for name in names:
+        rows = [
+            encode(model, own, task=name, prompt=_prompt(model, name, side))
+            for side, own in sides.items()
+        ]
+        groups.append(np.stack([unit(one) for one in rows], axis=1))
+    moment = np.sum([moment_of(group) for group in groups], axis=0)
+    axes = refined(axes_of(moment), groups, steps)
+    _put(model, torch.from_numpy(axes.T.copy()))
+
+
+def unrotate(model: SentenceTransformer) -> None:
+    """Take a model's rotation out again, in place; a model without one is left as it is.
+
+    The vectors are the ones from before :func:`rotate`, to rounding. This is the way to engines
+    that have no place for a rotation (GGUF).
+
+    Example:
+        >>> unrotate(student)
+    """
+    place = _place_of_rotation(model)
+    if place is None:
+        return
+    modules = list(model)
+    _turn_projection(model, _weight(modules.pop(place)).T)
+    _set_modules(model, modules)
+
+
+def moment_of(rows: Array) -> Array:
+    """Mean of ``x xᵀ`` over texts, or of ``x yᵀ`` over pairs, the latter made symmetric.
+
+    Args:
+        rows: Unit rows, ``(n, 1, D)`` of texts, ``(n, 2, D)`` of pairs.
+
+    Returns:
+        float64 ``(D, D)``.
+
+    Example:
+        >>> moment_of(np.array([[[1.0, 0.0]], [[0.0, 1.0]]])).tolist()
+        [[0.5, 0.0], [0.0, 0.5]]
+    """
+    one, other = rows[:, 0].astype(np.float64), rows[:, -1].astype(np.float64)
+    found: Array = (one.T @ other + other.T @ one) / (2 * len(rows))
+    return found
+
+
+def axes_of(moment: Array) -> Array:
+    """Orthonormal columns ``(D, D)``, the axis of the largest eigenvalue first.
+
+    An eigenvector's sign is free: the element of largest size is positive, so that equal moments
+    give equal axes.
+
+    Example:
+        >>> axes_of(np.diag([1.0, 3.0])).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+    values, vectors = np.linalg.eigh((moment + moment.T) / 2)
+    axes = vectors[:, np.argsort(-values, kind="stable")]
+    largest = axes[np.abs(axes).argmax(axis=0), np.arange(len(axes))]
+    found: Array = axes * np.sign(largest)
+    return found
+
+
+def refined(axes: Array, groups: Sequence[Array], steps: int, seed: int = 0) -> Array:
+    """Turn axes on until vectors cut to few dims have the neighbours that they have whole.
+
+    Gradient descent over rotations (Cayley's transform of a skew step, with momentum) on the KL
+    divergence of a text's neighbours within a batch, by the cosines at :data:`TEMPERATURE`, at each
+    of :data:`DIMS`.
+
+    Args:
+        axes: Orthonormal columns ``(D, D)``.
+        groups: Unit rows ``(n, sides, D)`` of each task, taken in turn.
+        steps: 0 leaves the axes as they are.
+        seed: Of the batches.
+
+    Returns:
+        Orthonormal columns, float64 ``(D, D)``.
+
+    Example:
+        >>> rows = unit(np.random.default_rng(0).standard_normal((40, 32)))[:, None]
+        >>> axes = refined(np.eye(32), [rows], steps=3)
+        >>> bool(np.allclose(axes.T @ axes, np.eye(32)))
+        True
+    """
+    width = len(axes)
+    dims = [dim for dim in DIMS if dim < width]
+    if steps < 1 or not dims:
+        return axes
+    draw = torch.Generator().manual_seed(seed)
+    rows = [torch.from_numpy(group.astype(np.float32)) for group in groups]
+    turn, whole = torch.from_numpy(axes).float(), torch.eye(width)
+    momentum, square = torch.zeros(width, width), 0.0
+    for step in range(steps):
+        own = rows[step % len(rows)]
+        batch = own[torch.randperm(len(own), generator=draw)[:BATCH]].reshape(-1, width)
+        turn.requires_grad_(True)
+        (slope,) = torch.autograd.grad(neighbours_lost(batch, batch @ turn, dims), turn)
+        turn = turn.detach()
+        skew = slope @ turn.T - turn @ slope.T
+        momentum = 0.9 * momentum + skew
+        square = 0.99 * square + 0.01 * float(skew.square().mean())
+        size = RATE * min(1.0, 2 * (steps - step) / steps)
+        size /= (square / (1 - 0.99 ** (step + 1))) ** 0.5 * width**0.5 + 1e-12
+        half = -size / 2 * momentum
+        turn = torch.linalg.solve(whole - half, (whole + half) @ turn)
+        if step % 50 == 49:
+            turn = torch.from_numpy(_orthonormal(turn.numpy())).float()
+    return _orthonormal(turn.numpy())
+
+
+def neighbours_lost(whole: Tensor, turned: Tensor, dims: Sequence[int]) -> Tensor:
+    """Mean KL divergence of texts' neighbours at some dims from those at full width: a scalar.
+
+    Args:
+        whole: ``(n, D)`` unit rows.
+        turned: The same, rotated.
+        dims: To cut to.
+    """
+    itself = torch.eye(len(whole), dtype=torch.bool, device=whole.device)
+
+    def chances(rows: Tensor) -> Tensor:
+        cosines = (rows @ rows.T / TEMPERATURE).masked_fill(itself, -1e4)
+        return cosines.log_softmax(dim=1)
+
+    wanted = chances(whole)
+    lost = [
+        nn.functional.kl_div(
+            chances(nn.functional.normalize(turned[:, :dim], dim=1)),
+            wanted,
+            reduction="batchmean",
+            log_target=True,
+        )
+        for dim in dims
+    ]
+    return torch.stack(lost).mean()
+
+
+def _orthonormal(matrix: Array) -> Array:
+    """The nearest orthogonal matrix, in float64."""
+    left, _, right = np.linalg.svd(matrix.astype(np.float64))
+    found: Array = left @ right
+    return found
+
+
+def _sides(texts_or_pairs: Sequence[Any]) -> dict[str, list[str]]:
+    """Prompt's name -> texts."""
+    if isinstance(texts_or_pairs, str):
+        raise ValueError(f"texts must be a list, not one text: {texts_or_pairs[:60]!r}")
+    rows = list(texts_or_pairs)
+    if all(isinstance(row, str) for row in rows):
+        return {"document": rows}
+    for index, row in enumerate(rows):
+        if isinstance(row, str) or len(row) != 2 or not all(isinstance(t, str) for t in row):
+            raise ValueError(
+                f"row {index} must be a pair of texts (query, document), like the others, not "
+                f"{row!r:.80}"
+            )
+    return {"query": [query for query, _ in rows], "document": [text for _, text in rows]}
+
+
+def _prompt(model: SentenceTransformer, task: str | None, side: str) -> str:
+    """What goes before a side's texts."""
+    prompt = model.prompts.get(side, model.prompts.get("document", ""))
+    router = model[0]
+    if isinstance(router, AdapterRouter):
+        prompt = router.prompt_for(BASE if task is None else task, prompt)
+    return prompt or ""
+
+
+def _place_of_rotation(model: SentenceTransformer) -> int | None:
+    """Of our module, or of a stock one that does the same."""
+    for place, module in enumerate(model):
+        if isinstance(module, Rotation):
+            return place
+        if (
+            type(module) is Dense
+            and not module.bias
+            and not module.use_residual
+            and isinstance(module.activation_function, torch.nn.Identity)
+            and module.module_input_name == module.module_output_name == "sentence_embedding"
+            and is_orthogonal(module.linear.weight)
+        ):
+            return place
+    return None
+
+
+def _weight(module: Any) -> Tensor:
+    return cast(Tensor, module.linear.weight.detach())
+
+
+def _put(model: SentenceTransformer, weight: Tensor) -> None:
+    """Put a rotation before the cut or the last normalisation, or at the end."""
+    ours = isinstance(model[0], AdapterRouter)
+    last = (MatryoshkaTruncate, Normalize)
+    place = next((i for i, one in enumerate(model) if isinstance(one, last)), len(model))
+    rotation = Rotation(len(weight), weight)
+    module = rotation if ours else rotation.stock(model.dtype or torch.float32)
+    modules = list(model)
+    modules.insert(place, module.to(model.device).eval())
+    _set_modules(model, modules)
+    _turn_projection(model, weight)
+
+
+def _set_modules(model: SentenceTransformer, modules: Sequence[Any]) -> None:
+    model._modules = {str(index): module for index, module in enumerate(modules)}
+
+
+def _check_projection(router: AdapterRouter) -> None:
+    projection = router.projection
+    if projection is not None and projection.own_map_dims:
+        raise ValueError(
+            f"this model's projection has maps of its own for vectors cut to "
+            f"{', '.join(map(str, projection.own_map_dims))} dims, which a rotation would mix; "
+            f"rotate a model whose projection has none, or set model[0].projection to None"
+        )
+
+
+@torch.no_grad()
+def _turn_projection(model: SentenceTransformer, weight: Tensor) -> None:
+    """Have the projection read, or give, vectors turned by ``weight``, as before it was turned."""
+    projection = getattr(model[0], "projection", None)
+    if projection is None:
+        return
+    linear = projection.linear
+    turn = weight.double().to(linear.weight.device)
+    if projection.placement == "student_up":
+        linear.weight.copy_(linear.weight.double() @ turn.T)
+    else:
+        linear.weight.copy_(turn @ linear.weight.double())
+        linear.bias.copy_(turn @ linear.bias.double())

@@ -1,0 +1,85 @@
+"""A folder of the base's vectors as a task's, through the task's head: no text is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from st_jv5.adapters import router_of
+from st_jv5.encoding import head_vectors
+from st_jv5.files import whole_folder
+from st_jv5.fingerprint import fingerprint
+from st_jv5.modules.heads import HEAD, head_of
+from st_jv5.precision import Array, codes, from_codes, ranges_of
+from st_jv5.task_table import BASE
+from st_jv5.vectors.folder import VectorFolder
+from st_jv5.vectors.searching import model_of
+
+SAMPLED = 1000
+"""Rows of the first shard that int8's ranges are taken from."""
+
+
+def convert(
+    source: str | Path | VectorFolder,
+    task: str,
+    folder: str | Path,
+    *,
+    model: str | SentenceTransformer | None = None,
+) -> VectorFolder:
+    """Write a task's vectors out of the base's, shard by shard, without encoding a text.
+
+    They are those that ``encode_corpus(..., mode="head")`` writes, but for the rounding of the
+    source. :func:`search` embeds the queries of such a folder through the head, too.
+
+    Args:
+        source: A whole folder of the base's vectors, at full width and not binary.
+        task: Task or alias with a head in the model (:func:`st_jv5.fit_heads`).
+        folder: New; it appears when all is written, or not at all.
+        model: The model, or where it is, if not where the folder says.
+
+    Raises:
+        ValueError: The source is no such folder, or of another model; a prompt that the base does
+            not have; shards that are missing or damaged.
+
+    Example:
+        >>> convert(vectors_folder, "clustering", "elsewhere")
+        Traceback (most recent call last):
+        ValueError: ...vectors are of the task 'retrieval'; convert takes those of 'base'
+    """
+    found = source if isinstance(source, VectorFolder) else VectorFolder(source)
+    told = found.manifest
+    if told["task"] != BASE or told.get("mode") is not None:
+        raise ValueError(
+            f"{found.path}: its vectors are of the task {told['task']!r}; convert takes those of "
+            f"{BASE!r}"
+        )
+    if found.precision == "binary":
+        raise ValueError(f"{found.path}: binary vectors say too little to be converted")
+    if missing := found.missing():
+        raise ValueError(f"{found.path}: {len(missing)} of {found.shards} shards are not written")
+    loaded = model_of(found, model)
+    name, width = head_of(loaded, task, HEAD), loaded.get_embedding_dimension()
+    if found.dim != width:
+        raise ValueError(f"{found.path}: vectors of {found.dim} dims; a head takes all {width}")
+    if told["prompt"] not in (known := router_of(loaded).prompts.values()):
+        raise ValueError(
+            f"{found.path}: its texts had the prompt {told['prompt']!r}, and heads are fitted to "
+            f"{', '.join(map(repr, known))}"
+        )
+    manifest = {key: value for key, value in told.items() if key != "format"}
+    manifest |= {"task": name, "mode": HEAD, "model_hash": fingerprint(loaded, heads=True)}
+
+    def heads(kept: Array) -> Array:
+        vectors = from_codes(np.asarray(kept), found.precision, found.dim, ranges=found.ranges)
+        return head_vectors(loaded, vectors.astype(np.float32, copy=False), name)
+
+    with whole_folder(folder) as partial:
+        made = VectorFolder.create(partial, manifest)
+        for number, ids, kept in found.loaded():
+            rows = heads(kept)
+            if number == 0 and found.precision == "int8":
+                made.write_ranges(ranges_of(rows[:SAMPLED]))
+            made.write(number, ids, codes(rows, made.precision, made.ranges))
+    return VectorFolder(folder)
