@@ -32,7 +32,7 @@ def fit_heads(
 
     Then ``encode(texts, task=..., mode="head")`` costs what the base costs, and
     ``encode_all_tasks(..., mode="head")`` one forward for all tasks. An index of the base's vectors
-    is turned into a task's without the texts (:func:`st_jv5.vectors.converting`). The maps are ridge
+    is turned into a task's without the texts (:func:`st_jv5.vectors.convert`). The maps are ridge
     regressions in closed form, their strength chosen on held-out rows. What goes before a text is
     the base's own prompt of that name, also for tasks with prompts of their own.
 
