@@ -1,5 +1,6 @@
 """Search with OpenAI's client: questions and documents each behind their own prompt.
 
+pip install openai numpy
 st-jv5 serve out/demo/model --name st-jv5 --task retrieval &
 python examples/openai_search.py http://127.0.0.1:8000/v1
 """

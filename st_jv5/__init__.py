@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; _NAMES has the same
         RelationalKDLoss,
     )
     from st_jv5.modules import AdapterRouter, LastTokenPooling, MatryoshkaTruncate
+    from st_jv5.query_table import fit_query_encoder, fit_query_table
     from st_jv5.student import new_student
     from st_jv5.trainer import AdapterTrainer
 
@@ -46,6 +47,8 @@ __all__ = [
     "encode",
     "encode_all_tasks",
     "encode_mixed",
+    "fit_query_encoder",
+    "fit_query_table",
     "load_jina_v5",
     "merge_task",
     "new_student",
@@ -82,6 +85,7 @@ _NAMES = {
         "LastTokenPooling",
         "MatryoshkaTruncate",
     ),
+    "query_table": ("fit_query_encoder", "fit_query_table"),
     "student": ("new_student",),
     "trainer": ("AdapterTrainer",),
 }

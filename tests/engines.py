@@ -25,14 +25,14 @@ QUIET = {
 }
 
 
-def venv(name: str, *requirements: str) -> Path:
+def venv(name: str, *requirements: str, torch: bool = True) -> Path:
     """The folder of its commands."""
     folder = ENVIRONMENTS / name
     done = folder / "done"
     wanted = "\n".join(requirements)
     if not done.exists() or done.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        for packages in ([TORCH], requirements):
+        for packages in ([TORCH], requirements) if torch else (requirements,):
             install = [folder / "bin" / "pip", "install", "--quiet", *packages]
             subprocess.run(install, check=True)
         done.write_text(wanted)

@@ -28,6 +28,7 @@ from st_jv5 import (
     modules,
     precision,
     projection,
+    query_table,
     serve,
     teacher,
     trainer,
@@ -81,6 +82,7 @@ EXTRA = [
     column_prompts,
     projection.Projection,
     projection.fit_projection,
+    query_table.remember_words,
 ]
 NAMED = [getattr(one, name) for one in (st_jv5, *PACKAGES) for name in one.__all__]
 PUBLIC = {

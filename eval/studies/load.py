@@ -9,6 +9,7 @@ every vector is compared. Server and clients share this machine's cores.
     texts_per_second   that were answered
     p50, p99           milliseconds of a request
     of_encode_mixed    texts_per_second / those of encode_mixed
+    apart              most that an element of two vectors of one text differs
 """
 
 from __future__ import annotations
@@ -150,6 +151,7 @@ def load(
         "p99": round(float(p99), 1),
         "encode_mixed": round(len(given) / alone, 1),
         "of_encode_mixed": round(alone / served, 3),
+        "apart": apart,
     }
 
 

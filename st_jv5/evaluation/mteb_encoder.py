@@ -251,12 +251,14 @@ class MTEBEncoder(AbsEncoder):
     ) -> Array:
         """Unit rows of this encoder's dim, each text encoded once."""
         task, prompt = self.route(task_type, prompt_type)
-        key = (task or "", prompt, self.dtype(), self.model.max_seq_length)
+        side = "query" if prompt_type == PromptType.query else "document"
+        key = (task or side, prompt, self.dtype(), self.model.max_seq_length)
         known = _Vectors() if self._memory is None else self._memory.setdefault(key, _Vectors())
         new = [text for text in dict.fromkeys(texts) if text not in known.index]
         if new:
             if task is None:
-                vectors = self.model.encode(new, prompt=prompt, convert_to_numpy=True, **kwargs)
+                by_side = getattr(self.model, f"encode_{side}")  # the route of a Router, if any
+                vectors = by_side(new, prompt=prompt, convert_to_numpy=True, **kwargs)
             else:
                 vectors = encode(self.model, new, task=task, prompt=prompt)
             known.add(new, np.asarray(vectors, dtype=np.float32))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from huggingface_hub import ModelCard
 
 from st_jv5.files import whole_file
 from st_jv5.recipe.config import DataSet
@@ -20,6 +21,7 @@ from st_jv5.recipe.data.columns import with_columns
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.data.rows import Rows
 from st_jv5.recipe.strict import RecipeError
+from st_jv5.teacher.sources import resolve_model
 from st_jv5.texts import ending
 
 TEACHER = "sentence-transformers/all-mpnet-base-v2"
@@ -37,8 +39,8 @@ SAMPLE = 1000
 TASKS = {"pairs": "retrieval", "scored": "text-matching", "texts": "clustering",
          "labelled": "classification"}  # fmt: skip
 """Kind of data -> the adapter that it trains."""
-BATCH_ROWS = {"pairs": 32, "scored": 32, "texts": 32, "labelled": 8}
-"""Most rows of a batch; of labelled texts each row has a positive and negatives."""
+BATCH_ROWS, LABELLED_ROWS = 32, 8
+"""Most rows of a batch; to learn labels each row has a positive and negatives beside its text."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,6 @@ class Own:
             yield f"  {len(self.labels):,} labels, such as {common}"
         few = f" (fewer than {LEAST_ROWS} rows)" if not self.spec.held_out else ""
         yield f"  {self.train:,} rows to train on, {self.spec.held_out:,} held out{few}"
-
-    @property
-    def batch(self) -> int:
-        """Rows of a batch: a power of two, a quarter of the set at most."""
-        return _power_of_two(min(BATCH_ROWS[self.spec.kind], self.train // 4))
 
     @property
     def negatives(self) -> int:
@@ -186,22 +183,27 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
     adapters: dict[str, list[Own]] = {}
     for own in owns:
         adapters.setdefault(TASKS[own.spec.kind], []).append(own)
+    of_teacher, of_base = _stated(teacher), _stated(base)
     lines = [
         "# Run it: st-jv5 train THIS_FILE. Every setting is told in st_jv5/recipe/config.py.",
         f"name: {_flow(name)}   # the result goes to out/{name}",
         "# The teacher is the big model that the student learns from; it embeds each text once.",
-        f"teacher: {_flow({'model': teacher, 'max_tokens': min(tokens, 384)})}",
+        f"teacher: {_flow({'model': teacher, **of_teacher, 'max_tokens': min(tokens, 384)})}",
         "# The base is what becomes your model. Texts are cut at max_tokens; fewer are faster.",
-        f"student: {_flow({'base': base, 'max_tokens': tokens})}",
+        f"student: {_flow({'base': base, **of_base, 'max_tokens': tokens})}",
+        "# license: what the result's card says of the text; own where it is yours to publish",
         "data_sets:   # held_out rows are never trained on: the scores at the end are theirs",
         *(f"  {_flow(n)}: {_flow(settings)}" for n, settings in _sets(owns).items()),
         "# The base learns the teacher's vectors of all your texts. A step reads batch_size rows.",
-        f"stage1: {_flow(_phase(owns, [_general(own) for own in owns], 1.0e-4))}",
+        f"stage1: {_flow(_phase(owns, [_general(own) for own in owns], BATCH_ROWS, 1.0e-4))}",
         "adapters:   # then one adapter for each use, on the base, which is frozen",
     ]
     for task, of in adapters.items():
-        lines.append(f"  # {USES[task]}; every row is read about {_passes(of):.1f} times")
-        lines.append(f"  {task}: {_flow(_phase(of, [own.name for own in of], 3.0e-4))}")
+        most = LABELLED_ROWS if task == "classification" else BATCH_ROWS
+        phase = _phase(of, [own.name for own in of], most, 3.0e-4)
+        passes = phase["steps"] * phase["batch_size"] / sum(own.train for own in of)
+        lines.append(f"  # {USES[task]}; every row is read about {passes:.1f} times")
+        lines.append(f"  {task}: {_flow(phase)}")
     lines += [
         "# Better: more rows; for pairs hard negatives (columns negative_1, ...), or a second data",
         "# set of the same pairs with `negatives: 2`: the teacher finds them. Longer: raise steps.",
@@ -223,6 +225,7 @@ def _sets(owns: Sequence[Own]) -> dict[str, dict[str, Any]]:
     for own in owns:
         spec = own.spec
         settings: dict[str, Any] = {"path": spec.path, "kind": spec.kind, "columns": spec.columns}
+        settings["license"] = "own"
         if spec.kind == "labelled":
             settings["negatives"] = own.negatives
         if spec.held_out:
@@ -230,7 +233,8 @@ def _sets(owns: Sequence[Own]) -> dict[str, dict[str, Any]]:
         found[own.name] = settings
         if (general := _general(own)) != own.name:
             column = spec.columns["text" if "text" in spec.columns else "query"]
-            found[general] = {"path": spec.path, "kind": "texts", "columns": {"text": column}}
+            single = {"path": spec.path, "kind": "texts", "columns": {"text": column}}
+            found[general] = {**single, "license": "own"}
     return found
 
 
@@ -239,29 +243,34 @@ def _general(own: Own) -> str:
     return own.name if own.spec.kind in ("pairs", "texts") else f"{own.name}-texts"
 
 
-def _phase(owns: Sequence[Own], names: Sequence[str], rate: float) -> dict[str, Any]:
-    """A phase's settings: a few passes over its sets, each drawn by its rows."""
-    whole, steps = sum(own.train for own in owns), _steps(owns)
+def _phase(owns: Sequence[Own], names: Sequence[str], most: int, rate: float) -> dict[str, Any]:
+    """A phase's settings: a few passes over its sets, each drawn by its rows.
+
+    A batch has a power of two of rows, and no more than a quarter of the smallest set.
+    """
+    batch = _power_of_two(min(most, *(own.train // 4 for own in owns)))
+    steps = max(1, min(MOST_STEPS, EPOCHS * sum(own.train // batch for own in owns)))
+    whole = sum(own.train for own in owns)
     weights = [max(0.01, round(own.train / whole, 2)) for own in owns]
     return {
         "data": dict(zip(names, weights, strict=True)),
         "steps": steps,
-        "batch_size": _batch(owns),
+        "batch_size": batch,
         "learning_rate": rate,
         "warmup_steps": steps // 10,
     }
 
 
-def _batch(owns: Sequence[Own]) -> int:
-    return min(own.batch for own in owns)
-
-
-def _steps(owns: Sequence[Own]) -> int:
-    return max(1, min(MOST_STEPS, EPOCHS * sum(own.train // _batch(owns) for own in owns)))
-
-
-def _passes(owns: Sequence[Own]) -> float:
-    return _steps(owns) * _batch(owns) / sum(own.train for own in owns)
+def _stated(model: str) -> dict[str, str]:
+    """The licence that a model's card states, as a setting; none where it cannot be read here."""
+    if model in (TEACHER, BASE):
+        return {"license": "apache-2.0"}
+    card = Path(resolve_model(model)) / "README.md"
+    if not card.is_file():
+        return {}
+    data = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    license = data.to_dict().get("license")
+    return {"license": license} if isinstance(license, str) else {}
 
 
 def _flow(value: Any) -> str:

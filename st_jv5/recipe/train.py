@@ -254,7 +254,8 @@ def check_epochs(run: Run, name: str, phase: Phase) -> None:
         rows = run.rows[data_set]
         count = len(rows.distinct() if data_set in phase.replay else rows)
         size = phase.batch_sizes.get(data_set, phase.batch_size) * phase.devices
-        batches += max(1, int(phase.max_epochs * (count // size)))
+        whole = count // min(size, count)  # a small set's batches have the rows that it has
+        batches += max(1, int(phase.max_epochs * whole))
         told.append(f"{data_set}: {count} rows, {size} a step")
     if batches < phase.steps:
         raise RecipeError(

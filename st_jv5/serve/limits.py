@@ -37,9 +37,9 @@ class Limits:
         for one in fields(self):
             value = getattr(self, one.name)
             if value < 0 or (value == 0 and one.name != "batch_wait_ms"):
-                raise ValueError(f"{one.name} must be positive, not {value:g}")
+                raise ValueError(f"{one.name} must be positive, not {value}")
         if self.max_tokens > self.max_waiting_tokens:
             raise ValueError(
-                f"max_tokens, {self.max_tokens:g}, must not be more than max_waiting_tokens, "
-                f"{self.max_waiting_tokens:g}: such a request would never be taken"
+                f"max_tokens, {self.max_tokens}, must not be more than max_waiting_tokens, "
+                f"{self.max_waiting_tokens}: such a request would never be taken"
             )

@@ -50,6 +50,14 @@ def test_one_adapter_for_all_and_a_cut_dim(model, texts):
     np.testing.assert_allclose(cut, model.encode(texts, task="base", dim=8), atol=1e-6)
 
 
+def test_a_model_with_a_route_for_queries_takes_it_for_mtebs_queries_alone(model, texts):
+    fast = st_jv5.fit_query_table(model, texts, epochs=1)
+    encoder = MTEBEncoder(fast, remember=True)
+    for side, own in ((PromptType.query, fast.encode_query), (None, fast.encode_document)):
+        found = encoded(encoder, "Retrieval", texts, side)
+        np.testing.assert_allclose(found, own(texts), atol=1e-6)
+
+
 def test_trap_26_mtebs_own_wrapper_gives_the_same_vectors_on_our_folder(saved, texts):
     from mteb.models.model_implementations.jina_models import JinaV5TextWrapper
 

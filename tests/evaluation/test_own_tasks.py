@@ -129,7 +129,8 @@ def test_files_are_scored_as_mteb_scores_their_tasks(saved, tmp_path, capsys, mo
 
     model = SentenceTransformer(saved)
     for row, task in zip(record, [t for f in files for t in file_tasks(f).tasks], strict=True):
-        (found,) = mteb.evaluate(MTEBEncoder(model), task, cache=None, co2_tracker=False)
+        encoder = MTEBEncoder(model)
+        (found,) = mteb.evaluate(encoder, task, cache=None, co2_tracker=False).task_results
         np.testing.assert_allclose(row["main_score"], found.get_score(), atol=1e-5)
     # Other rows under the same name are another score.
     write(tmp_path / "faq.jsonl", [{"query": t[-30:], "document": t} for t in texts])

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import Dataset
 
 from st_jv5.recipe.config import DataSet
+from st_jv5.recipe.data import sources
 from st_jv5.recipe.data.columns import roles_of, with_columns
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.data.rows import Rows
@@ -163,7 +165,7 @@ GOOD = {"question": "q", "answer": "a"}
         ("a.parquet", b"PAR1", r"/a.parquet cannot be read as parquet: "),
         ("a.xlsx", b"PK", r"/a.xlsx must end with one of .txt, .parquet, .jsonl, .json, .csv"),
         ("a.jsonl", jsonl({"question": 5, "answer": "a"}),
-         r"column 'question' of .*/a.jsonl holds 5, not text in row 0 \(counted from 0\)"),
+         r"column 'question' of .*/a.jsonl holds 5 in row 0 \(counted from 0\), not text"),
         ("a.csv", b"frage;antwort\na;b\n", r"known as text: it has frage;antwort.*"
          r"its columns stand between ';': save them with commas"),
         ("a.csv", b"frage,antwort\na,b\n", r"known as text: it has frage, antwort; wanted"),
@@ -289,6 +291,21 @@ def test_tevatrons_passages_are_read_with_their_titles(tmp_path, read):
         assert in_order(read(write(tmp_path / name, rows))) == expected
 
 
+def test_lists_of_a_set_of_the_hub_are_spread_too(tmp_path, read, monkeypatch):
+    rows = [{"query": f"q{i}", "pos": [f"p{i}", f"r{i}"], "neg": [f"n{i}", "  "]} for i in range(5)]
+    monkeypatch.setattr(sources, "load_dataset", lambda *args, **settings: Dataset.from_list(rows))
+    columns = {"query": "query", "positive": "pos", "negative_1": "neg"}
+    expected = sorted((f"q{i}", f"{p}{i}", f"n{i}") for i in range(5) for p in "pr")
+    assert in_order(read("org/set", columns=columns)) == expected
+
+
+def test_a_passage_without_text_is_named_by_file_and_row(tmp_path, read):
+    rows = [{"query": "q", "pos": ["p"]}, {"query": "r", "pos": ["p", {"id": 3}]}]
+    said = r"'pos' of .*a.jsonl holds {'id': 3} in row 1 \(counted from 0\), not a text, nor a pass"
+    with pytest.raises(RecipeError, match=said):
+        read(write(tmp_path / "a.jsonl", rows))
+
+
 def test_as_many_negatives_are_taken_as_half_of_the_rows_have():
     table = {"query": ["a"] * 4, "pos": ["b"] * 4, "negatives": [["c"], ["c"] * 3, ["c"] * 3, []]}
     assert len(roles_of(table)) == 2 + 3
@@ -354,7 +371,7 @@ def test_negatives_that_no_row_has_are_refused(nothing, tmp_path, read):
     ("kind", "column", "values", "said"),
     [
         ("labelled", "label", ["a", None, "b"], r"'label' of .*a.jsonl has no label in row 1 "),
-        ("labelled", "label", [["a"], "b", ["c"]], r"'label' of .*a.jsonl holds 'b', and lists"),
+        ("labelled", "label", [["a"], "b", ["c"]], r"'label' of .*a.jsonl holds 'b' in row 1 .*an"),
         ("scored", "score", [0.5, None, 1], r"'score' of .*a.jsonl has no score in row 1 "),
         ("scored", "score", [0.5, 1, "high"], r"'score' of .*a.jsonl holds 'high' in row 2 .*no s"),
         ("scored", "score", [0.5, float("nan"), 1], r"'score' of .*a.jsonl has no score in row 1 "),

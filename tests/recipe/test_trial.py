@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, list[Any]], str], A
     "there is one label": (
         LABELLED,
         lambda rows, one: rows.update({one: ["a"] * ROWS}),
-        "200 texts in 1 labels leave no anchor with a positive and 7 negatives; add texts of other "
+        "texts in 1 labels leave no anchor with a positive and 7 negatives; add texts of other "
         "labels, or lower data_sets",
     ),
 }  # fmt: skip
@@ -170,7 +170,7 @@ def test_a_tracker_that_is_not_installed_is_named_before_the_teacher_begins(stan
     ("rows", "positives", "said"),
     [
         (6, 6, "faq has 6 rows, of which 6 or so have no text in common: its batches hold as many"),
-        (40, 5, "faq has 40 rows, of which 4 or so have no text in common"),
+        (40, 5, "faq has 40 rows, of which 4 or so have no text in common: its batches hold as m"),
         (40, 1, r"40 rows of .*faq.jsonl \(40 distinct in query, 1 distinct in positive\) hold no"),
     ],
 )

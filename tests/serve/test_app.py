@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 import st_jv5
 from st_jv5.serve.app import create_app
 from st_jv5.task_table import BASE, TASKS
-from tests.serve.conftest import NAME, post
+from tests.serve.conftest import ATOL, NAME, post
 
 BLEND = {"retrieval": 0.7, "classification": 0.3}
 WAYS = [
@@ -47,18 +47,18 @@ def test_every_way_to_name_a_task_gives_the_vectors_of_encode(
 ):
     found = vectors_of(post(client, input=texts[:5], **asked))
     wanted = st_jv5.encode(served, texts[:5], task, prompt_name)
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(found, wanted, atol=ATOL)
 
 
 @pytest.mark.parametrize("dim", [8, 20, 48])
 def test_dims_and_types_are_those_of_encode(client, served, texts, dim):
     wanted = st_jv5.encode(served, texts[:3], "text-matching", dim=dim)
     asked = {"input": texts[:3], "task": "text-matching", "dimensions": dim}
-    np.testing.assert_allclose(vectors_of(post(client, **asked)), wanted, atol=1e-6)
+    np.testing.assert_allclose(vectors_of(post(client, **asked)), wanted, atol=ATOL)
     for field in ("encoding_format", "embedding_type"):
         rows = post(client, **asked, **{field: "base64"}).json()["data"]
         found = [np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in rows]
-        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        np.testing.assert_allclose(found, wanted, atol=ATOL)
     if dim % 8 == 0:  # sentence-transformers packs no others
         for kind in ("binary", "ubinary"):
             bits = vectors_of(post(client, **asked, embedding_type=kind))
@@ -85,10 +85,10 @@ def test_tei_s_form_gives_the_same_vectors(client, served, texts):
     body = {"inputs": texts[:3], "task": "clustering", "normalize": True, "truncate": True}
     answer = client.post("/embed", json=body)
     wanted = st_jv5.encode(served, texts[:3], "clustering")
-    np.testing.assert_allclose(answer.json(), wanted, atol=1e-6)
+    np.testing.assert_allclose(answer.json(), wanted, atol=ATOL)
     one = client.post("/embed", json={"inputs": texts[0], "task": "query", "dimensions": 8})
     np.testing.assert_allclose(
-        one.json(), st_jv5.encode(served, texts[:1], "query", dim=8), atol=1e-6
+        one.json(), st_jv5.encode(served, texts[:1], "query", dim=8), atol=ATOL
     )
 
 
@@ -199,7 +199,7 @@ def test_a_default_task_serves_requests_that_name_none(served, texts):
             assert client.get("/v1/models").json()["data"][0]["task"] == "classification"
     finally:
         served[0].default_task = None
-    np.testing.assert_allclose(found, st_jv5.encode(served, texts[:2], "classification"), atol=1e-6)
+    np.testing.assert_allclose(found, st_jv5.encode(served, texts[:2], "classification"), atol=ATOL)
 
 
 def test_token_ids_of_the_model_s_own_tokenizer_are_their_text(served, texts):
@@ -210,8 +210,8 @@ def test_token_ids_of_the_model_s_own_tokenizer_are_their_text(served, texts):
         beyond = error_of(post(client, input=[ids[0], [10**6]], task="query"))
         huge = error_of(post(client, input=[ids[0], [2**40]], task="query"))
     wanted = st_jv5.encode(served, texts[:2], "query")
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
-    np.testing.assert_allclose(one, wanted[:1], atol=1e-6)
+    np.testing.assert_allclose(found, wanted, atol=ATOL)
+    np.testing.assert_allclose(one, wanted[:1], atol=ATOL)
     assert beyond["param"] == huge["param"] == "input[1]"
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import runpy
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import yaml
 
 from st_jv5.commands.serve import add_commands
 from st_jv5.serve.app import create_app
+from tests import engines
 from tests.conftest import ROOT
 from tests.serve.conftest import running
 
@@ -56,9 +60,34 @@ def test_the_container_copies_what_is_there_and_does_not_run_as_root():
     assert user < next(i for i, line in enumerate(lines) if line.startswith("ENTRYPOINT"))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_short_and_runs(path: Path, served, capsys):
-    assert len(path.read_text().splitlines()) < 40
+def test_an_example_is_short_and_names_its_packages():
+    for path in EXAMPLES:
+        assert len(path.read_text().splitlines()) < 40
+        assert requirements(path), path.name
+
+
+def requirements(path: Path) -> list[str]:
+    """What an example's head says to install."""
+    (line,) = [line for line in path.read_text().splitlines() if line.startswith("pip install ")]
+    return line.split()[2:]
+
+
+def test_the_example_of_the_openai_client_runs(served, capsys):
     with running(create_app(served, ["st-jv5"])) as address:
-        runpy.run_path(str(path))["main"](f"{address}/v1")
-    assert capsys.readouterr().out
+        runpy.run_path(str(ROOT / "examples" / "openai_search.py"))["main"](f"{address}/v1")
+    assert capsys.readouterr().out.count("?  ") == 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs_with_its_packages_alone(path: Path, served):
+    python = engines.venv(path.stem, *requirements(path), torch=False) / "python"
+    with running(create_app(served, ["st-jv5"])) as address:
+        command = [python, path, f"{address}/v1"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env=engines.QUIET
+        )
+        with urlopen(f"{address}/metrics") as told:
+            texts = re.search(r'texts_total\{task="retrieval"\} (\S+)', told.read().decode())
+    assert "?" in done.stdout
+    assert float(texts[1]) >= 4  # the documents and a question

@@ -21,6 +21,7 @@ from st_jv5.serve.batcher import (
     chosen,
 )
 from st_jv5.task_table import TASKS
+from tests.serve.conftest import ATOL
 
 
 def waiting(*told: tuple[str, int]) -> list[Piece]:
@@ -85,7 +86,7 @@ def test_texts_of_all_tasks_wait_in_one_queue_and_share_a_batch(batcher, served,
     held.release()
     for i, (future, task) in enumerate(zip(futures, tasks, strict=True)):
         wanted = st_jv5.encode(served, [texts[i]], task)
-        np.testing.assert_allclose(future.result(30), wanted, atol=1e-6)
+        np.testing.assert_allclose(future.result(30), wanted, atol=ATOL)
     assert [len(batch) for batch in held.batches] == [1, len(tasks)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -23,21 +22,14 @@ import pytest
 
 import st_jv5
 from st_jv5 import cli
-from st_jv5.commands.serve import add_commands
 from st_jv5.serve import Limits
 from st_jv5.serve.app import create_app
 from st_jv5.task_table import BASE, TASKS
-from st_jv5.teacher import EndpointTeacher, TeacherStore
-from tests.serve.conftest import NAME, running
+from st_jv5.teacher import EndpointTeacher
+from st_jv5.teacher.store import Space
+from tests.serve.conftest import ATOL, NAME, running
 
-PROGRAM = """
-import argparse
-from st_jv5 import cli
-from st_jv5.commands.serve import add_commands
-parser = argparse.ArgumentParser()
-add_commands(parser.add_subparsers())
-cli.run(parser.parse_args())
-"""
+PROGRAM = "from st_jv5.cli import main; main()"
 SETTINGS = ("--port", "0", "--name", NAME, "--access-log")
 
 
@@ -52,8 +44,8 @@ def ask(address: str, body: dict, timeout: float = 60) -> dict:
         return json.load(answer)
 
 
-def until(true) -> None:
-    end = time.monotonic() + 30
+def until(true, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -72,19 +64,19 @@ def test_the_openai_client_gets_the_vectors_of_encode(address, served, texts):
                     input=texts[:4], dimensions=dim, user="me", **asked
                 )
                 found = [row.embedding for row in answer.data]
-                np.testing.assert_allclose(found, wanted, atol=1e-6)
+                np.testing.assert_allclose(found, wanted, atol=ATOL)
     assert {one.id for one in client.models.list()} >= {NAME, f"{NAME}/query"}
     with pytest.raises(openai.BadRequestError, match="unknown task 'x'") as refused:
         client.embeddings.create(input="a", model=f"{NAME}/x")
     assert refused.value.code == "unknown_task"
 
 
-def test_our_endpoint_teacher_gets_the_vectors_of_encode(address, served, texts, tmp_path):
+def test_our_endpoint_teacher_gets_the_vectors_of_encode(address, served, texts):
     teacher = EndpointTeacher(f"{address}/v1", f"{NAME}/clustering", batch_size=7)
-    space = TeacherStore.open(tmp_path, create=True).space("m", dim=48)
+    space = Space("m", revision="", prompt="", max_tokens=64, dim=48)
     assert teacher.dim() == 48
     found = teacher.embed(texts, space)
-    np.testing.assert_allclose(found, st_jv5.encode(served, texts, "clustering"), atol=1e-6)
+    np.testing.assert_allclose(found, st_jv5.encode(served, texts, "clustering"), atol=ATOL)
 
 
 def test_many_clients_of_all_tasks_at_once_get_their_own_vectors(address, served, texts):
@@ -95,7 +87,7 @@ def test_many_clients_of_all_tasks_at_once_get_their_own_vectors(address, served
         task, i = tasks[number % len(tasks)], number % len(texts)
         told = ask(address, {"input": [texts[i], texts[-i]], "task": task})
         found = [row["embedding"] for row in told["data"]]
-        np.testing.assert_allclose(found, wanted[task][[i, -i]], atol=1e-6)
+        np.testing.assert_allclose(found, wanted[task][[i, -i]], atol=ATOL)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(one, range(200)))
@@ -212,7 +204,7 @@ def test_sigterm_finishes_what_was_taken(saved_once, tmp_path):
             assert server.poll() is None, (tmp_path / "log").read_text()
             return bool(told)
 
-        until(listening)
+        until(listening, 150)  # torch is imported anew
         client = openai.OpenAI(base_url=f"{told[0]}/v1", api_key="key", max_retries=0)
         texts = [f"{secret} {i} " * 9 for i in range(1000)]
         answers: list[int] = []
@@ -264,7 +256,5 @@ def test_settings_that_cannot_be_are_told_before_the_server_starts(
 ):
     (tmp_path / "empty").write_text("\n")
     given = [argument.format(folder=tmp_path) for argument in arguments]
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers())
     with pytest.raises(SystemExit, match=message):
-        cli.run(parser.parse_args(["serve", saved, *given]))
+        cli.main(["serve", saved, *given])

@@ -307,27 +307,27 @@ class _Copy:
                 positives = pa.array([text for row in rows for text in row], pa.large_string())
             else:
                 value = next(value for value in _as_list(values) if value is not None)
-                raise self._error(column, f"a list, {value!r:.60}, which is not text", None)
+                raise self._error(column, value, None, "not text; name a column of text")
         if again is None:
             return found
         found = {name: array.take(pa.array(again)) for name, array in found.items()}
         return {**found, self.spec.columns["positive"]: positives}
 
-    def _error(self, column: str, what: str, row: int | None) -> RecipeError:
+    def _error(self, column: str, value: Any, row: int | None, why: str) -> RecipeError:
         at = "" if row is None else f" in row {self.read + row} (counted from 0)"
+        holds = value if isinstance(value, pa.DataType) else f"{value!r:.60}"
         return RecipeError(
-            f"data_sets.{self.name}: column {column!r} of {self.file} holds {what}{at}"
+            f"data_sets.{self.name}: column {column!r} of {self.file} holds {holds}{at}, {why}"
         )
 
     def _texts(self, column: str, values: list[Any] | pa.Array) -> pa.Array:
         if not isinstance(values, list):
             if not is_text(values.type):
-                raise self._error(column, f"{values.type}, not text; name a column of text", None)
+                raise self._error(column, values.type, None, "not text; name a column of text")
             return values.cast(pa.large_string())
         for row, value in enumerate(values):
             if value is not None and type(value) is not str:
-                told = f"{value!r:.60}, not text"
-                raise self._error(column, told, row)
+                raise self._error(column, value, row, "not text; put it in quotes")
         return pa.array(values, pa.large_string())
 
     def _lists(self, column: str, values: list[Any] | pa.Array) -> list[list[str | None]]:
@@ -338,8 +338,7 @@ class _Copy:
             for one in value if isinstance(value, list) else [value]:
                 text = passage(one)
                 if text is None:
-                    wanted = "not a text, nor a passage with a text"
-                    raise self._error(column, f"{one!r:.60}, {wanted},", row)
+                    raise self._error(column, one, row, "not a text, nor a passage with a text")
                 if text.strip():
                     own.append(text)
             found.append(own)
@@ -350,13 +349,15 @@ class _Copy:
             return values
         for row, value in enumerate(values):
             if isinstance(value, dict):
-                raise self._error(column, f"{value!r:.60}, not a label,", row)
+                raise self._error(
+                    column, value, row, "not a label: text, a number, or a list of them"
+                )
         there = [value for value in values if value is not None]
         if not any(isinstance(value, list) for value in there):
             return _as_text(values)
         for row, value in enumerate(values):
             if value is not None and not isinstance(value, list):
-                raise self._error(column, f"{value!r:.60}, and lists in other rows,", row)
+                raise self._error(column, value, row, "and lists in other rows")
         own = [value and [None if v is None else str(v) for v in value] for value in values]
         return pa.array(own, pa.large_list(pa.large_string()))
 
