@@ -36,8 +36,9 @@ def fit_heads(
     regressions in closed form, their strength chosen on held-out rows. What goes before a text is
     the base's own prompt of that name, also for tasks with prompts of their own.
 
-    A head keeps nearly all of an adapter that ranks texts, and about half of what a classification
-    adapter adds to the base: where that matters, use the adapter.
+    A head is no adapter: of what one adds to its base a head keeps about half (of six layers of
+    MiniLM: 97.5% of the retrieval adapter's score, 99.7% of text-matching's, 94% of clustering's,
+    95% of classification's; eval/studies/heads.py).
 
     Heads are saved with the model. An adapter that changes needs a new one: fit again.
 
