@@ -80,7 +80,7 @@ def test_the_copy_of_a_recipe_on_the_checkouts_text_says_where_that_is(tmp_path,
     tree = yaml.safe_load((tmp_path / "demo.yaml").read_text())
     name = next(iter(tree["data_sets"]))
     spec = load_recipe(tmp_path / "demo.yaml").data_sets[name]
-    assert spec.file == tmp_path.parent.parent / spec.path
+    assert spec.place(str(spec.path)) == tmp_path.parent.parent / str(spec.path)
 
 
 def test_without_matplotlib_a_page_says_what_would_draw_its_plots(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ REHEARSED = 12
 
 
 MOST_CHUNKS = 8
-"""Of such a step."""
+"""Chunks, at most, that a step of the probe is made of."""
 
 
 OF_A_PROCESS = ("process", "kernels and holes", "teacher's vectors")
