@@ -122,7 +122,7 @@ def test_full_size_recipes_know_their_architecture(path, parameters):
 
 def test_full_size_recipes_plan_offline(monkeypatch):
     monkeypatch.setattr(
-        "st_jv5.recipe.planning.plan.DRAWN", 10
+        "st_jv5.recipe.planning.planner.DRAWN", 10
     )  # lengths are means: the draws are alike
     run = Run(load_recipe(NANO))
     planner = Planner(run)
@@ -186,7 +186,7 @@ def test_local_texts_are_counted_with_the_students_tokenizer():
 
 
 def test_the_plan_is_printed_before_anything_is_written(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("st_jv5.recipe.planning.plan.probe", quick_probe)
+    monkeypatch.setattr("st_jv5.recipe.planning.planner.probe", quick_probe)
     main([str(DEMO), "--plan", "--set", f"output={tmp_path / 'out'}"])
     printed = capsys.readouterr().out
     assert not (tmp_path / "out").exists()

