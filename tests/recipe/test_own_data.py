@@ -49,7 +49,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     else:
         content = json.dumps(rows).encode()
     if path.suffix == ".gz":
-        content = gzip.compress(content)
+        content = gzip.compress(content, mtime=0)
     elif path.suffix == ".zst":
         content = pa.compress(content, "zstd", asbytes=True)
     path.write_bytes(content)
