@@ -46,7 +46,7 @@ def test_every_way_to_name_a_task_gives_the_vectors_of_encode(
     client, served, texts, asked, task, prompt_name
 ):
     found = vectors_of(post(client, input=texts[:5], **asked))
-    wanted = st_jv5.encode(served, texts[:5], task, prompt_name)
+    wanted = st_jv5.encode(served, texts[:5], task, prompt_name=prompt_name)
     np.testing.assert_allclose(found, wanted, atol=ATOL)
 
 
