@@ -185,7 +185,7 @@ def test_a_merged_model_and_its_folder_are_rotated_too(model, texts, tmp_path):
     rotated = encode(model, texts, task="retrieval")
     stock = merge_task(model, "retrieval")
     assert [type(m).__name__ for m in stock] == ["Transformer", "Pooling", "Dense", "Normalize"]
-    (parity,) = export(model, "retrieval", "merged", tmp_path / "merged", texts=texts)
+    (parity,) = export(model, "retrieval", tmp_path / "merged", kind="merged", texts=texts)
     assert parity.least > 0.99999
     loaded = SentenceTransformer(str(tmp_path / "merged"), truncate_dim=8)
     cut = loaded.encode(texts, normalize_embeddings=True)
@@ -196,14 +196,14 @@ def test_a_merged_model_and_its_folder_are_rotated_too(model, texts, tmp_path):
 def test_one_graph_is_rotated_too(model, texts, tmp_path):
     pytest.importorskip("onnxruntime")
     st_jv5.rotate(model, texts, steps=9)
-    (parity,) = export(model, "retrieval", "onnx", tmp_path / "onnx", texts=texts[:8])
+    (parity,) = export(model, "retrieval", tmp_path / "onnx", kind="onnx", texts=texts[:8])
     assert parity.least > 0.9999
 
 
 def test_gguf_has_no_place_for_a_rotation(model, texts, tmp_path):
     st_jv5.rotate(model, texts, steps=9)
     with pytest.raises(ValueError, match=r"no place for a rotation.*unrotate"):
-        export(model, "retrieval", "gguf", tmp_path / "gguf")
+        export(model, "retrieval", tmp_path / "gguf", kind="gguf")
     assert not (tmp_path / "gguf").exists()
 
 

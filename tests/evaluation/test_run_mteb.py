@@ -12,7 +12,8 @@ import mteb
 import numpy as np
 import pytest
 import torch
-from mteb.abstasks import AbsTask
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTask, AbsTaskSTS
 from mteb.mocks import ALL_MOCK_TASK_TEST_GRID
 from mteb.models.model_implementations.jina_models import JinaV5TextWrapper
 from sentence_transformers import SentenceTransformer
@@ -35,7 +36,7 @@ from st_jv5.evaluation.mteb_encoder import ADAPTER_OF_TYPE, MTEBEncoder
 from st_jv5.evaluation.record import key_of
 from st_jv5.evaluation.samples import Samples
 from st_jv5.evaluation.scoring import Settings, evaluate
-from st_jv5.evaluation.task_families import LocalSTS, described
+from st_jv5.evaluation.task_families import described
 from st_jv5.recipe.results.measure import ChanceEncoder
 from st_jv5.task_table import PROMPTS
 from tests.conftest import MINILM, real_texts, with_adapters
@@ -133,18 +134,22 @@ def test_a_changed_prompt_adapter_dim_precision_or_length_is_scored_anew(
     assert [k for k in kept if changed[k] != kept[k]] == [next(iter(kept))]
 
 
-class OwnPairs(LocalSTS):
+class OwnPairs(AbsTaskSTS):
     """Somebody's own task, whose data may change under its name."""
+
+    min_score, max_score = 0, 8
 
     metadata = described("OwnPairs", "STS", "cosine_spearman", "Near or not?")
     scores = tuple(range(9))
 
-    def pairs(self) -> list[dict[str, object]]:
+    def load_data(self, *args: object, **settings: object) -> None:
         texts = real_texts()
-        return [
+        rows = [
             {"sentence1": texts[i], "sentence2": texts[i + 9], "score": score}
             for i, score in enumerate(self.scores)
         ]
+        self.dataset = DatasetDict({"test": Dataset.from_list(rows)})
+        self.data_loaded = True
 
 
 def test_an_own_task_whose_data_has_changed_is_scored_anew(model, tmp_path, monkeypatch):

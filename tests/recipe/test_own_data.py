@@ -148,6 +148,7 @@ def jsonl(*rows: Any) -> bytes:
 
 
 GOOD = {"question": "q", "answer": "a"}
+PACKED = gzip.compress(jsonl(GOOD), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ GOOD = {"question": "q", "answer": "a"}
         ("a.csv", "question,answer\ncaf\xe9,x\n".encode("latin-1"), r"a.csv is not UTF-8: byte 0xe9"
          r" at line 2; save the file as UTF-8"),
         ("a.csv", b"question,answer\na,b,c\n", r"row 0 of .*/a.csv \(line 2\) has 3 fields"),
-        ("a.jsonl.gz", gzip.compress(jsonl(GOOD), mtime=0)[:-9], r"/a.jsonl.gz cannot be unpacked: "),
+        ("a.jsonl.gz", PACKED[:-9], r"/a.jsonl.gz cannot be unpacked: "),
         ("a.jsonl.zst", b"none", r"/a.jsonl.zst cannot be unpacked: "),
         ("a.parquet", b"PAR1", r"/a.parquet cannot be read as parquet: "),
         ("a.xlsx", b"PK", r"/a.xlsx must end with one of .txt, .parquet, .jsonl, .json, .csv"),

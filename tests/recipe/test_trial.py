@@ -159,7 +159,7 @@ def test_a_loss_that_cannot_be_made_is_named_by_its_phase(override, message, sta
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_the_teacher_begins(stand_ins):
-    with pytest.raises(RecipeError, match=r"stage1: .*nope"):
+    with pytest.raises(RecipeError, match=r"--report-to nope: "):
         preflight(Run(load_recipe(stand_ins("small")), ("nope",)), STAGES[:3])
 
 
