@@ -19,7 +19,7 @@ from st_jv5.recipe.load import load_recipe
 from tests.recipe.test_config import DEMO
 
 ROOT = Path(__file__).parent.parent.parent
-SHIPPED = ROOT / "eval" / "ablations.yaml"
+SHIPPED = ROOT / "eval" / "studies" / "ablations.yaml"
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def plan(smaller, tmp_path) -> Path:
     tree["stage1"] |= small
     tree["adapters"] = {"retrieval": tree["adapters"]["retrieval"] | small | {"average": []}}
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(tree))
-    theta = smaller(yaml.safe_load((ROOT / "eval" / "theta.yaml").read_text()))
+    theta = smaller(yaml.safe_load((ROOT / "eval" / "studies" / "theta.yaml").read_text()))
     theta["stage1"] |= small | {"batch_sizes": {}, "max_tokens": {}}
     theta["student"] |= {"max_tokens": 32, "matryoshka_dims": [16]}
     theta["teacher"]["max_tokens"] = 12
@@ -159,7 +159,7 @@ def test_the_shipped_plan_loads_and_covers_the_paper(tmp_path):
         for run in plan.ablations["c"].runs
     ]
     assert len(set(weights)) == 6
-    load_recipe(ROOT / "eval" / "theta.yaml")
+    load_recipe(ROOT / "eval" / "studies" / "theta.yaml")
 
 
 @pytest.mark.parametrize(
