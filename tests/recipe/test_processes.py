@@ -155,11 +155,11 @@ NOTHING = ["--set", "teacher.model=package:no_such/x"]
 def test_processes_come_together_before_any_work_with_a_days_patience(tiny, tmp_path, monkeypatch):
     """Their shares of the teacher's vectors may end hours apart."""
     from st_jv5.cli import train as main
-    from st_jv5.recipe import context
+    from st_jv5.recipe import processes
 
     asked = []
-    monkeypatch.setattr(context, "WORLD_SIZE", 2)
-    monkeypatch.setattr(context, "PartialState", lambda **settings: asked.append(settings))
+    monkeypatch.setattr(processes, "WORLD_SIZE", 2)
+    monkeypatch.setattr(processes, "PartialState", lambda **settings: asked.append(settings))
     with pytest.raises(SystemExit, match="pip install no-such"):
         main([tiny(tmp_path), *NOTHING])
     assert asked == [{"cpu": not torch.cuda.is_available(), "timeout": timedelta(days=1)}]
