@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import mode
@@ -102,7 +103,9 @@ class LocalTeacher:
         name = self.name  # another process may run in another folder
         if name is not None and Path(name).is_dir():
             name = str(Path(name).resolve())
-        return LocalTeacher, (name or self.model, *self.settings)
+        revision, pooling, dtype, autocast, device = self.settings
+        make = partial(LocalTeacher, pooling=pooling, dtype=dtype, autocast=autocast, device=device)
+        return make, (name or self.model, revision)
 
     @property
     def model(self) -> SentenceTransformer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import sys
@@ -309,3 +310,9 @@ def test_a_store_that_was_moved_while_it_was_open_says_so(tmp_path):
     (tmp_path / "here").rename(tmp_path / "there")
     with pytest.raises(ValueError, match="is gone: moved or removed since it was opened"):
         store.rows(NAMES)
+
+
+def test_a_teacher_travels_to_another_process_with_its_settings():
+    source = LocalTeacher(MINILM, pooling="mean", dtype="bfloat16", autocast=False)
+    there = pickle.loads(pickle.dumps(source))
+    assert (there.name, there.settings) == (source.name, source.settings)

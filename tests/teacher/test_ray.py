@@ -47,6 +47,7 @@ def recipe(tmp_path) -> str:
     tree["data_sets"] = {"wikipedia-descriptions": tree["data_sets"]["wikipedia-descriptions"]}
     tree["data_sets"]["wikipedia-descriptions"]["limit"] = 60
     path = tmp_path / "tiny.yaml"
+    tree["data_folder"] = str(ROOT)
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return str(path)
 
