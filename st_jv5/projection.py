@@ -20,6 +20,9 @@ Placement = Literal["student_up", "teacher_down"]
 WEIGHTS_FILE = "projection.safetensors"
 INFO_FILE = "projection.json"
 
+NOISE = 1e-6
+"""Share of the largest singular value below which a direction of float32 vectors is rounding."""
+
 
 class Projection(nn.Module):
     r"""The linear map :math:`\psi(z) = W z + b` of Eq. 1 of arXiv:2602.15547.
@@ -130,14 +133,17 @@ class Projection(nn.Module):
             >>> torch.allclose(up, 2 * rows, atol=1e-4)
             True
         """
-        student, teacher = student.float(), teacher.float()
+        # By singular values, in float64, on the CPU, the only place that has this solver. The default
+        # one, in float32, leaves out directions that vectors do have, more of them the more rows
+        # there are, and the last bits decide which.
+        student, teacher = student.cpu().double(), teacher.cpu().double()
         width = student.shape[1]
         projection = cls(width, teacher.shape[1], info=info, own_map_dims=own_map_dims)
         for dim in (width, *projection.own_map_dims):
             linear: Any = projection.own[str(dim)] if dim < width else projection.linear
             cut = nn.functional.normalize(student[:, :dim], dim=-1)
-            inputs = torch.cat([cut, torch.ones(len(cut), 1)], dim=1)
-            solution = torch.linalg.lstsq(inputs, teacher).solution
+            inputs = torch.cat([cut, cut.new_ones(len(cut), 1)], dim=1)
+            solution = torch.linalg.lstsq(inputs, teacher, rcond=NOISE, driver="gelsd").solution
             with torch.no_grad():
                 linear.weight.copy_(solution[:-1].T)
                 linear.bias.copy_(solution[-1])

@@ -77,3 +77,16 @@ def test_fitted_with_a_map_of_its_own_a_cut_student_comes_nearer_its_teacher():
     cut = torch.nn.functional.normalize(student[:, :16], dim=-1)
     own, first = projection(cut, teacher)[0], plain(cut, teacher)[0]
     assert (own - teacher).norm() < 0.9 * (first - teacher).norm()
+
+
+def test_a_fit_uses_every_direction_however_many_rows_and_whatever_their_order():
+    """Vectors share a large direction; what tells them apart is a thousandth of it."""
+    torch.manual_seed(0)
+    apart = torch.randn(20_000, 48) * torch.linspace(2e-2, 5e-4, 48)
+    student = torch.nn.functional.normalize(torch.randn(48) / 48**0.5 + apart, dim=-1)
+    teacher = student @ torch.randn(48, 9)
+    order = torch.randperm(len(student))
+    fitted = Projection.fitted(student, teacher)
+    again = Projection.fitted(student[order], teacher[order])
+    assert torch.allclose(fitted(student, teacher)[0], teacher, atol=1e-4)
+    assert torch.allclose(fitted.linear.weight, again.linear.weight, atol=1e-4)
