@@ -133,9 +133,9 @@ class Projection(nn.Module):
             >>> torch.allclose(up, 2 * rows, atol=1e-4)
             True
         """
-        # By singular values, in float64, on the CPU, the only place that has this solver. The default
-        # one, in float32, leaves out directions that vectors do have, more of them the more rows
-        # there are, and the last bits decide which.
+        # By singular values, in float64, on the CPU: CUDA has no such solver. The default one, in
+        # float32, leaves out directions that vectors do have, more of them the more rows there are,
+        # and the last bits decide which.
         student, teacher = student.cpu().double(), teacher.cpu().double()
         width = student.shape[1]
         projection = cls(width, teacher.shape[1], info=info, own_map_dims=own_map_dims)
