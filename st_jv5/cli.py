@@ -19,6 +19,7 @@ from st_jv5.commands import (
     recipes,
     serve,
     teacher,
+    texts,
     vectors,
 )
 
@@ -52,7 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"st-jv5 {st_jv5.__version__}")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for family in (new, recipes, evaluation, vectors, convert, models, serve, adapters, teacher):
+    families = (
+        *(new, recipes, evaluation, vectors, convert, models, serve),
+        *(adapters, teacher, texts),
+    )
+    for family in families:
         family.add_commands(commands)
     return parser
 

@@ -27,6 +27,7 @@ from transformers.trainer_utils import set_seed
 import st_jv5
 from eval.studies.ablate_report import Ablation, ablation_page
 from eval.studies.score_distill import ScoreDistillLoss
+from st_jv5 import cli
 from st_jv5.backbone.rope import write_both_keys
 from st_jv5.evaluation.choose import choose_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
@@ -356,28 +357,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the plan's")
     parser.add_argument("--set", action="append", default=[], metavar="RECIPE.a.b=value")
     parser.add_argument("--output", default="out/ablate")
-    args = parser.parse_args(argv)
-    try:
-        plan = load_plan(args.plan)
-        if unknown := [name for name in args.only or () if name not in plan.ablations]:
-            raise RecipeError(f"no ablation {unknown[0]!r}; known: {', '.join(plan.ablations)}")
-        ablator = Ablator(plan, Path(args.output), args.set)
-        chosen = {name: plan.ablations[name] for name in args.only or plan.ablations}
-        seeds = args.seeds or plan.seeds
-        wanted = list(dict.fromkeys(run for one in chosen.values() for run in one.runs))
-        bases = [plan.runs[run].base for run in wanted if plan.runs[run].base]
-        for seed in seeds:
-            for run in dict.fromkeys(bases + wanted):
-                started = time.time()
-                ablator.train(run, seed)
-                print(f"{run}, seed {seed}: {time.time() - started:.0f} s", flush=True)
-        results = {run: [ablator.result(run, seed) for seed in seeds] for run in wanted}
-        ablation_page(chosen, results, seeds).write(Path(args.output))
-        print(f"report: {args.output}/report.html and report.md")
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here") from None
+    parser.set_defaults(run=run, debug=False)
+    cli.run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what is asked for, and show it."""
+    plan = load_plan(args.plan)
+    if unknown := [name for name in args.only or () if name not in plan.ablations]:
+        raise RecipeError(f"no ablation {unknown[0]!r}; known: {', '.join(plan.ablations)}")
+    ablator = Ablator(plan, Path(args.output), args.set)
+    chosen = {name: plan.ablations[name] for name in args.only or plan.ablations}
+    seeds = args.seeds or plan.seeds
+    wanted = list(dict.fromkeys(run for one in chosen.values() for run in one.runs))
+    bases = [plan.runs[run].base for run in wanted if plan.runs[run].base]
+    for seed in seeds:
+        for run in dict.fromkeys(bases + wanted):
+            started = time.time()
+            ablator.train(run, seed)
+            print(f"{run}, seed {seed}: {time.time() - started:.0f} s", flush=True)
+    results = {run: [ablator.result(run, seed) for seed in seeds] for run in wanted}
+    ablation_page(chosen, results, seeds).write(Path(args.output))
+    print(f"report: {args.output}/report.html and report.md")
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ from sentence_transformers import SentenceTransformer
 from transformers.trainer_utils import set_seed
 
 import st_jv5
+from st_jv5 import cli
 from st_jv5.adapters import Adapter, load_adapter, save_adapter
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder, adapter_for
 from st_jv5.evaluation.near_far import labels_are_new, near_and_far
 from st_jv5.evaluation.page import Cell, Table
 from st_jv5.evaluation.scoring import Settings, evaluate
 from st_jv5.files import read_json, write_json
-from st_jv5.machine.cpu import bound_kernel_cache
 from st_jv5.recipe.config import fingerprint
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
@@ -163,7 +163,6 @@ def table(trials: Trials, run: Run, arms: Sequence[str], output: Path) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    bound_kernel_cache()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -173,23 +172,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
     parser.add_argument("--output", default="out/adapters")
     parser.add_argument("--table", action="store_true", help="show what is there")
-    args = parser.parse_args(argv)
-    try:
-        text = Path(args.trials).read_text(encoding="utf-8")
-        trials = build(Trials, yaml.safe_load(text), "")
-        arms = args.only or [BASE, *trials.arms]
-        if unknown := [arm for arm in arms if arm not in (BASE, *trials.arms)]:
-            raise RecipeError(f"no arm {unknown[0]!r}; known: {', '.join(trials.arms)}")
-        output = Path(args.output)
-        for arm in () if args.table else arms:
-            score(trials, arm, Path(args.base), output, args.set)
-        if file_of(output, BASE).exists():
-            run = Run(load_recipe(trials.recipe, args.set))
-            print(table(trials, run, arms, output).markdown())
-    except RecipeError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here") from None
+    parser.set_defaults(run=run, debug=False)
+    cli.run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what is asked for, and show it."""
+    text = Path(args.trials).read_text(encoding="utf-8")
+    trials = build(Trials, yaml.safe_load(text), "")
+    arms = args.only or [BASE, *trials.arms]
+    if unknown := [arm for arm in arms if arm not in (BASE, *trials.arms)]:
+        raise RecipeError(f"no arm {unknown[0]!r}; known: {', '.join(trials.arms)}")
+    output = Path(args.output)
+    for arm in () if args.table else arms:
+        score(trials, arm, Path(args.base), output, args.set)
+    if file_of(output, BASE).exists():
+        run = Run(load_recipe(trials.recipe, args.set))
+        print(table(trials, run, arms, output).markdown())
 
 
 if __name__ == "__main__":

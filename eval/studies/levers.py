@@ -19,9 +19,9 @@ from pathlib import Path
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from st_jv5 import cli
 from st_jv5.evaluation.page import Cell, Table
 from st_jv5.files import read_json, write_json
-from st_jv5.machine.cpu import bound_kernel_cache
 from st_jv5.recipe.config import fingerprint
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.done import save_whole
@@ -122,7 +122,6 @@ def table(arms: Sequence[str], seeds: Sequence[int], output: Path) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    bound_kernel_cache()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -131,22 +130,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the file's")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
     parser.add_argument("--output", default="out/levers")
-    args = parser.parse_args(argv)
-    try:
-        text = Path(args.levers).read_text(encoding="utf-8")
-        levers = build(Levers, yaml.safe_load(text), "")
-        arms = args.only or levers.names
-        if unknown := [arm for arm in arms if arm not in levers.names]:
-            raise RecipeError(f"no arm {unknown[0]!r}; known: {', '.join(levers.names)}")
-        seeds = args.seeds or levers.seeds
-        for seed in seeds:
-            for arm in arms:
-                score(levers, arm, seed, Path(args.output), args.set)
-        print(table(arms, seeds, Path(args.output)).markdown())
-    except RecipeError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here") from None
+    parser.set_defaults(run=run, debug=False)
+    cli.run(parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what is asked for, and show it."""
+    text = Path(args.levers).read_text(encoding="utf-8")
+    levers = build(Levers, yaml.safe_load(text), "")
+    arms = args.only or levers.names
+    if unknown := [arm for arm in arms if arm not in levers.names]:
+        raise RecipeError(f"no arm {unknown[0]!r}; known: {', '.join(levers.names)}")
+    seeds = args.seeds or levers.seeds
+    for seed in seeds:
+        for arm in arms:
+            score(levers, arm, seed, Path(args.output), args.set)
+    print(table(arms, seeds, Path(args.output)).markdown())
 
 
 if __name__ == "__main__":

@@ -401,7 +401,7 @@ class Recipe:
     seed: int = 0
     """Of everything that is drawn."""
     decontaminate: tuple[str, ...] = ()
-    """Lists of hashed test texts, made by ``st_jv5.recipe.data.decontaminate``: rows with one
+    """Lists of hashed test texts, made by ``st-jv5 decontaminate``: rows with one
     are dropped."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forwards (weights stay float32). auto: bfloat16 where the hardware multiplies it

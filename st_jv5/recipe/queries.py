@@ -1,16 +1,12 @@
 """Ask a language model for a query to each text: training pairs from documents that have none.
 
-python -m st_jv5.recipe.queries --url http://localhost:8000/v1 --model MODEL \\
-    --in documents.parquet --column text --out pairs.jsonl
-
-The server speaks OpenAI's `/v1/chat/completions` (vLLM, llama.cpp, OpenAI). Each answer is written
-when it comes; the same command again asks for what is missing. A recipe reads the file as
+``st-jv5 questions`` does it. Each answer is written when it comes; the same command again asks for
+what is missing. A recipe reads the file as
 `path: pairs.jsonl, columns: {query: query, positive: positive}`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,7 +15,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from st_jv5.teacher.endpoint import EndpointTeacher
-from st_jv5.texts import read_texts
 
 INSTRUCTION = (
     "Write one search query, in the language of the document, that this document answers and few "
@@ -96,35 +91,3 @@ def write_pairs(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return len(todo)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--url", required=True, help="up to /v1")
-    parser.add_argument("--model", required=True, help="its name at the server")
-    parser.add_argument("--key-env", default="OPENAI_API_KEY", help="variable that holds the key")
-    parser.add_argument("--in", dest="file", required=True, help="parquet, jsonl, csv or txt")
-    parser.add_argument("--column", default="text")
-    parser.add_argument("--out", required=True, help="jsonl of query and positive; it grows")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
-    parser.add_argument("--most-characters", type=int, default=16_000, help="of a document")
-    parser.add_argument("--instruction", default=INSTRUCTION)
-    args = parser.parse_args(argv)
-    try:
-        texts = read_texts(args.file, args.column)
-        server = EndpointTeacher(
-            args.url, args.model, key_env=args.key_env, concurrency=args.concurrency
-        )
-        count = write_pairs(server, texts, args.out, args.most_characters, args.instruction)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here") from None
-    print(f"{args.out}: {count} queries more")
-
-
-if __name__ == "__main__":
-    main()

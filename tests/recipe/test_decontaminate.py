@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from st_jv5.cli import main
 from st_jv5.evaluation.corpora import rows
-from st_jv5.recipe.data.decontaminate import main, read_hashes, text_hash, write_hashes
+from st_jv5.recipe.data.decontaminate import read_hashes, text_hash, write_hashes
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.strict import RecipeError
 from tests.recipe.test_data import WORDNET
@@ -16,7 +17,7 @@ from tests.recipe.test_data import WORDNET
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory):
     path = tmp_path_factory.mktemp("hashes") / "local.hashes"
-    main(["--local", "--out", str(path)])
+    main(["decontaminate", "--local", "--out", str(path)])
     return read_hashes(path)
 
 
@@ -55,7 +56,7 @@ def test_labels_are_no_texts_of_a_row(tmp_path):
 
 
 def test_a_list_that_is_none_is_named(tmp_path):
-    with pytest.raises(RecipeError, match=r"python -m st_jv5\.recipe\.data\.decontaminate"):
+    with pytest.raises(RecipeError, match=r"st-jv5 decontaminate"):
         read_hashes(tmp_path / "absent")
     write_hashes(tmp_path / "list", [3, 1, 1])
     assert read_hashes(tmp_path / "list") == {1, 3}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from st_jv5.cli import main
 from st_jv5.recipe.config import DataSet
 from st_jv5.recipe.data.prepare import read_rows
-from st_jv5.recipe.queries import main, write_pairs
+from st_jv5.recipe.queries import write_pairs
 from st_jv5.teacher import EndpointTeacher
 from tests.teacher.embedding_server import Server, send, serve
 
@@ -42,7 +43,17 @@ def chat():
 def test_each_document_gets_a_query_once_and_a_recipe_reads_them(chat, tmp_path):
     corpus, out = tmp_path / "docs.jsonl", tmp_path / "pairs.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, TEXTS[0]]))
-    command = ["--url", chat.url, "--model", "m", "--in", str(corpus), "--out", str(out)]
+    command = [
+        "questions",
+        "--url",
+        chat.url,
+        "--model",
+        "m",
+        "--in",
+        str(corpus),
+        "--out",
+        str(out),
+    ]
     main([*command, "--most-characters", "30"])
     assert len(chat.requests) == 12
     assert all(len(r["messages"][-1]["content"]) <= 30 for r in chat.requests)
@@ -82,5 +93,5 @@ def test_a_server_that_fails_is_named_and_what_came_stays(chat, tmp_path):
 
 def test_missing_input_is_named(tmp_path):
     with pytest.raises(SystemExit, match="no file"):
-        main(["--url", "http://localhost:1/v1", "--model", "m", "--in", "absent.jsonl",
+        main(["questions", "--url", "http://localhost:1/v1", "--model", "m", "--in", "absent.jsonl",
               "--out", str(tmp_path / "o")])  # fmt: skip

@@ -1,9 +1,6 @@
-"""Write the list of hashed test texts that training must not see.
+"""The list of hashed test texts that training must not see, which ``st-jv5 decontaminate`` writes.
 
-python -m st_jv5.recipe.data.decontaminate --benchmark "MTEB(eng, v2)" --out mteb-eng.hashes
-python -m st_jv5.recipe.data.decontaminate --local --out local.hashes
-
-and in a recipe: `decontaminate: [mteb-eng.hashes]`, or `--set decontaminate=[mteb-eng.hashes]`.
+In a recipe: `decontaminate: [mteb-eng.hashes]`, or `--set decontaminate=[mteb-eng.hashes]`.
 
 Texts are compared without case, punctuation and spacing. Of retrieval tasks the queries are listed
 and, with --documents, the corpora: those are often the very text that is trained on (MS MARCO,
@@ -12,7 +9,6 @@ Wikipedia), and to see a document is not to see its question. Of other tasks all
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import re
@@ -62,14 +58,10 @@ def read_hashes(path: str | Path) -> frozenset[int]:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise RecipeError(
-            f"decontaminate: {error}; python -m st_jv5.recipe.data.decontaminate writes it"
-        ) from error
+        raise RecipeError(f"decontaminate: {error}; st-jv5 decontaminate writes it") from error
     body = content.removeprefix(MAGIC)
     if len(body) == len(content) or len(body) % 8:
-        raise RecipeError(
-            f"decontaminate: {path} is no whole list of st_jv5.recipe.data.decontaminate"
-        )
+        raise RecipeError(f"decontaminate: {path} is no whole list of st-jv5 decontaminate")
     return frozenset(struct.unpack(f"<{len(body) // 8}Q", body))
 
 
@@ -116,33 +108,18 @@ def _strings(rows: Any, skip: Sequence[str] = ()) -> Iterator[str]:
                 yield from opened(value)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--benchmark", nargs="+", default=[], help='such as "MTEB(eng, v2)"')
-    parser.add_argument("--tasks", nargs="+", default=[], help="mteb or local task names")
-    parser.add_argument("--local", action="store_true", help="all local tasks")
-    parser.add_argument("--documents", action="store_true", help="the corpora of retrieval, too")
-    parser.add_argument("--out", required=True, help="the list to write")
-    args = parser.parse_args(argv)
-    from st_jv5.evaluation.choose import choose_tasks  # needs the extra `eval`
+def hashes_of_tasks(tasks: Sequence[Any], documents: bool = False) -> set[int]:
+    """Hashes of the test texts of mteb's tasks; each task is loaded, and let go.
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tasks = choose_tasks(args.tasks, args.benchmark, "test" if args.local else "")
+    Args:
+        tasks: Of mteb, or local ones.
+        documents: Whether the corpora of retrieval are listed, too.
+    """
     hashes: set[int] = set()
-    try:
-        for task in tqdm(tasks, unit="task"):
-            task.load_data()
-            before = len(hashes)
-            hashes.update(text_hash(text) for text in texts_of_task(task, args.documents))
-            logger.info("%s: %d texts not seen before", task.metadata.name, len(hashes) - before)
-            task.unload_data()
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; nothing is written") from None
-    print(f"{args.out}: {write_hashes(args.out, hashes):,} texts of {len(tasks)} tasks")
-
-
-if __name__ == "__main__":
-    main()
+    for task in tqdm(tasks, unit="task"):
+        task.load_data()
+        before = len(hashes)
+        hashes.update(text_hash(text) for text in texts_of_task(task, documents))
+        logger.info("%s: %d texts not seen before", task.metadata.name, len(hashes) - before)
+        task.unload_data()
+    return hashes
