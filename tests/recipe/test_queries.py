@@ -43,17 +43,8 @@ def chat():
 def test_each_document_gets_a_query_once_and_a_recipe_reads_them(chat, tmp_path):
     corpus, out = tmp_path / "docs.jsonl", tmp_path / "pairs.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, TEXTS[0]]))
-    command = [
-        "questions",
-        "--url",
-        chat.url,
-        "--model",
-        "m",
-        "--in",
-        str(corpus),
-        "--out",
-        str(out),
-    ]
+    server = ["questions", "--url", chat.url, "--model", "m"]
+    command = [*server, "--in", str(corpus), "--out", str(out)]
     main([*command, "--most-characters", "30"])
     assert len(chat.requests) == 12
     assert all(len(r["messages"][-1]["content"]) <= 30 for r in chat.requests)
