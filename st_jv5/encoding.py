@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget, row_chunks, take
-from st_jv5.modules.heads import HEAD, head_of, through_head
+from st_jv5.modules.heads import HEAD, head_of, heads_of, through_head
 from st_jv5.modules.owner import sharing
 from st_jv5.modules.padding import known_padding
 from st_jv5.task_table import BASE, Blend, TaskName, unknown_name
@@ -230,10 +230,13 @@ def _all_heads(
 ) -> dict[str, Array]:
     for name in names:
         head_of(model, name, mode)
-    base = encode(
-        model, texts, BASE, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar
-    )
-    return {name: head_vectors(model, base, name, dim) for name in names}
+    with model.truncate_embeddings(None):
+        base = encode(
+            model, texts, BASE, batch_tokens=batch_tokens, show_progress_bar=show_progress_bar
+        )
+    cuts = [asked for asked in (dim, model.truncate_dim) if asked is not None]
+    cut = min(cuts, default=None)
+    return {name: head_vectors(model, base, name, cut) for name in names}
 
 
 def head_vectors(
@@ -251,7 +254,7 @@ def head_vectors(
         float32 ``(n, dim)``, unit rows.
     """
     name = head_of(model, task, HEAD)
-    width = model.get_embedding_dimension()
+    width = heads_of(model).dim
     if vectors.ndim != 2 or vectors.shape[1] != width:
         raise ValueError(f"a head takes the base's full width, (n, {width}), not {vectors.shape}")
     found = through_head(model, torch.tensor(vectors), name)

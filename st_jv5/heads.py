@@ -68,6 +68,17 @@ def fit_heads(
             raise ValueError(unknown_name("task", name, router.tasks, "this model"))
     if not names:
         raise ValueError("this model has no adapters to fit heads to; add one: st_jv5.add_task")
+    with model.truncate_embeddings(None):
+        heads, cosines = _fitted(model, names, texts)
+    _put(model, heads)
+    return cosines
+
+
+def _fitted(
+    model: SentenceTransformer, names: Sequence[str], texts: Sequence[str]
+) -> tuple[Heads, dict[str, float]]:
+    """Heads of some tasks beside those of others that are there, and their cosines."""
+    router = router_of(model)
     width = model.get_embedding_dimension() or 0
     if len(texts) < 2 * width:
         raise ValueError(
@@ -77,7 +88,7 @@ def fit_heads(
     known = heads_in(model)
     kept = {} if known is None else {n: m for n, m in known.maps.items() if n not in names}
     heads = Heads(width, [*kept, *names])
-    told, of_base = {}, dict[str, Array]()
+    cosines, of_base = {}, dict[str, Array]()
     for name in names:
         sides = []
         for own, prompt in _prompts(router, name):
@@ -86,13 +97,12 @@ def fit_heads(
             adapters = _plain(model, encode(model, texts, task=name, prompt=prompt))
             sides.append((of_base[own], adapters))
         base, adapter = (np.concatenate(rows) for rows in zip(*sides, strict=True))
-        weight, bias, told[name] = ridge(base, adapter)
+        weight, bias, cosines[name] = ridge(base, adapter)
         state = {"weight": torch.from_numpy(weight.T), "bias": torch.from_numpy(bias)}
         heads.maps[name].load_state_dict(state)
     for name, one in kept.items():
         heads.maps[name].load_state_dict(one.state_dict())
-    _put(model, heads)
-    return told
+    return heads, cosines
 
 
 def ridge(inputs: Array, targets: Array) -> tuple[Array, Array, float]:
@@ -114,23 +124,31 @@ def ridge(inputs: Array, targets: Array) -> tuple[Array, Array, float]:
     """
     inputs, targets = inputs.astype(np.float64), targets.astype(np.float64)
     held = np.arange(len(inputs)) % HELD_OUT == 0
+    of_others = _Ridge(inputs[~held], targets[~held])
 
     def score(strength: float) -> float:
-        weight, bias = _solved(inputs[~held], targets[~held], strength)
+        weight, bias = of_others.at(strength)
         found = unit(inputs[held] @ weight + bias)
         return float((found * targets[held]).sum(axis=1).mean())
 
     scores = {strength: score(strength) for strength in STRENGTHS}
     best = max(scores, key=lambda strength: scores[strength])
-    return *_solved(inputs, targets, best), scores[best]
+    return *_Ridge(inputs, targets).at(best), scores[best]
 
 
-def _solved(inputs: Array, targets: Array, strength: float) -> tuple[Array, Array]:
-    middle, aim = inputs.mean(axis=0), targets.mean(axis=0)
-    rows = inputs - middle
-    gram = rows.T @ rows + strength * len(rows) * np.eye(rows.shape[1])
-    weight = np.linalg.solve(gram, rows.T @ (targets - aim))
-    return weight, aim - middle @ weight
+class _Ridge:
+    """Ridge regression whose strengths share one decomposition of the inputs."""
+
+    def __init__(self, inputs: Array, targets: Array) -> None:
+        self.middle, self.aim, self.count = inputs.mean(axis=0), targets.mean(axis=0), len(inputs)
+        rows = inputs - self.middle
+        self.values, self.axes = np.linalg.eigh(rows.T @ rows)
+        self.seen = self.axes.T @ (rows.T @ (targets - self.aim))
+
+    def at(self, strength: float) -> tuple[Array, Array]:
+        """Weights and bias."""
+        weight = self.axes @ (self.seen / (self.values + strength * self.count)[:, None])
+        return weight, self.aim - self.middle @ weight
 
 
 def _prompts(router: AdapterRouter, task: str) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ RARE = 1e-3
 """``a`` of a token's first weight a / (a + p), p its share of all tokens (Arora et al. 2017)."""
 WARMUP_STEPS = 50
 NO_LENGTH = 1 << 31
-"""Tokens; a longest text of so many is a tokenizer's word for none."""
+"""A tokenizer whose ``model_max_length`` is this or more has no limit."""
 MOST_WORDS = 1 << 18
 """Words whose ids are kept, some tens of megabytes; later ones are tokenised each time."""
 
@@ -151,18 +151,20 @@ def fit_query_encoder(
     """
     documents, small = _of_documents(model, task), _of_documents(encoder, encoder_task)
     texts = list(dict.fromkeys(checked_texts(queries)))
-    width = small.get_embedding_dimension()
+    with small.truncate_embeddings(None):
+        width = small.get_embedding_dimension() or 0
     if len(texts) <= width:
         raise ValueError(f"{len(texts)} queries cannot fit a map of {width} dims; pass more")
     inputs = normalize(_query_vectors(small, texts, show_progress_bar), dim=-1)
     targets = _query_vectors(documents, texts, show_progress_bar)
     linear = Projection.fitted(inputs, targets).linear
+    dtype = small.dtype or torch.float32  # no module of a route casts what it gets
     joint = Dense(
         width,
         targets.shape[1],
         activation_function=nn.Identity(),
-        init_weight=linear.weight.detach(),
-        init_bias=linear.bias.detach(),
+        init_weight=linear.weight.detach().to(dtype),
+        init_bias=linear.bias.detach().to(dtype),
     )
     modules = [*small, Normalize(), joint, Normalize()]
     return _joined(model, documents, modules, prompt=small.prompts.get("query") or "")
@@ -263,9 +265,8 @@ def _of_documents(model: SentenceTransformer, task: TaskName | None) -> Sentence
 
 def _query_vectors(model: SentenceTransformer, texts: list[str], bar: bool) -> Tensor:
     """The model's own, float32 ``(n, dim)`` on the CPU, at full width."""
-    prompt = model.prompts.get("query") or ""
-    with model.truncate_embeddings(None):
-        return torch.from_numpy(encode(model, texts, prompt=prompt, show_progress_bar=bar))
+    prompt = model.prompts.get("query") or ""  # stock modules: none of them cuts
+    return torch.from_numpy(encode(model, texts, prompt=prompt, show_progress_bar=bar))
 
 
 def _joined(

@@ -39,7 +39,8 @@ def rotate(
 ) -> None:
     """Rotate a model's space, in place, so that the first dims of its vectors say the most.
 
-    Full-width vectors have the cosines that they had, within 1e-6. One rotation serves all tasks,
+    Full-width vectors have the cosines that they had, within 1e-6 (of a stock model in half
+    precision, whose ``Dense`` is in it, too: to its rounding). One rotation serves all tasks,
     so that vectors of two adapters can still be compared. It begins with the eigenvectors of the
     cross-covariance of queries and documents, made symmetric (of texts: of their second moment),
     the largest eigenvalue first, and is turned on until cut vectors have the neighbours that whole
@@ -80,22 +81,25 @@ def rotate(
     if ours:
         _check_projection(router)
     sides = _sides(texts_or_pairs)
-    width, count = model.get_embedding_dimension() or 0, sum(map(len, sides.values()))
-    if count < width:
-        raise ValueError(f"{count} texts cannot put {width} dims in order; pass {width} or more")
     names: list[str | None] = [None]
     if ours:
         names = [*(list(router.tasks) or [BASE] if tasks is None else tasks)]
         for name in names:
             router.resolve(name)
-    unrotate(model)
-    groups = []
-    for name in names:
-        rows = [
-            encode(model, own, task=name, prompt=_prompt(model, name, side))
-            for side, own in sides.items()
-        ]
-        groups.append(np.stack([unit(one) for one in rows], axis=1))
+    with model.truncate_embeddings(None):
+        width, count = model.get_embedding_dimension() or 0, sum(map(len, sides.values()))
+        if count < width:
+            raise ValueError(
+                f"{count} texts cannot put {width} dims in order; pass {width} or more"
+            )
+        unrotate(model)
+        groups = []
+        for name in names:
+            rows = [
+                encode(model, own, task=name, prompt=_prompt(model, name, side))
+                for side, own in sides.items()
+            ]
+            groups.append(np.stack([unit(one) for one in rows], axis=1))
     moment = np.sum([moment_of(group) for group in groups], axis=0)
     axes = refined(axes_of(moment), groups, steps)
     _put(model, torch.from_numpy(axes.T.copy()))
@@ -186,8 +190,9 @@ def refined(axes: Array, groups: Sequence[Array], steps: int, seed: int = 0) -> 
     for step in range(steps):
         own = rows[step % len(rows)]
         batch = own[torch.randperm(len(own), generator=draw)[:BATCH]].reshape(-1, width)
-        turn.requires_grad_(True)
-        (slope,) = torch.autograd.grad(neighbours_lost(batch, batch @ turn, dims), turn)
+        with torch.enable_grad():
+            turn.requires_grad_(True)
+            (slope,) = torch.autograd.grad(neighbours_lost(batch, batch @ turn, dims), turn)
         turn = turn.detach()
         skew = slope @ turn.T - turn @ slope.T
         momentum = 0.9 * momentum + skew
@@ -282,13 +287,13 @@ def _weight(module: Any) -> Tensor:
 
 
 def _put(model: SentenceTransformer, weight: Tensor) -> None:
-    """Put a rotation before the cut or the last normalisation, or at the end."""
+    """Put a rotation before the cut or normalisation at the end, or at the end."""
     ours = isinstance(model[0], AdapterRouter)
     last = (MatryoshkaTruncate, Normalize)
-    place = next((i for i, one in enumerate(model) if isinstance(one, last)), len(model))
+    modules = list(model)
+    place = len(modules) - 1 if isinstance(modules[-1], last) else len(modules)
     rotation = Rotation(len(weight), weight)
     module = rotation if ours else rotation.stock(model.dtype or torch.float32)
-    modules = list(model)
     modules.insert(place, module.to(model.device).eval())
     _set_modules(model, modules)
     _turn_projection(model, weight)

@@ -70,7 +70,9 @@ def run_serve(args: argparse.Namespace) -> None:
     if args.task is not None:
         router.resolve(args.task)  # an error for one that is not known
         router.default_task = args.task
-    names = args.name or [Path(args.model).name if Path(args.model).is_dir() else args.model]
+    names = args.name or [
+        Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
+    ]
     app = create_app(
         model,
         names,

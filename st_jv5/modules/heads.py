@@ -97,6 +97,18 @@ def heads_in(modules: Iterable[Any]) -> Heads | None:
     return next((module for module in modules if isinstance(module, Heads)), None)
 
 
+def heads_of(model: Any) -> Heads:
+    """The heads of a model.
+
+    Raises:
+        ValueError: It has none.
+    """
+    heads = None if model is None else heads_in(model)
+    if heads is None:
+        raise ValueError("this model has no heads; fit them: st_jv5.fit_heads(model, texts)")
+    return heads
+
+
 def head_of(model: Any, task: Any, mode: str) -> str:
     """The adapter whose head a task means, or ``"base"``.
 
@@ -105,9 +117,7 @@ def head_of(model: Any, task: Any, mode: str) -> str:
     """
     if mode != HEAD:
         raise ValueError(unknown_name("mode", mode, [HEAD], "encode"))
-    heads = None if model is None else heads_in(model)
-    if heads is None:
-        raise ValueError("this model has no heads; fit them: st_jv5.fit_heads(model, texts)")
+    heads = heads_of(model)
     name = model[0].resolve(task) or BASE
     if name != BASE and name not in heads.maps:
         raise ValueError(
@@ -126,8 +136,7 @@ def through_head(model: Any, vectors: Tensor, name: str) -> Tensor:
         vectors: float32 ``(n, D)``.
         name: Of :func:`head_of`.
     """
-    heads, rotation = heads_in(model), rotation_in(model)
-    assert heads is not None
+    heads, rotation = heads_of(model), rotation_in(model)
     vectors = vectors.to(model.device)
     if rotation is None:
         return heads.through(name, vectors)

@@ -68,9 +68,10 @@ def upstream(recipe: Recipe) -> dict[str, Any]:
         for teacher in (tree["teacher"], *tree["more_teachers"])
         if teacher is not None
     ]
-    held_out = {name: spec.held_out for name, spec in recipe.data_sets.items() if spec.held_out}
+    held_out = [name for name, spec in recipe.data_sets.items() if spec.held_out]
     return {
-        **({"held_out": held_out} if held_out else {}),  # of any set: its texts are barred in all
+        # Of any set: its texts are barred in all.
+        **({"held_out": _sets(recipe, held_out)} if held_out else {}),
         "teachers": teachers,
         "student": {k: v for k, v in tree["student"].items() if k not in MODEL_ONLY},
         "vocabulary": _sets(recipe, recipe.student.vocabulary),
@@ -153,13 +154,9 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
         for name, phase in run.recipe.phases.items():
             check_epochs(run, name, phase)
     if {"stage1", "adapters"} & set(stages) and run.recipe.chooses:
-        from st_jv5.recipe.results.measure import chosen_tasks  # needs the extra `eval`
+        from st_jv5.recipe.results.measure import check_choices  # needs the extra `eval`
 
-        if not chosen_tasks(run, "validation"):
-            raise RecipeError(
-                "keep or strengths has several to choose among, but there is no task to choose by; "
-                "name one (keep: [0.5]), or hold rows of a data set out (data_sets.NAME.held_out)"
-            )
+        check_choices(run)
     if "evaluation" in stages:
         from st_jv5.recipe.results.measure import check_beside, check_held_out, without_far
 

@@ -290,7 +290,7 @@ def batch_rows(phase: Phase, sets: Mapping[str, Dataset]) -> dict[str, int]:
 
 SPARE = 1.1
 """A set must hold so many times a batch's rows, where rows share texts: which of them go together
-depends on their order."""
+depends on their order. A batch of two is allowed where any two go together."""
 
 
 def most_rows(dataset: Dataset, wanted: int) -> int:
@@ -310,7 +310,7 @@ def most_rows(dataset: Dataset, wanted: int) -> int:
         if count == enough:
             return wanted
     if count < rows:
-        count = int(count / SPARE)
+        count = max(min(count, 2), int(count / SPARE))
     return max(1, min(wanted, count))
 
 

@@ -16,8 +16,8 @@ from st_jv5.task_table import unknown_name
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-class ApiError(Exception):
-    """What a client is told.
+class ApiError(HTTPException):
+    """What a client is told; FastAPI lets it pass where it reads a body, too.
 
     Args:
         status: Of HTTP.
@@ -36,9 +36,8 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param = status, message, param
-        self.code, self.headers = code, headers
+        super().__init__(status, message, headers)
+        self.status, self.message, self.param, self.code = status, message, param, code
 
     def response(self) -> JSONResponse:
         """The answer."""
@@ -85,7 +84,8 @@ def _first_fault(fault: Mapping[str, Any]) -> ApiError:
         return ApiError(400, message, code="invalid_json")
     if kind == "unknown_field":
         message = unknown_name("field", context["name"], context["known"], "a request")
-        return ApiError(400, message, param=context["name"], code="unknown_field")
+        name = context["name"].encode("utf-8", "backslashreplace").decode()
+        return ApiError(400, message, param=name, code="unknown_field")
     if kind == "conflict":
         return ApiError(400, fault["msg"], param=context["param"], code="conflict")
     if not where:

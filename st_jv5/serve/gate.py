@@ -9,11 +9,9 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from st_jv5.serve.errors import ApiError, broken, on_http_error
+from st_jv5.serve.errors import ApiError, broken
 from st_jv5.serve.limits import Limits
 from st_jv5.serve.metrics import Metrics
 
@@ -61,10 +59,6 @@ class Gate:
             refused = self._refused(scope)
             if refused is None:
                 await self.app(scope, self._bounded(receive), sending)
-        except HTTPException as error:
-            if not status:
-                answer = await on_http_error(Request(scope), error)
-                await answer(scope, receive, sending)
         except Exception as error:
             places = "".join(traceback.format_tb(error.__traceback__))  # a message may hold a text
             logger.error("%s: %s at\n%s", scope["path"], type(error).__name__, places)
@@ -120,11 +114,11 @@ class Gate:
                     message = await receive()
             except TimeoutError:
                 told = f"the request took more than {self.limits.read_seconds:g} s to come in"
-                raise HTTPException(408, told) from None
+                raise ApiError(408, told, code="request_timeout") from None
             size += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if size > self.limits.max_bytes:
-                raise HTTPException(413, self._too_large().message)
+                raise self._too_large()
             return message
 
         return bounded

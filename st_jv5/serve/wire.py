@@ -22,6 +22,7 @@ def _is_id(value: object) -> bool:
 def check_input(value: object) -> object:
     """One text, several, or token ids of one or several; a fault tells the text's index."""
     if isinstance(value, str):
+        check_text(value, 0)
         return value
     if not isinstance(value, list):
         raise _fault("must be a text, a list of texts, or token ids")

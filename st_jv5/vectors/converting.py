@@ -11,14 +11,14 @@ from st_jv5.adapters import router_of
 from st_jv5.encoding import head_vectors
 from st_jv5.files import whole_folder
 from st_jv5.fingerprint import fingerprint
-from st_jv5.modules.heads import HEAD, head_of
+from st_jv5.modules.heads import HEAD, head_of, heads_of
 from st_jv5.precision import Array, codes, from_codes, ranges_of
 from st_jv5.task_table import BASE
 from st_jv5.vectors.folder import VectorFolder
 from st_jv5.vectors.searching import model_of
 
 SAMPLED = 1000
-"""Rows of the first shard that int8's ranges are taken from."""
+"""Rows from all over the source that int8's ranges are taken from, about."""
 
 
 def convert(
@@ -60,7 +60,7 @@ def convert(
     if missing := found.missing():
         raise ValueError(f"{found.path}: {len(missing)} of {found.shards} shards are not written")
     loaded = model_of(found, model)
-    name, width = head_of(loaded, task, HEAD), loaded.get_embedding_dimension()
+    name, width = head_of(loaded, task, HEAD), heads_of(loaded).dim
     if found.dim != width:
         raise ValueError(f"{found.path}: vectors of {found.dim} dims; a head takes all {width}")
     if told["prompt"] not in (known := router_of(loaded).prompts.values()):
@@ -77,9 +77,13 @@ def convert(
 
     with whole_folder(folder) as partial:
         made = VectorFolder.create(partial, manifest)
+        if found.precision == "int8":
+            step = max(1, found.rows // SAMPLED)  # of rows, counted from the source's first
+            drawn = [
+                heads(kept[-number * found.shard_rows % step :: step])
+                for number, _, kept in found.loaded()
+            ]
+            made.write_ranges(ranges_of(np.concatenate(drawn)))
         for number, ids, kept in found.loaded():
-            rows = heads(kept)
-            if number == 0 and found.precision == "int8":
-                made.write_ranges(ranges_of(rows[:SAMPLED]))
-            made.write(number, ids, codes(rows, made.precision, made.ranges))
+            made.write(number, ids, codes(heads(kept), made.precision, made.ranges))
     return VectorFolder(folder)

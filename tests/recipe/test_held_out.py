@@ -141,6 +141,25 @@ def test_what_was_trained_with_other_rows_held_out_is_told_apart(recipe):
     assert "held_out" not in json.dumps(upstream(none), default=str)
 
 
+def test_what_was_trained_beside_another_test_set_is_told_apart(recipe, tmp_path):
+    """A set that no phase trains on decides by its held-out rows what others may train on."""
+    pairs_file(tmp_path / "test.jsonl", 60)
+    pairs_file(tmp_path / "other.jsonl", 60)
+    file = recipe()
+    tree = yaml.safe_load(Path(file).read_text())
+    columns = {"query": "q", "positive": "d"}
+    some = {"path": str(tmp_path / "test.jsonl"), "columns": columns, "held_out": 9}
+    found = []
+    changes = ({"path": str(tmp_path / "other.jsonl")}, {"where": {"q": "question 1*"}})
+    for changed in ({}, {"license": "own"}, *changes):
+        Path(file).write_text(
+            yaml.safe_dump(tree | {"data_sets": {**tree["data_sets"], "test": some | changed}})
+        )
+        found.append(upstream(load_recipe(file)))
+    assert found[0] == found[1]
+    assert found[0] != found[2] != found[3] != found[0]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

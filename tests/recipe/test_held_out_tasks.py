@@ -16,7 +16,14 @@ from st_jv5.files import read_json
 from st_jv5.publish.self_test import ABSOLUTE, self_test
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.results.measure import chosen_tasks, near_and_far_of, own_tasks_of, without_far
+from st_jv5.recipe.results.measure import (
+    check_choices,
+    chosen_tasks,
+    near_and_far_of,
+    own_tasks_of,
+    validation_means,
+    without_far,
+)
 from st_jv5.recipe.run import preflight
 from st_jv5.recipe.strict import RecipeError
 from tests.conftest import real_texts
@@ -166,6 +173,18 @@ def test_what_is_measured_is_what_is_named_else_own_rows_else_all_local_tasks(
     run = Run(load_recipe(own(tmp_path, backbones["bert"], keep=[0.0, 0.5]), none_held))
     with pytest.raises(RecipeError, match="no task to choose by; name one"):
         preflight(run, ["stage1"])
+
+
+def test_strengths_that_no_validation_task_can_choose_among_are_refused(backbones, tmp_path):
+    path = own(tmp_path, backbones["bert"])
+    several = ["adapters.classification.strengths=[0.5, 1.0]"]
+    run = Run(load_recipe(path, [*several, "data_sets.topics.held_out=0"]))  # pairs alone are left
+    told = "adapters.classification.strengths .* no validation task is one of classification"
+    with pytest.raises(RecipeError, match=told):
+        preflight(run, ["adapters"])
+    with pytest.raises(ValueError, match="no validation task is one of classification"):
+        validation_means(run, None, "classification", tmp_path / "scores")
+    check_choices(Run(load_recipe(path, several)))
 
 
 def test_an_existing_recipe_measures_what_it_did():

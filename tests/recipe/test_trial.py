@@ -224,6 +224,8 @@ def test_a_batch_has_the_rows_asked_for_or_what_a_small_set_holds():
     shared = rows_of(*(str(i // 4) for i in range(100)))  # 25 distinct queries
     assert 20 < train.most_rows(shared, 64) < 25
     assert train.most_rows(shared, 20) == 20
+    assert train.most_rows(rows_of("a", "a", "b", "b"), 4) == 2
+    assert train.most_rows(rows_of("a", "a"), 4) == 1
 
 
 def test_sets_smaller_than_a_step_take_part_in_fewer_processes_than_devices(tiny, tmp_path, caplog):

@@ -135,6 +135,36 @@ def check_held_out(run: Run) -> None:
             logger.warning("data_sets.%s", told)
 
 
+def check_choices(run: Run) -> None:
+    """What has several to choose among has a validation task to choose by: the base, each adapter.
+
+    Raises:
+        RecipeError: Names the setting that has none.
+    """
+    way_out = "or hold rows of a data set out (data_sets.NAME.held_out)"
+    if len(run.recipe.keep or ()) > 1 and not tasks_to_choose_by(run, BASE):
+        raise RecipeError(
+            f"keep has several to choose among, but there is no task to choose by; name one "
+            f"(keep: [0.5]), {way_out}"
+        )
+    for task, phase in run.recipe.adapters.items():
+        if len(phase.strengths) > 1 and not tasks_to_choose_by(run, task):
+            raise RecipeError(
+                f"adapters.{task}.strengths has several to choose among, but no validation task is "
+                f"one of {task}; name one strength (strengths: [1.0]), {way_out} that make such a "
+                f"task, or name one in evaluation.tasks"
+            )
+
+
+def tasks_to_choose_by(run: Run, task: str) -> list[Any]:
+    """The validation tasks that are routed to an adapter; all of them for the base."""
+    return [
+        one
+        for one in chosen_tasks(run, "validation")
+        if task == BASE or adapter_for(one.metadata.type) == task
+    ]
+
+
 def about_own(run: Run) -> dict[str, About]:
     """What the measured tasks of held-out rows are on."""
     return {
@@ -264,12 +294,13 @@ def validation_means(
     Returns:
         ``near``, ``far`` (whichever there are), and ``both``: the mean of the two; of a base also
         the mean of each family of far tasks, such as ``far clustering``.
+
+    Raises:
+        ValueError: No validation task is routed to the adapter.
     """
-    tasks = [
-        one
-        for one in chosen_tasks(run, "validation")
-        if task == BASE or adapter_for(one.metadata.type) == task
-    ]
+    tasks = tasks_to_choose_by(run, task)
+    if not tasks:
+        raise ValueError(f"no validation task is one of {task}")
     if task != BASE:
         told = [t for t in tasks if labels_are_new(t.metadata.name, run.labels) is False]
         tasks = [one for one in tasks if one not in told] or told
