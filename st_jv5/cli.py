@@ -72,11 +72,6 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     main(["eval", *(sys.argv[1:] if argv is None else argv)])
 
 
-def report(argv: Sequence[str] | None = None) -> None:
-    """``st-jv5 report``."""
-    main(["report", *(sys.argv[1:] if argv is None else argv)])
-
-
 def compare(argv: Sequence[str] | None = None) -> None:
     """``st-jv5 compare``, which a checkout's ``eval/compare.py`` is."""
     main(["compare", *(sys.argv[1:] if argv is None else argv)])
@@ -95,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
         with quiet():
             args.run(args)
     except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here") from None
+        goes_on = "; the same command goes on from here" if args.resumes else ""
+        raise SystemExit(f"stopped{goes_on}") from None
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -114,7 +110,3 @@ def mendable() -> tuple[type[Exception], ...]:
     import torch
 
     return OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError
-
-
-if __name__ == "__main__":
-    main()

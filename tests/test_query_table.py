@@ -281,6 +281,15 @@ def test_an_encoder_keeps_its_own_adapter_and_prompt_and_is_saved_whole(
     )
 
 
+def test_an_encoder_in_half_precision_or_set_to_cut_is_whole(backbones, queries):
+    large, small = stock(backbones["bert"]), stock(backbones["bert"]).bfloat16()
+    small.truncate_dim = 8
+    joined = st_jv5.fit_query_encoder(large, queries, small)
+    own = large.encode_query(queries)
+    assert cosine(joined.encode_query(queries), own) > 0.99
+    assert small.truncate_dim == 8
+
+
 def test_an_encoder_needs_more_queries_than_dims(ours):
     with pytest.raises(ValueError, match="1 queries cannot fit a map of 48 dims; pass more"):
         st_jv5.fit_query_encoder(ours, ["a cat"], ours)

@@ -138,6 +138,17 @@ def test_unrotate_gives_the_vectors_of_before(model, texts):
     assert fingerprint(model) == name
 
 
+def test_a_model_that_is_set_to_cut_is_rotated_whole(model, texts):
+    before = encode(model, texts, task="retrieval")
+    model.truncate_dim = 8
+    st_jv5.rotate(model, texts, steps=9)
+    assert (rotation_in(model).dim, model.truncate_dim) == (48, 8)
+    model.truncate_dim = None
+    np.testing.assert_allclose(
+        cosines(before), cosines(encode(model, texts, task="retrieval")), atol=1e-6
+    )
+
+
 def test_pairs_get_the_prompts_of_their_sides(model, monkeypatch):
     seen = []
     real = st_jv5.rotation.encode
@@ -178,6 +189,27 @@ def test_a_stock_model_gets_a_stock_module(stock, texts, tmp_path):
     np.testing.assert_allclose(loaded.encode(texts), after, atol=1e-6)
     unrotate(loaded)
     np.testing.assert_allclose(loaded.encode(texts), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_stock_rotation_in_half_precision_is_known_again(stock, texts, dtype, tmp_path):
+    st_jv5.rotate(stock.to(dtype), texts, steps=0)
+    stock.save_pretrained(str(tmp_path))
+    loaded = SentenceTransformer(str(tmp_path), model_kwargs={"dtype": dtype})
+    st_jv5.rotate(loaded, texts, steps=0)  # in the place of the first
+    assert [type(m) for m in loaded] == [Transformer, Pooling, Dense, Normalize]
+    unrotate(loaded)
+    assert [type(m) for m in loaded] == [Transformer, Pooling, Normalize]
+
+
+def test_a_rotation_stands_before_the_last_normalisation(backbones, texts):
+    modules = [Transformer(backbones["bert"]), Pooling(48, "mean"), Normalize()]
+    tail = [Dense(48, 48, activation_function=torch.nn.Tanh()), Normalize()]
+    model = SentenceTransformer(modules=[*modules, *tail])
+    before = model.encode(texts)
+    st_jv5.rotate(model, texts, steps=0)
+    assert [type(m) for m in model][3:] == [Dense, Dense, Normalize]
+    np.testing.assert_allclose(cosines(before), cosines(model.encode(texts)), atol=1e-6)
 
 
 def test_a_merged_model_and_its_folder_are_rotated_too(model, texts, tmp_path):

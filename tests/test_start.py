@@ -152,11 +152,11 @@ def test_a_submodule_is_there_without_an_import_of_its_own():
 # ------------------------------------------------------------------------------------ how it ends
 
 
-def ends(error: BaseException, debug: bool = False) -> argparse.Namespace:
+def ends(error: BaseException, debug: bool = False, resumes: bool = False) -> argparse.Namespace:
     def run(args: argparse.Namespace) -> None:
         raise error
 
-    return argparse.Namespace(run=run, debug=debug)
+    return argparse.Namespace(run=run, debug=debug, resumes=resumes)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,8 @@ def test_a_fault_of_ours_shows_where_it_is(capsys):
         cli.run(ends(TypeError("unhashable")))
     assert "TypeError: unhashable" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+        cli.run(ends(KeyboardInterrupt(), resumes=True))
+    with pytest.raises(SystemExit, match=r"^stopped$"):
         cli.run(ends(KeyboardInterrupt()))
 
 

@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
     parser.add_argument("--output", default="out/adapters")
     parser.add_argument("--table", action="store_true", help="show what is there")
-    parser.set_defaults(run=run, debug=False)
+    parser.set_defaults(run=run, debug=False, resumes=True)
     cli.run(parser.parse_args(argv))
 
 

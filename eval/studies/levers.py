@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the file's")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
     parser.add_argument("--output", default="out/levers")
-    parser.set_defaults(run=run, debug=False)
+    parser.set_defaults(run=run, debug=False, resumes=True)
     cli.run(parser.parse_args(argv))
 
 

@@ -22,9 +22,9 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -76,7 +76,7 @@ def server(model: str) -> Iterator[int]:
     """``st-jv5 serve`` in a process of its own; yields its port."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        command = [sys.executable, "-m", "st_jv5.cli", "serve", model, "--name", "m", "--port", "0"]
+        command = [sys.executable, "-m", "st_jv5", "serve", model, "--name", "m", "--port", "0"]
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file)
         try:
@@ -91,11 +91,9 @@ def server(model: str) -> Iterator[int]:
             process.wait()
 
 
-def client(
-    port: int, texts: Texts, tasks: list[str], seed: int, end: float, told: Answered
-) -> None:
+def client(port: int, texts: Texts, tasks: list[str], seed: int, end: float) -> Answered:
     """Ask, one text after the other, until the end."""
-    source = random.Random(seed)
+    told, source = Answered(), random.Random(seed)
     connection = HTTPConnection("127.0.0.1", port)
     headers = {"Content-Type": "application/json"}
     while time.monotonic() < end:
@@ -107,12 +105,13 @@ def client(
         raw = answer.read()
         told.seconds.append(time.perf_counter() - begin)
         if answer.status != 200:
-            raise SystemExit(f"{answer.status}: {raw[:200]!r}")
+            raise RuntimeError(f"{answer.status}: {raw[:200]!r}")
         vector = base64.b64decode(json.loads(raw)["data"][0]["embedding"])
         told.texts.append(text)
         told.tasks.append(task)
         told.vectors.append(np.frombuffer(vector, "<f4"))
     connection.close()
+    return told
 
 
 def load(
@@ -120,19 +119,11 @@ def load(
 ) -> dict[str, float]:
     """So many clients for so long; then the same texts by ``encode_mixed``."""
     tasks = st_jv5.tasks(model)
-    told = [Answered() for _ in range(clients)]
     begin = time.monotonic()
-    threads = [
-        threading.Thread(
-            target=client,
-            args=(port, texts, tasks, 1000 * clients + number, begin + seconds, one),
-        )
-        for number, one in enumerate(told)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    end = begin + seconds
+    with ThreadPoolExecutor(clients) as threads:
+        seeds = range(1000 * clients, 1001 * clients)
+        told = list(threads.map(lambda seed: client(port, texts, tasks, seed, end), seeds))
     served = time.monotonic() - begin
     given = [text for one in told for text in one.texts]
     asked = [task for one in told for task in one.tasks]

@@ -37,6 +37,7 @@ def _add_eval(commands: Any) -> None:
         st-jv5 eval --model out/demo/model --local --adapters all --dims 384 128 --precision int8
         """,
         run_eval,
+        resumes=True,
     )
     parser.add_argument("--model", required=True, help="folder or Hub id; any SentenceTransformer")
     parser.add_argument("--tasks", nargs="+", default=[], help="mteb or local task names")

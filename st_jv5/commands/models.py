@@ -41,6 +41,7 @@ def add_commands(commands: Any) -> None:
         "check a model and send it to the Hub",
         "st-jv5 publish out/demo/model organisation/name --siblings --dry-run",
         run_publish,
+        resumes=True,
     )
     publish.add_argument("folder", help="a saved model, with its card")
     publish.add_argument("repository", help="organisation/name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ def add_command(
     example: str,
     run: Callable[[argparse.Namespace], None],
     more: str = "",
+    resumes: bool = False,
 ) -> argparse.ArgumentParser:
     """Add a command that says what it does, with an example, and is run by ``run``.
 
@@ -25,6 +27,7 @@ def add_command(
         example: A line of the shell, or several, each a whole command.
         run: Gets the parsed arguments; its imports are its own, so that ``--help`` is quick.
         more: Further sentences for the command's own help.
+        resumes: Whether the same command goes on where one was stopped.
     """
     lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -34,5 +37,11 @@ def add_command(
         epilog=f"example:\n{lines}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, resumes=resumes)
     return parser
+
+
+def log_lines() -> None:
+    """Lines of a recipe's run on stderr, beside warnings of all else."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("st_jv5.recipe").setLevel(logging.INFO)

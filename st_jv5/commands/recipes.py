@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import Any, get_args
 
 from st_jv5.choices import STAGES, Engine
-from st_jv5.commands.parsers import add_command
+from st_jv5.commands.parsers import add_command, log_lines
 
 
 def add_commands(commands: Any) -> None:
@@ -24,6 +23,7 @@ def add_commands(commands: Any) -> None:
         run_train,
         more="Each stage leaves its result in the output folder and is skipped when it is there; a "
         "stage that was interrupted goes on from its last checkpoint.",
+        resumes=True,
     )
     train.add_argument("--only", choices=STAGES, help="run this stage alone")
     train.add_argument(
@@ -56,6 +56,7 @@ def add_commands(commands: Any) -> None:
         torchrun --nproc-per-node 8 -m st_jv5 teach recipe.yaml
         """,
         run_teach,
+        resumes=True,
     )
     teach.add_argument(
         "--engine",
@@ -93,7 +94,7 @@ def run_train(args: argparse.Namespace) -> None:
     if args.plan:
         run_plan(args)
         return
-    _log_lines()
+    log_lines()
     from st_jv5.recipe.context import Run
     from st_jv5.recipe.load import load_recipe
     from st_jv5.recipe.run import run_stages
@@ -104,7 +105,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     """The tables of costs."""
-    _log_lines()
+    log_lines()
     from st_jv5.recipe.context import Run
     from st_jv5.recipe.load import load_recipe
     from st_jv5.recipe.planning.plan import plan
@@ -116,7 +117,7 @@ def run_teach(args: argparse.Namespace) -> None:
     """Fill the store."""
     if args.workers is not None and (args.workers < 1 or args.engine == "local"):
         raise ValueError("--workers must be positive, and goes with --engine ray")
-    _log_lines()
+    log_lines()
     from st_jv5.recipe.context import Run
     from st_jv5.recipe.load import load_recipe
     from st_jv5.recipe.teach import teach
@@ -134,9 +135,3 @@ def run_recipes(args: argparse.Namespace) -> None:
         print("\n".join(copy_recipe(args.name, args.to)))
     else:
         print("\n".join(list_recipes()))
-
-
-def _log_lines() -> None:
-    """Lines of a recipe's run on stderr, beside warnings of all else."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("st_jv5.recipe").setLevel(logging.INFO)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import Any
 
-from st_jv5.commands.parsers import add_command
+from st_jv5.commands.parsers import add_command, log_lines
 
 
 def add_commands(commands: Any) -> None:
@@ -20,6 +19,7 @@ def add_commands(commands: Any) -> None:
         run_questions,
         more="The server speaks OpenAI's /v1/chat/completions (vLLM, llama.cpp, OpenAI). Each "
         "answer is written when it comes; the same command again asks for what is missing.",
+        resumes=True,
     )
     questions.add_argument("--url", required=True, help="up to /v1")
     questions.add_argument("--model", required=True, help="its name at the server")
@@ -77,7 +77,7 @@ def run_decontaminate(args: argparse.Namespace) -> None:
     from st_jv5.evaluation.choose import choose_tasks
     from st_jv5.recipe.data.decontaminate import hashes_of_tasks, write_hashes
 
-    logging.getLogger("st_jv5.recipe").setLevel(logging.INFO)
+    log_lines()
     tasks = choose_tasks(args.tasks, args.benchmark, "test" if args.local else "")
     hashes = hashes_of_tasks(tasks, args.documents)
     print(f"{args.out}: {write_hashes(args.out, hashes):,} texts of {len(tasks)} tasks")

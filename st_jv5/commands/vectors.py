@@ -25,6 +25,7 @@ def add_commands(commands: Any) -> None:
         "st-jv5 encode out/demo/model --task retrieval --in documents.parquet --column text "
         "--out vectors",
         run_encode,
+        resumes=True,
     )
     parser.add_argument("model", help="folder or Hub id; ours, or any text model")
     parser.add_argument("--task", help="an adapter, or base")

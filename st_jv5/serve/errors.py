@@ -84,8 +84,7 @@ def _first_fault(fault: Mapping[str, Any]) -> ApiError:
         return ApiError(400, message, code="invalid_json")
     if kind == "unknown_field":
         message = unknown_name("field", context["name"], context["known"], "a request")
-        name = context["name"].encode("utf-8", "backslashreplace").decode()
-        return ApiError(400, message, param=name, code="unknown_field")
+        return ApiError(400, message, param=context["name"], code="unknown_field")
     if kind == "conflict":
         return ApiError(400, fault["msg"], param=context["param"], code="conflict")
     if not where:

@@ -71,7 +71,8 @@ class Body(BaseModel):
     def _known(cls, value: Any) -> Any:
         for name in value if isinstance(value, dict) else ():
             if name not in cls.model_fields:
-                known = {"known": list(cls.model_fields), "name": name}
+                shown = name.encode("utf-8", "backslashreplace").decode()
+                known = {"known": list(cls.model_fields), "name": shown}
                 raise PydanticCustomError("unknown_field", "no field {name}", known)
         return value
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from st_jv5.cli import compare, report
+from st_jv5.cli import compare, main
 from st_jv5.evaluation.local_tasks import labels_asked, local_tasks, text_kinds
 from st_jv5.evaluation.near_far import (
     FAR,
@@ -161,14 +161,23 @@ def test_without_what_was_trained_on_means_are_by_kind_of_text(records):
     assert "Near and far are not told apart" in text
     assert isinstance(table, Table)
     assert [one[:2] for one in table.rows] == [["not known", 2]]
-    report([str(records / "model")])
+    main(["report", str(records / "model")])
     page = (records / "model" / "report.md").read_text()
     assert "Near and far are not told apart" in page
     assert f"| wordnet | 1 | {100 * draws(0, 0.02).mean():.1f} |" in page
 
 
 def test_a_page_tells_near_from_far_beside_the_start(records):
-    report([str(records / "model"), "--trained-on", "wordnet", "--start", str(records / "base")])
+    main(
+        [
+            "report",
+            str(records / "model"),
+            "--trained-on",
+            "wordnet",
+            "--start",
+            str(records / "base"),
+        ]
+    )
     page = (records / "model" / "report.md").read_text()
     assert "2.0 below base [-2.0, -2.0]: on text of other kinds model is WORSE" in page
     assert "| near: mean of 1 task | above the start | far: mean of 1 task |" in page
@@ -179,7 +188,7 @@ def test_what_a_recipe_trained_on_is_read_beside_its_model(records, tmp_path):
     (tmp_path / "out").mkdir()
     write_json(tmp_path / "out" / "run.json", {"text_kinds": ["wordnet"]})
     write_json(records / "model" / "results.json", tree | {"model": str(tmp_path / "out" / "m")})
-    report([str(records / "model")])
+    main(["report", str(records / "model")])
     assert "Near: wordnet. Far: wikipedia." in (records / "model" / "report.md").read_text()
 
 

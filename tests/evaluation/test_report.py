@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from st_jv5.cli import report as main
+from st_jv5.cli import main
 from st_jv5.evaluation.local_tasks import OfficeLongRetrieval, WordNetSTS
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.evaluation.page import Page, Table, lines
@@ -29,7 +29,7 @@ def run(model, tmp_path, small_tasks) -> Path:
     longer = Settings("all", (48,), max_tokens=(64, 16))
     encoder = MTEBEncoder(model, remember=True)
     evaluate(encoder, [OfficeLongRetrieval()], tmp_path / "run", longer, command="again")
-    main([str(tmp_path / "run")])
+    main(["report", str(tmp_path / "run")])
     return tmp_path / "run"
 
 
@@ -106,17 +106,17 @@ def test_both_pages_have_the_scores_curves_matrix_settings_and_commands(run):
 
 def test_what_was_not_measured_has_no_section(model, tmp_path, small_tasks):
     evaluate(MTEBEncoder(model), [WordNetSTS()], tmp_path)
-    main([str(tmp_path)])
+    main(["report", str(tmp_path)])
     headings = re.findall(r"^## (.*)", (tmp_path / "report.md").read_text(), re.M)
     assert headings == ["Scores", "Settings"]
 
 
 def test_a_folder_without_a_record_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"no results.json in .*absent"):
-        main([str(tmp_path / "absent")])
+        main(["report", str(tmp_path / "absent")])
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(SystemExit, match="has no list `results`"):
-        main([str(tmp_path)])
+        main(["report", str(tmp_path)])
 
 
 def test_names_cannot_break_out_of_the_page():

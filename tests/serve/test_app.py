@@ -124,6 +124,11 @@ BAD = {
     "a number among texts": ({"input": ["a", 7]}, 400, "invalid_value", "input[1]"),
     "null among texts": ({"input": ["a", "b", None]}, 400, "invalid_value", "input[2]"),
     "half a character": ({"input": ["a", "\ud800"]}, 400, "invalid_value", "input[1]"),
+    "half a character alone": ({"input": "\ud800"}, 400, "invalid_value", "input[0]"),
+    "half a character in a field": (
+        {"input": "a", "\ud800": 1},
+        *(400, "unknown_field", "\\ud800"),
+    ),
     "no dims": ({"input": "a", "dimensions": 0}, 400, "invalid_value", "dimensions"),
     "too many dims": (
         {"input": "a", "task": "base", "dimensions": 49},
@@ -166,6 +171,26 @@ def test_a_bad_request_is_told_its_fault_in_openai_s_shape(client, kind):
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param), error
     assert error["type"] == "invalid_request_error"
     assert error["message"]
+
+
+@pytest.mark.parametrize("field", ["model", "task", "prompt_name", "encoding_format", "blend"])
+def test_half_a_character_in_any_field_is_the_client_s_fault(client, field):
+    changed = {"task": {"\ud800": 1.0}} if field == "blend" else {field: "\ud800"}
+    body = json.dumps({"model": NAME, "input": "a", "task": "base", **changed}).encode()
+    answer = client.post(
+        "/v1/embeddings", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code in (400, 404)
+    assert error_of(answer)["type"] == "invalid_request_error"
+
+
+def test_a_body_that_comes_in_parts_is_bounded_too(client):
+    parts = (b'{"input": "' + b"a" * 20_000 for _ in range(6))
+    answer = client.post(
+        "/v1/embeddings", content=parts, headers={"Content-Type": "application/json"}
+    )
+    assert "content-length" not in answer.request.headers
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "too_many_bytes")
 
 
 def test_messages_name_the_way_out(client):

@@ -176,7 +176,7 @@ def write_rows(path: Path, count: int) -> str:
 
 
 def encode_command(model: str, documents: str, out: Path, shard_rows: int) -> list[str]:
-    command = [sys.executable, "-m", "st_jv5.cli", "encode", model, "--task", "retrieval"]
+    command = [sys.executable, "-m", "st_jv5", "encode", model, "--task", "retrieval"]
     command += ["--in", documents, "--column", "text", "--out", str(out), "--dim", "16"]
     return [*command, "--shard-rows", str(shard_rows)]
 
