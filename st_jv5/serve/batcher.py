@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 1024
 """Texts, of those that wait longest, that a batch is chosen from."""
-SPARE_TOKENS = 32
+SPARE_TOKENS = 16
 """Tokens of padding that cost less than a forward more."""
 WARM_TEXT = "warm " * 300
 """Long enough that an adapter is merged."""
@@ -114,7 +114,7 @@ def chosen(waiting: Sequence[Piece], budget: int) -> list[Piece]:
         low, high = min(least, piece.tokens), max(most, piece.tokens)
         if found and high * (len(found) + 1) > budget:
             break
-        if high - low <= max(SPARE_TOKENS, high // 2):
+        if high - low <= max(SPARE_TOKENS, high // 4):
             found.append(piece)
             least, most = low, high
     if sum(piece.tokens for piece in found) > SHARED_TOKENS:

@@ -1,0 +1,30 @@
+"""What the repository says of itself: versions, and the workflows' commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+import st_jv5
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = ROOT / ".github" / "workflows"
+
+
+def test_one_version_everywhere():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == st_jv5.__version__
+
+
+def test_workflows_call_targets_and_tests_that_there_are():
+    text = "".join(path.read_text() for path in WORKFLOWS.glob("*.yml"))
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {*re.findall(r"run: make ([\w-]+)", text)} == {"check", "test"} <= {*targets}
+
+
+def test_workflows_run_on_the_oldest_python_that_is_allowed():
+    tests = yaml.safe_load((WORKFLOWS / "test.yml").read_text())
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
+    versions = tests["jobs"]["everywhere"]["strategy"]["matrix"]["python"]
+    assert versions[0] == oldest
