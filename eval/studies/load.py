@@ -72,11 +72,13 @@ class Texts:
 
 
 @contextmanager
-def server(model: str) -> Iterator[int]:
-    """``st-jv5 serve`` in a process of its own; yields its port."""
+def server(model: str, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """``st-jv5 serve`` in a process of its own; yields it and its port."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        command = [sys.executable, "-m", "st_jv5", "serve", model, "--name", "m", "--port", "0"]
+        command = [sys.executable, "-m", "st_jv5", "serve", model, "--name", "m", *flags]
+        if "--port" not in flags:
+            command += ["--port", "0"]
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file)
         try:
@@ -85,7 +87,7 @@ def server(model: str) -> Iterator[int]:
                 if process.poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"the server did not start:\n{log.read_text()}")
                 time.sleep(0.1)
-            yield int(found[1])
+            yield process, int(found[1])
         finally:
             process.terminate()
             process.wait()
@@ -156,7 +158,7 @@ def main() -> None:
     model = load_model(args.model)
     texts = Texts()
     found = []
-    with server(args.model) as port:
+    with server(args.model) as (_, port):
         load(model, port, texts, 4, min(3.0, args.seconds))  # a warm-up
         for clients in args.clients:
             found.append(load(model, port, texts, clients, args.seconds))

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from eval.studies import load
+from eval.studies import load, overload
 
 
 @pytest.mark.full
@@ -40,3 +40,14 @@ def test_a_client_that_is_refused_ends_the_study(model):
                 load.load(model, server.server_port, load.Texts(), 2, 5.0)
         finally:
             server.shutdown()
+
+
+@pytest.mark.full
+def test_clients_that_ask_again_lose_nothing_to_refusals_and_a_kill(saved, monkeypatch):
+    monkeypatch.setattr(overload, "FLAGS", ("--max-requests", "1"))
+    monkeypatch.setattr(overload, "POOL", 20)
+    told = overload.overload(saved, clients=4, minutes=0.4, kills=1)
+    assert told["answered"] > 0
+    assert told["lost"] == 0
+    assert told["refused"] > 0
+    assert told["broken"] > 0
