@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from st_jv5.encoding import NotFiniteError
+from st_jv5.encoding import NotFiniteError, head_vectors
 from st_jv5.serve.answers import openai_answer, tei_answer
 from st_jv5.serve.batcher import Batcher, OverloadedError, StoppingError
 from st_jv5.serve.errors import ApiError, broken, on_api_error, on_bad_request, on_http_error
@@ -128,7 +128,7 @@ class Service:
 
     async def embeddings(self, body: EmbeddingsRequest, request: Request) -> Response:
         """Vectors of texts, as OpenAI's and Jina's servers give them."""
-        asked = self.names.asked(body.model, body.task, body.prompt_name)
+        asked = self.names.asked(body.model, body.task, body.prompt_name, body.mode)
         self._check_dim(body.dimensions)
         vectors, tokens = await self._vectors(request, "input", body.input, asked, body.truncate)
         raw = await run_in_threadpool(
@@ -194,7 +194,10 @@ class Service:
             raise ApiError(503, str(error), code="stopping") from None
         self.metrics.texts.labels(asked.label).inc(len(texts))
         self.metrics.tokens.labels(asked.label).inc(sum(counts))
-        return await self._answer(request, field, asyncio.wrap_future(future)), sum(counts)
+        vectors = await self._answer(request, field, asyncio.wrap_future(future))
+        if asked.head is not None:
+            vectors = await run_in_threadpool(head_vectors, self.names.model, vectors, asked.head)
+        return vectors, sum(counts)
 
     async def _answer(self, request: Request, field: str, vectors: asyncio.Future[Any]) -> Any:
         """The vectors, unless they take too long or the client goes away: then they are dropped."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import router_of
 from st_jv5.encoding import prompt_named
+from st_jv5.modules.heads import head_of
 from st_jv5.serve.errors import ApiError
-from st_jv5.task_table import BASE, Blend, TaskName, unknown_name
+from st_jv5.task_table import BASE, PROMPTS, Blend, TaskName, unknown_name
 
 JINA_TASKS: Mapping[str, tuple[str, str | None]] = {
     "retrieval.query": ("retrieval", "query"),
@@ -31,6 +32,8 @@ class Asked:
     """What goes in front of each text."""
     label: str
     """An adapter's name, base or blend: few, so that metrics can count by it."""
+    head: str | None = None
+    """The adapter whose head the vectors go through; they are then asked of the base."""
 
 
 class Names:
@@ -71,7 +74,11 @@ class Names:
         return found
 
     def asked(
-        self, model: str | None, task: str | dict[str, float] | None, prompt_name: str | None
+        self,
+        model: str | None,
+        task: str | dict[str, float] | None,
+        prompt_name: str | None,
+        mode: str | None = None,
     ) -> Asked:
         """What a request means; :class:`~st_jv5.serve.errors.ApiError` if the model lacks it."""
         behind = self._behind(model) if model is not None else None
@@ -86,7 +93,17 @@ class Names:
                 message = f"task {told!r} has the prompt {own_prompt!r}, not {prompt_name!r}"
                 raise ApiError(400, message, param="prompt_name", code="conflict")
             prompt_name = prompt_name or own_prompt
-        return self._resolved(named, prompt_name)
+        asked = self._resolved(named, prompt_name)
+        return asked if mode is None else self._by_head(asked, mode)
+
+    def _by_head(self, asked: Asked, mode: str) -> Asked:
+        """The base with its prompt, and the head of the task, as ``encode(mode="head")`` does."""
+        try:
+            head = head_of(self.model, asked.task, mode)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="mode", code="no_head") from error
+        side = asked.task if isinstance(asked.task, str) and asked.task in PROMPTS else None
+        return replace(self._resolved(BASE, asked.prompt_name or side), label=head, head=head)
 
     def _behind(self, model: str) -> str | None:
         """The task behind a name, if there is one."""

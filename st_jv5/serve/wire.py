@@ -95,6 +95,9 @@ class EmbeddingsRequest(Body):
         "retrieval.passage; or a blend of weights by task",
     )
     prompt_name: str | None = Field(None, description="default: the task's")
+    mode: Literal["head"] | None = Field(
+        None, description="head: the task's head on the base's vectors, in place of its adapter"
+    )
     truncate: bool | None = Field(
         None, description="false refuses texts that are too long; else they are cut, as by encode"
     )

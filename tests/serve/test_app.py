@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 import st_jv5
 from st_jv5.serve.app import create_app
 from st_jv5.task_table import BASE, TASKS
+from tests.conftest import adapted, real_texts
 from tests.serve.conftest import ATOL, NAME, post
 
 BLEND = {"retrieval": 0.7, "classification": 0.3}
@@ -48,6 +49,21 @@ def test_every_way_to_name_a_task_gives_the_vectors_of_encode(
     found = vectors_of(post(client, input=texts[:5], **asked))
     wanted = st_jv5.encode(served, texts[:5], task, prompt_name=prompt_name)
     np.testing.assert_allclose(found, wanted, atol=ATOL)
+
+
+def test_heads_give_the_vectors_of_encode_and_join_requests_of_the_base(backbones, texts):
+    model = adapted(backbones["eurobert"])
+    st_jv5.fit_heads(model, [f"{text} {i}" for i in range(3) for text in real_texts()])
+    with TestClient(create_app(model, [NAME])) as client:
+        for task in (*TASKS, BASE, "query"):
+            found = vectors_of(post(client, input=texts[:5], task=task, mode="head"))
+            wanted = st_jv5.encode(model, texts[:5], task, mode="head")
+            np.testing.assert_allclose(found, wanted, atol=ATOL)
+        found = vectors_of(post(client, input="a", task="query", mode="head", dimensions=8))
+        wanted = st_jv5.encode(model, ["a"], "query", mode="head", dim=8)
+        np.testing.assert_allclose(found, wanted, atol=ATOL)
+        answer = post(client, input="a", task={"retrieval": 0.5, "base": 0.5}, mode="head")
+        assert error_of(answer)["code"] == "no_head"
 
 
 @pytest.mark.parametrize("dim", [8, 20, 48])
@@ -129,6 +145,8 @@ BAD = {
         {"input": "a", "\ud800": 1},
         *(400, "unknown_field", "\\ud800"),
     ),
+    "no heads": ({"input": "a", "task": "base", "mode": "head"}, 400, "no_head", "mode"),
+    "another mode": ({"input": "a", "mode": "heads"}, 400, "invalid_value", "mode"),
     "no dims": ({"input": "a", "dimensions": 0}, 400, "invalid_value", "dimensions"),
     "too many dims": (
         {"input": "a", "task": "base", "dimensions": 49},

@@ -35,8 +35,8 @@ def numbers(pieces: list[Piece]) -> list[int]:
 
 
 def test_a_batch_has_the_first_text_and_those_of_its_adapter_that_are_about_as_long():
-    pieces = waiting(("a", 200), ("a", 10), ("b", 200), ("a", 150), ("a", 390), ("a", 450))
-    assert numbers(chosen(pieces, 2048)) == [0, 3]  # 390 would pad 150 by more than its half
+    pieces = waiting(("a", 200), ("a", 10), ("b", 200), ("a", 170), ("a", 250), ("a", 270))
+    assert numbers(chosen(pieces, 2048)) == [0, 3]  # 250 would pad 170 by more than a quarter
     assert numbers(chosen(pieces[:1] + pieces[4:], 2048)) == [0, 4]
 
 
