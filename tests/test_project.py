@@ -28,3 +28,19 @@ def test_workflows_run_on_the_oldest_python_that_is_allowed():
     oldest = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
     versions = tests["jobs"]["everywhere"]["strategy"]["matrix"]["python"]
     assert versions[0] == oldest
+
+
+def test_every_entry_of_the_log_is_in_its_index_and_every_link_hits_an_entry():
+    notes = ROOT / "notes"
+    entries = {
+        (month.name, anchor(title))
+        for month in notes.glob("[0-9]*.md")
+        for title in re.findall(r"^## (.+)$", month.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    links = re.findall(r"\]\(([\w.-]+)#([^)]+)\)", (notes / "log.md").read_text(encoding="utf-8"))
+    assert sorted(links) == sorted(entries)
+
+
+def anchor(title: str) -> str:
+    """As GitHub makes it of a heading: small letters, no punctuation, a hyphen for each space."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
