@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from st_jv5.recipe.config import AdapterPhase, Phase, Recipe
-from st_jv5.recipe.data.columns import with_columns
+from st_jv5.recipe.data.sources import with_columns
 from st_jv5.recipe.rules import check
 from st_jv5.recipe.strict import RecipeError, build
 

@@ -449,7 +449,8 @@ def test_a_model_without_the_tasks_adapter_says_so(student, tmp_path, small_task
         ("ours", ["--dims", "8", "49"], r"--dims must lie in 1..48.* not 49"),
         ("ours", ["--precision", "bin"], "unknown precision 'bin'"),
         ("ours", ["--max-tokens", "4096"], r"--max-tokens must lie in 1..128.* not 4096"),
-        ("ours", ["--calibrate", "absent.txt"], "no file absent.txt"),
+        ("ours", ["--precision", "int8", "--calibrate", "absent.txt"], "no file absent.txt"),
+        ("ours", ["--calibrate", "absent.txt"], "add int8 to --precision"),
         ("ours", ["--start", "absent"], "no results.json in absent"),
     ],
 )

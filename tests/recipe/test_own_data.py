@@ -18,11 +18,12 @@ from datasets import Dataset
 
 from st_jv5.recipe.config import DataSet
 from st_jv5.recipe.data import sources
-from st_jv5.recipe.data.columns import roles_of, with_columns
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.data.rows import Rows
+from st_jv5.recipe.data.sources import with_columns
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.strict import RecipeError
+from st_jv5.roles import roles_of
 from tests.recipe.test_config import DEMO
 
 FAQ = [{"question": f"question {i}", "answer": f"answer {i}"} for i in range(12)]
@@ -175,7 +176,7 @@ PACKED = gzip.compress(jsonl(GOOD), mtime=0)
         ("a.jsonl", jsonl({"question": "q", "answer": {"text": ["x"]}}),
          r"has {'text': \['x'\]} in column 'answer', row 0 \(counted from 0\), as positive"),
         ("a.jsonl", jsonl({"sentence1": "a", "sentence2": "b", "label": 1}),
-         r"Is it a score\? Say columns: {query: sentence1, positive: sentence2, score: label}"),
+         r"Is it a score\? Name it score, or say columns: {query: sentence1, positive: sent"),
     ],
     ids=lambda one: str(one)[:20],
 )  # fmt: skip
@@ -322,7 +323,8 @@ def test_a_row_with_fewer_negatives_is_kept_with_one_of_another_row(tmp_path, re
     ]  # fmt: skip
     for row in rows[20:]:
         del row["negative_2"]
-    found = list(read(write(tmp_path / "a.jsonl", rows)))
+    columns = {role: role for role in rows[0]}
+    found = list(read(write(tmp_path / "a.jsonl", rows), columns=columns))
     assert len(found) == 40
     given = {f"m{i}" for i in range(0, 20, 4)}
     assert {row["negative_2"] for row in found} == given
