@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from st_jv5.commands.new import add_commands
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.new import MOST_HELD_OUT, MOST_STEPS, new_recipe
+from st_jv5.recipe.new import MOST_HELD_OUT, MOST_STEPS, TASKS, new_recipe
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.recipe.train import check_epochs
+from st_jv5.roles import ROLES, kind_of, roles_of
+from tests.conftest import ROOT
 
 
 def row_of(kind: str, i: int) -> dict[str, Any]:
@@ -34,6 +37,21 @@ def file_of(folder: Path, kind: str, rows: int) -> str:
 
 ADAPTER = {"pairs": "retrieval", "scored": "text-matching", "labelled": "classification",
            "texts": "clustering"}  # fmt: skip
+
+
+def test_the_guides_table_of_kinds_is_what_a_first_recipe_does():
+    guide = (ROOT / "docs" / "guides" / "own-data.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in guide.splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + 5
+    for _, columns, kind, adapter in lines[1:]:
+        names = re.findall(r"`(\w+)`", columns)
+        roles = roles_of({name: [1.0 if name == "score" else "x"] for name in names})
+        assert list(roles.values()) == names
+        assert (kind_of(roles), TASKS[kind]) == (kind, adapter)
+    assert {line[2] for line in lines[1:]} == set(ADAPTER)
+    assert TASKS == ADAPTER
+    for kind in ROLES:
+        assert kind in guide
 
 
 @pytest.mark.parametrize("kind", ADAPTER)

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,23 @@ def test_a_path_is_seen_from_the_recipe_and_a_tilde_is_the_home_folder(tmp_path,
     assert (sets["faq"].kind, sets["texts"].kind) == ("pairs", "texts")
     assert len(read_rows("faq", sets["faq"], 0, tmp_path / "out")) == 12
     assert len(read_rows("texts", sets["texts"], 0, tmp_path / "out")) == 20
+
+
+def test_a_set_that_the_command_line_adds_is_seen_from_where_the_recipes_are(tmp_path, monkeypatch):
+    write(tmp_path / "recipes" / "rows" / "faq.jsonl", FAQ)
+    write(tmp_path / "recipes" / "rows" / "new.jsonl", FAQ)
+    tree = yaml.safe_load(DEMO.read_text())
+    tree |= {"data_folder": "rows", "adapters": {}, "data_sets": {"faq": {"path": "faq.jsonl"}}}
+    tree["stage1"] = {"data": {"faq": 1}, "steps": 1}
+    (tmp_path / "recipes" / "own.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "recipes" / "more.yaml").write_text("extends: own.yaml\ndata_folder: rows\n")
+    monkeypatch.chdir(tmp_path)
+    for recipe in ("recipes/own.yaml", "recipes/more.yaml"):
+        for override in ("new={path: new.jsonl}", "faq={path: new.jsonl}", "faq.path=new.jsonl"):
+            name = re.split("[.=]", override)[0]
+            found = load_recipe(recipe, [f"data_sets.{override}"]).data_sets[name]
+            assert found.columns == {"query": "question", "positive": "answer"}
+            assert found.place(str(found.path)) == tmp_path / "recipes" / "rows" / "new.jsonl"
 
 
 @pytest.mark.parametrize(
