@@ -23,6 +23,9 @@ ROLES: dict[str, set[str]] = {
 }
 """Kind of data set -> the roles that its columns must fill."""
 
+NO_TEXTS = ("label", "score")
+"""Roles that a model does not read."""
+
 NAMES: Mapping[str, tuple[str, ...]] = {
     "query": (
         "query", "question", "anchor", "sentence1", "sentence_1", "sent1", "text1", "text_1",
@@ -157,7 +160,7 @@ def _number(name: str) -> tuple[int, str]:
 
 def _check_shape(role: str, column: str, values: Sequence[Any]) -> None:
     """An error for a column whose values are nothing that can be read as texts."""
-    if role in ("label", "score"):
+    if role in NO_TEXTS:
         return
     row, value = next(((i, v) for i, v in enumerate(values) if v is not None), (0, ""))
     lists = role == "positive" or is_negative(role)

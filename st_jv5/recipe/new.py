@@ -84,11 +84,9 @@ class Own:
             return ""
         if self.spec.kind not in HELD_OUT:
             return ": nothing can be asked of single texts"
-        return (
-            ": texts with several labels are not measured"
-            if self.is_multi
-            else (f" (fewer than {LEAST_ROWS} rows)")
-        )
+        if self.is_multi:
+            return ": texts with several labels are not measured"
+        return f" (fewer than {LEAST_ROWS} rows)"
 
     @property
     def negatives(self) -> int:

@@ -10,8 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from st_jv5.recipe.data.decontaminate import text_hash
-from st_jv5.recipe.data.rows import NO_TEXTS
-from st_jv5.roles import is_negative
+from st_jv5.roles import NO_TEXTS, is_negative
 
 Row = Mapping[str, Any]
 

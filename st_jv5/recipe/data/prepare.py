@@ -27,10 +27,10 @@ from st_jv5.evaluation.corpora import joined, similarity_pairs
 from st_jv5.files import whole_folder, write_json
 from st_jv5.recipe.config import DataSet, fingerprint, row_settings
 from st_jv5.recipe.data.decontaminate import text_hash
-from st_jv5.recipe.data.rows import NO_TEXTS, Rows, is_list, write_tables
+from st_jv5.recipe.data.rows import Rows, is_list, write_tables
 from st_jv5.recipe.data.sources import files_of, is_text, open_source
 from st_jv5.recipe.strict import RecipeError
-from st_jv5.roles import is_negative
+from st_jv5.roles import NO_TEXTS, is_negative
 from st_jv5.teacher.shard import Array, hash_texts
 
 logger = logging.getLogger("st_jv5.recipe")

@@ -15,9 +15,9 @@ from datasets import Dataset, Features, load_dataset
 from datasets.exceptions import DatasetsError
 
 from st_jv5.recipe.config import DataSet
-from st_jv5.recipe.data.rows import NO_TEXTS, is_list, write_tables
+from st_jv5.recipe.data.rows import is_list, write_tables
 from st_jv5.recipe.strict import RecipeError
-from st_jv5.roles import is_negative, kind_of, passage, roles_of
+from st_jv5.roles import NO_TEXTS, is_negative, kind_of, passage, roles_of
 from st_jv5.teacher.shard import Array
 from st_jv5.texts import WANTED, Table, ending, read_tables
 

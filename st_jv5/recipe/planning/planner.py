@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 from st_jv5.batching import default_budget, row_chunks
 from st_jv5.recipe.config import LABELLED, PAIRED, AdapterPhase, DataSet, Phase
 from st_jv5.recipe.context import Run
-from st_jv5.recipe.data.rows import NO_TEXTS, Rows
+from st_jv5.recipe.data.rows import Rows
 from st_jv5.recipe.planning.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
 from st_jv5.recipe.planning.probe import Machine, probe
-from st_jv5.roles import is_negative
+from st_jv5.roles import NO_TEXTS, is_negative
 from st_jv5.task_table import PROMPTS, TASKS
 from st_jv5.teacher.sources import resolve_model
 
