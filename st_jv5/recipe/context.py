@@ -82,8 +82,8 @@ class Run:
     resume_anyway: bool = False
     """Whether a phase goes on from a checkpoint of other data, arguments or versions."""
     scratch: Path | None = None
-    """For a look that leaves no trace (the plan): rows are prepared here, those of the output
-    folder are read where they are there, and sets of the Hub are not looked at."""
+    """For a look that leaves no trace (the plan): rows are prepared here, those that the output
+    folder has are read there, and rows that a set of the Hub holds out are not asked for."""
     _made: dict[Any, Any] = field(default_factory=dict)
     _sources: dict[int, LocalTeacher | EndpointTeacher] = field(default_factory=dict)
 
@@ -118,15 +118,16 @@ class Run:
         return {name: self.read(name) for name in self.used_sets}
 
     @property
-    def data_folder(self) -> Path:
-        """Of the run's prepared rows."""
-        return self.folder / "data"
+    def _places(self) -> tuple[Path, Path | None]:
+        """Where rows are prepared, and where they may be ready."""
+        own = self.folder / "data"
+        return (self.scratch, own) if self.scratch else (own, None)
 
     def read(self, name: str) -> Rows:
         """A data set's rows, those with a test text left out."""
-        spec, seed, folder = self.recipe.data_sets[name], self.recipe.seed, self.scratch
-        barred, held, ready = self._barred, self._held, folder and self.data_folder
-        folder = folder or self.data_folder
+        spec, seed = self.recipe.data_sets[name], self.recipe.seed
+        folder, ready = self._places
+        barred, held = self._barred, self._held
         return read_rows(name, spec, seed, folder, barred=barred, held=held, ready=ready)
 
     def held_out(self, name: str) -> Rows:
@@ -134,10 +135,9 @@ class Run:
 
         They have the roles of the set; ``rows[name]`` are the others.
         """
-        spec, seed, folder = self.recipe.data_sets[name], self.recipe.seed, self.scratch
-        barred, ready = self._barred, folder and self.data_folder
-        folder = folder or self.data_folder
-        return read_held_out(name, spec, seed, folder, barred=barred, ready=ready)
+        spec, seed = self.recipe.data_sets[name], self.recipe.seed
+        folder, ready = self._places
+        return read_held_out(name, spec, seed, folder, barred=self._barred, ready=ready)
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
         """What is made of the run once, and kept for those who ask again."""
