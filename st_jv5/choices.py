@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Engine = Literal["local", "ray"]
 """Who computes: processes of this machine, or the workers of a Ray cluster."""
 
 VectorFiles = Literal["parquet", "npy"]
 """What a shard of vectors on disk is."""
+
+Precision = Literal["float32", "float16", "int8", "binary", "binary-rescored"]
+"""How an index stores vectors. ``binary-rescored`` keeps documents as binary and ranks the nearest
+of them anew by the query's float vector."""
+
+PRECISIONS = get_args(Precision)
 
 EXPORTS = ("merged", "onnx", "openvino", "gguf")
 """What a task is exported to."""

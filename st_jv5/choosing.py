@@ -14,8 +14,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import router_of
 from st_jv5.encoding import Array, encode
+from st_jv5.roles import WANTED, read_rows, spread
 from st_jv5.task_table import BASE, Blend, TaskName
-from st_jv5.texts import KINDS, ending, read_tables
 
 LEAST_EXAMPLES = 8
 RESAMPLES = 1000
@@ -27,7 +27,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "scored": ("sentence1", "sentence2", "score"),
     "labelled": ("text", "label"),
 }
-"""Kind of example -> its columns in a file."""
+"""Kind of example -> what it is made of."""
 
 MEASURES = {
     "pairs": "how often a query and its document are nearer than one and another's",
@@ -268,47 +268,23 @@ def _short(value: object) -> str:
 
 
 def read_examples(path: str | Path, most: int = 64) -> tuple[str, list[tuple[Any, ...]]]:
-    """Kind and examples of a .jsonl, .json, .csv, .tsv or .parquet file, by its columns.
+    """Kind and examples of a file, by its columns' names (:data:`st_jv5.roles.NAMES`).
 
     Args:
-        path: A file with the columns of one kind (:data:`COLUMNS`), and others at will.
-        most: Most rows; of a longer file so many from all over it.
+        path: A .jsonl, .json, .csv, .tsv or .parquet file, also packed; see
+            :func:`st_jv5.roles.read_rows`.
+        most: Most examples; of a longer file so many from all over it.
 
     Raises:
-        ValueError: No such file, or columns of no kind or of several.
+        ValueError: No such file, or columns of no kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    if ending(path) in ("", ".txt"):
-        raise ValueError(
-            f"{path} must end with one of {', '.join(k for k in KINDS if k != '.txt')}"
-        )
     if most < 1:
         raise ValueError(f"most must be positive, not {most}")
-    tables = list(read_tables(path))
-    known = list(dict.fromkeys(name for table in tables for name in table))
-    able = [kind for kind, own in COLUMNS.items() if set(own) <= set(known)]
-    if len(able) != 1:
-        wanted = " or ".join(", ".join(columns) for columns in COLUMNS.values())
-        raise ValueError(f"{path} must have the columns {wanted}; it has: {', '.join(known)}")
-    (kind,) = able
-    examples = [
-        row
-        for table in tables
-        for row in zip(*(table[column] for column in COLUMNS[kind]), strict=True)
-    ]
-    if kind == "scored" and KINDS[ending(path)] == "csv":
-        examples = [(one, other, _number(path, score)) for one, other, score in examples]
-    rows = np.linspace(0, len(examples) - 1, min(most, len(examples))).round().astype(int)
-    return kind, [examples[row] for row in rows]
-
-
-def _number(path: Path, told: str) -> float:
-    try:
-        return float(told)
-    except ValueError:
-        raise ValueError(f"{path} has the score {told!r}, which is no number") from None
+    kind, rows = read_rows(path)
+    if kind not in COLUMNS:
+        raise ValueError(f"{path} has single texts, which are no examples; {WANTED}")
+    roles = [role for role in ("query", "positive", "text", "label", "score") if role in rows[0]]
+    return kind, [tuple(row[role] for role in roles) for row in spread(rows, most)]
 
 
 # -------------------------------------------------------------------------------------- the scores

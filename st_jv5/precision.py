@@ -18,10 +18,7 @@ BITS: Mapping[str, int] = {
     "binary": 1,
     "binary-rescored": 1,
 }
-"""Precision -> bits of one dimension. ``binary-rescored`` keeps documents as binary and ranks the
-nearest of them anew by the query's float vector."""
-
-PRECISIONS = tuple(BITS)
+"""Precision -> bits of one dimension."""
 
 
 def check_precision(precision: str) -> None:
@@ -65,7 +62,7 @@ def codes(vectors: Array, precision: str, ranges: Array | None = None) -> Array:
 
     Args:
         vectors: ``(n, dim)`` unit rows.
-        precision: One of :data:`PRECISIONS`.
+        precision: One of :data:`st_jv5.choices.PRECISIONS`.
         ranges: ``(2, dim)``, for int8: :func:`ranges_of` other texts' vectors. Values beyond
             are clipped.
 

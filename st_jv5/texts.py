@@ -50,6 +50,17 @@ def ending(path: str | Path) -> str:
     return "" if found not in KINDS or (packed and found == ".parquet") else found
 
 
+def stem(path: str | Path) -> str:
+    """A file's name without its :func:`ending`; of other names the whole.
+
+    Example:
+        >>> stem("a/faq.jsonl.gz"), stem("FAQ.CSV"), stem("faq.xlsx")
+        ('faq', 'FAQ', 'faq.xlsx')
+    """
+    name, found = Path(path).name, ending(path)
+    return name[: name.lower().rindex(found)] if found else name
+
+
 def read_tables(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Table]:
     """A file's rows, :data:`READ_ROWS` at a time, in memory that does not grow (but of ``.json``).
 

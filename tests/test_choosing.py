@@ -261,8 +261,8 @@ def test_files_that_hold_no_examples_are_refused(saved, tmp_path):
     wrong.write_text("text,score\na,1\n")
     for arguments, said in (
         (["missing.csv"], "no file missing.csv"),
-        ([str(wrong)], r"must have the columns query, document or .*; it has: text, score"),
-        ([__file__], r"must end with one of \.parquet, \.jsonl, \.json, \.csv"),
+        ([str(wrong)], r"a\.csv has single texts, which are no examples; wanted are texts: query"),
+        ([__file__], r"must end with one of \.txt, \.parquet, \.jsonl, \.json, \.csv"),
         ([str(wrong), "--most", "0"], "most must be positive, not 0"),
     ):
         with pytest.raises(SystemExit, match=said):

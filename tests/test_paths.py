@@ -12,26 +12,48 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 PAGES = (
-    *("README.md", "CONTRIBUTING.md", "training/data/README.md"),
-    *("model_cards/demo.md", "model_cards/laptop.md"),
-    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+    *("README.md", "CONTRIBUTING.md", "training/data/README.md", "Makefile", ".ci/run"),
+    *("MANIFEST.in", "pyproject.toml", "model_cards/demo.md", "model_cards/laptop.md"),
+    *sorted(
+        path.relative_to(ROOT).as_posix()
+        for pattern in (
+            *("docs/**/*.md", "deploy/*", "training/recipes/*.yaml"),
+            *("eval/**/*.yaml", "st_jv5/**/*.md"),
+        )
+        for path in ROOT.glob(pattern)
+    ),
 )
-FOLDERS = ("st_jv5", "training", "eval", "tests")
-PATH = re.compile(r"(?<![\w./-])(?:st_jv5|training|eval|tests|model_cards|notes)/[\w./*-]*\w")
+CODE = ("st_jv5", "training", "eval", "examples", "docs")
+"""Folders whose strings are all read; those of tests name what is made up, too."""
+PATH = re.compile(
+    r"(?<![\w./-])(?:st_jv5|training|eval|tests|model_cards|notes|examples|deploy|docs)/[\w./*-]*\w"
+)
 MODULE = re.compile(r"(?<![\w./-])(?:st_jv5|training|eval|tests)(?:\.[A-Za-z_]\w*)+")
 NO_MODULES = ("st_jv5.json",)
+NO_PATHS = ("st_jv5/chance",)
+"""The name by which mteb knows random vectors."""
 
 
-def named_by_pages_and_docstrings() -> Iterator[tuple[str, str]]:
-    """(file, text) of each page and each docstring, a string on its own line included."""
+def named_by_pages_and_code() -> Iterator[tuple[str, str]]:
+    """(file, text) of each page, of each string in the code, and of each docstring of tests."""
     for page in PAGES:
         yield page, (ROOT / page).read_text(encoding="utf-8")
-    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
-        if path == Path(__file__):
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                yield str(path.relative_to(ROOT)), str(node.value.value)
+    yield from strings_of(ROOT / "setup.py")
+    for path in sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py")):
+        yield from strings_of(path)
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path != Path(__file__):
+            yield from strings_of(path, docstrings=True)
+
+
+def strings_of(path: Path, docstrings: bool = False) -> Iterator[tuple[str, str]]:
+    """A file's strings; or those alone that stand on a line of their own."""
+    name = path.relative_to(ROOT).as_posix()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        found = node.value if docstrings and isinstance(node, ast.Expr) else node
+        alone = isinstance(node, ast.Expr) or not docstrings
+        if alone and isinstance(found, ast.Constant) and isinstance(found.value, str):
+            yield name, found.value
 
 
 def is_module(name: str) -> bool:
@@ -55,9 +77,9 @@ def words_of(path: Path) -> frozenset[str]:
 def test_every_path_that_is_named_exists():
     lost = [
         f"{file}: {path}"
-        for file, text in named_by_pages_and_docstrings()
+        for file, text in named_by_pages_and_code()
         for path in PATH.findall(text)
-        if not list(ROOT.glob(path))
+        if path not in NO_PATHS and not list(ROOT.glob(path))
     ]
     assert not lost
 
@@ -65,7 +87,7 @@ def test_every_path_that_is_named_exists():
 def test_every_module_that_is_named_exists():
     lost = [
         f"{file}: {name}"
-        for file, text in named_by_pages_and_docstrings()
+        for file, text in named_by_pages_and_code()
         for name in MODULE.findall(text)
         if name not in NO_MODULES and not is_module(name)
     ]

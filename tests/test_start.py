@@ -28,7 +28,7 @@ try:
     main({arguments!r})
 except SystemExit as error:
     print("ended with", error.code)
-assert "torch" not in sys.modules and "sentence_transformers" not in sys.modules
+assert not {{"numpy", "torch", "sentence_transformers"}} & {{*sys.modules}}
 print("seconds", time.process_time() - begin)
 """
 
@@ -43,6 +43,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["--help"], 0, "encode a corpus to disk"),
         (["encode", "--help"], 0, "--shard-rows"),
+        (["eval", "--help"], 0, "int8 binary binary-rescored"),
         (["--version"], 0, f"st-jv5 {st_jv5.__version__}"),
         (["encdoe"], 2, "invalid choice: 'encdoe'"),
         (["encode", "model", "--inn", "x"], 2, "usage: st-jv5 encode"),

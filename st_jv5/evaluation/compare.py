@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,25 +127,39 @@ def read_mteb(
     return by_run
 
 
-def compare(args: Namespace) -> None:
-    """Print runs side by side, as the arguments of ``st-jv5 compare`` say.
+def compare(
+    folders: Sequence[str],
+    *,
+    resamples: int = 1000,
+    published: Sequence[str] | None = None,
+    results: Sequence[str] = (),
+    cache: str | None = None,
+    trained_on: Sequence[str] = (),
+    start: str = "",
+) -> str:
+    """Runs side by side, as Markdown.
 
     Args:
-        args: Parsed by :mod:`st_jv5.commands.evaluation`.
+        folders: Of records; the first is compared with.
+        resamples: Of the bootstrap.
+        published: Models of the paper whose averages are added; empty: all; None: none.
+        results: Models in mteb's result files.
+        cache: Folder of those; None: mteb's own.
+        trained_on: Kinds of text that the runs were trained on: means of near and far are added.
+        start: Folder of the record of the model that training began with.
 
     Raises:
         ValueError: A folder without a record, or records that share no task.
     """
-    if args.resamples < 1:
-        raise ValueError(f"--resamples must be positive, not {args.resamples}")
-    runs = read_runs(args.runs)
+    if resamples < 1:
+        raise ValueError(f"--resamples must be positive, not {resamples}")
+    runs = read_runs(folders)
     tasks = list(dict.fromkeys(task for rows in runs.values() for task in rows))
-    others = read_mteb(args.results, tasks, args.cache)
-    published = None if args.published is None else read_published(args.published)
-    means = bool(args.trained_on or args.start)
-    parts = near_far_parts(runs, args.trained_on, args.start, args.resamples) if means else []
-    print(task_table(runs, others, args.resamples).markdown())
-    if parts:
-        print("\n" + as_text(parts))
-    if published is not None:
-        print("\n" + benchmark_table(runs, published).markdown())
+    others = read_mteb(results, tasks, cache)
+    averages = None if published is None else read_published(published)
+    means = bool(trained_on or start)
+    parts = near_far_parts(runs, trained_on, start, resamples) if means else []
+    told = [task_table(runs, others, resamples).markdown()]
+    told += [as_text(parts)] if parts else []
+    told += [benchmark_table(runs, averages).markdown()] if averages is not None else []
+    return "\n\n".join(told)

@@ -78,7 +78,7 @@ class MTEBEncoder(AbsEncoder):
         adapter: Use this adapter (or ``"base"``) for every task instead.
         dim: Cut the vectors to this many dims, unit rows; None is the full width.
         precision: How vectors are stored, queries and documents alike; one of
-            :data:`~st_jv5.precision.PRECISIONS`.
+            :data:`~st_jv5.choices.PRECISIONS`.
         ranges: ``(2, dim)``, what int8 needs: :meth:`ranges_of` texts that are not under test.
         remember: Keep every vector at full width in memory and encode no text twice, across tasks,
             dims and precisions, until :meth:`forget`.

@@ -31,14 +31,22 @@ Groups = Mapping[str, Sequence[str]]
 """Name of a group -> its tasks."""
 
 
-def near_and_far(tasks: Iterable[str], trained_on: Collection[str]) -> dict[str, list[str]]:
-    """The tasks of each side, in their order; ``trained_on`` has kinds of text, or tasks by name.
+def near_and_far(
+    tasks: Iterable[str], trained_on: Collection[str], own: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
+    """The tasks of each side, in their order.
+
+    Args:
+        tasks: Their names.
+        trained_on: Kinds of text, or tasks by name.
+        own: The kinds of text of tasks of one's own rows, by name.
 
     Example:
         >>> near_and_far(["WordNetSTS", "TopicClustering"], ["wordnet"])
         {'near': ['WordNetSTS'], 'far': ['TopicClustering']}
     """
-    kinds, found = text_kinds(), dict[str, list[str]]({NEAR: [], FAR: []})
+    kinds = text_kinds() | dict(own or {})
+    found = dict[str, list[str]]({NEAR: [], FAR: []})
     for task in tasks:
         is_near = task in trained_on or kinds.get(task) in trained_on
         found[NEAR if is_near else FAR].append(task)
@@ -78,9 +86,9 @@ def labels_are_new(
     return frozenset(labels).isdisjoint(trained_on.get(kind, ()))
 
 
-def kinds_of(tasks: Iterable[str], own: Mapping[str, About] | None = None) -> str:
+def kinds_of(tasks: Iterable[str], own: Mapping[str, str] | None = None) -> str:
     """The kinds of text of tasks, for people; ``own`` has those of one's own rows."""
-    kinds = text_kinds() | {task: about.text_kind for task, about in (own or {}).items()}
+    kinds = text_kinds() | dict(own or {})
     return ", ".join(sorted({kinds.get(task, "a kind not known") for task in tasks}))
 
 
@@ -326,8 +334,10 @@ def near_far_parts(
     scores = Scores(runs, tasks, resamples)
     labels = {run: run for run in runs}
     models = {run: run for run in runs if run != began}
+    own = {task: str(row["text_kind"]) for rows in runs.values() for task, row in rows.items()
+           if row.get("text_kind")}  # fmt: skip
     if not kinds:
-        known = text_kinds()
+        known = text_kinds() | own
         by_kind: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for task in tasks:
             by_kind[known.get(task, "not known"),].append(task)
@@ -336,8 +346,9 @@ def near_far_parts(
         )
         table = groups_table(scores, ["kind of text"], by_kind, labels, list(models), began)
         return [unknown, table]
-    groups = near_and_far(tasks, kinds)
-    parts: list[Part] = [f"Near: {', '.join(kinds)}. Far: {kinds_of(groups[FAR]) or 'none'}."]
+    groups = near_and_far(tasks, kinds, own)
+    far = kinds_of(groups[FAR], own) or "none"
+    parts: list[Part] = [f"Near: {', '.join(kinds)}. Far: {far}."]
     if began:
         parts += [said.text for said in in_words(scores, models, groups, began, name)]
     return [*parts, means_table(scores, labels, groups, began)]

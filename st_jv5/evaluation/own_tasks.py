@@ -34,7 +34,6 @@ from mteb.abstasks import (
     AbsTaskSTS,
 )
 
-from st_jv5.choosing import read_examples
 from st_jv5.evaluation.task_families import (
     TRAINING_TEXTS,
     Local,
@@ -42,6 +41,8 @@ from st_jv5.evaluation.task_families import (
     described,
     retrieval_data,
 )
+from st_jv5.roles import read_rows, spread
+from st_jv5.texts import stem
 
 Row = Mapping[str, Any]
 """Role -> text, label or score."""
@@ -55,8 +56,8 @@ MOST_ROWS = 10_000
 """Of a file."""
 LEAST_PER_LABEL = 5
 """Texts that a cluster has at least."""
-LANGUAGE = "und-Latn"
-"""ISO 639-3 for not known: nobody said which language the rows are in."""
+NOT_KNOWN = "und"
+"""ISO 639-3 of a language that nobody has told."""
 
 
 class Own(Local):
@@ -146,58 +147,82 @@ def own_tasks(
     return OwnTasks(maker.tasks, maker.left_out)
 
 
-def file_tasks(path: str | Path) -> OwnTasks:
-    """The tasks that a file's rows make, each called ``FILE (own)``.
+def tasks_of_files(files: Sequence[str | Path]) -> OwnTasks:
+    """The tasks of several files, each under a name of its own; one that comes twice counts once.
+
+    Raises:
+        ValueError: As :func:`file_tasks`.
+    """
+    made = [file_tasks(path, name) for path, name in names_of(files).items()]
+    return OwnTasks(
+        [task for one in made for task in one.tasks],
+        [told for one in made for told in one.left_out],
+    )
+
+
+def names_of(files: Sequence[str | Path]) -> dict[Path, str]:
+    """File -> what its tasks are called: its stem, with its folder or ending where others have it.
+
+    Example:
+        >>> list(names_of(["a/faq.jsonl", "b/faq.csv.gz", "topics.csv"]).values())
+        ['a-faq', 'b-faq', 'topics']
+        >>> list(names_of(["faq.jsonl", "faq.csv.gz"]).values())
+        ['faq.jsonl', 'faq.csv.gz']
+    """
+    paths = {Path(file).absolute(): Path(file) for file in files}
+    stems = [stem(path) for path in paths]
+    ways = [stems, [f"{path.parent.name}/{stem(path)}" for path in paths]]
+    ways += [[path.name for path in paths], [f"{path.parent.name}/{path.name}" for path in paths]]
+    ways += [[f"{one}-{number}" for number, one in enumerate(stems, start=1)]]
+    ways = [[as_file_name(name) for name in names] for names in ways]
+    found: dict[Path, str] = {}
+    taken: set[str] = set()  # in lower case, as some file systems see them
+    for i, path in enumerate(paths.values()):
+        low = [[name.lower() for name in names] for names in ways]
+        free = [n for n, own in enumerate(low) if own.count(own[i]) == 1 and own[i] not in taken]
+        found[path] = ways[free[0]][i]
+        taken.add(found[path].lower())
+    return found
+
+
+def file_tasks(path: str | Path, name: str = "") -> OwnTasks:
+    """The tasks that a file's rows make, each called ``NAME (own)``.
 
     Of labelled texts the first half of each label's, eight at most, are the classifiers' few, and
     all others are under test.
 
     Args:
-        path: A .jsonl, .json, .csv or .parquet file with the columns query, document; or sentence1,
-            sentence2, score; or text, label. Of a longer one :data:`MOST_ROWS` rows from all over
-            it are taken.
+        path: A file whose columns are known by their names, as those of a recipe's data sets are:
+            pairs, pairs with a score, or texts with labels (:func:`st_jv5.roles.read_rows`). Of a
+            longer one :data:`MOST_ROWS` rows from all over it are taken.
+        name: Empty: the file's, without its ending, which is the kind of its text anyway.
 
     Raises:
         ValueError: No such file, columns of no kind, or rows of which nothing can be asked.
     """
-    kind, examples = read_examples(path, MOST_ROWS)
-    roles = {"pairs": ("query", "positive"), "scored": ("query", "positive", "score")}
-    rows: list[Row] = [
-        dict(zip(roles.get(kind, ("text", "label")), example, strict=True)) for example in examples
-    ]
+    kind, found = read_rows(path)
+    rows: list[Row] = [*spread(found, MOST_ROWS)]
     few: list[Row] = []
-    if kind == "labelled":
+    if kind == "labelled" and not any(isinstance(row["label"], list) for row in rows):
         rows = [{**row, "label": str(row["label"])} for row in rows]
         count = Counter(row["label"] for row in rows)
-        taken = list(_few_of_each(rows, {label: min(8, n // 2) for label, n in count.items()}))
-        few, seen = taken, {id(row) for row in taken}
-        rows = [row for row in rows if id(row) not in seen]
-    made = own_tasks(Path(path).stem, rows, few, part="own")
+        few = list(_few_of_each(rows, {label: min(8, n // 2) for label, n in count.items()}))
+        taken = {id(row) for row in few}
+        rows = [row for row in rows if id(row) not in taken]
+    made = own_tasks(name or stem(path), rows, few, part="own", text_kind=stem(path))
     if not made.tasks:
         raise ValueError(f"{path}: {'; '.join(made.left_out)}")
     return made
 
 
-def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows in two halves, to choose on the one and to report on the other.
-
-    Rows of an equal query (or text) stay together.
-
-    Example:
-        >>> halves([{"text": "a"}, {"text": "b"}, {"text": "a"}])
-        ([{'text': 'a'}, {'text': 'a'}], [{'text': 'b'}])
-    """
-    found: tuple[list[Row], list[Row]] = ([], [])
-    place: dict[str, int] = {}
-    for row in rows:
-        text = str(row.get("query", row.get("text")))
-        found[place.setdefault(text, len(place)) % 2].append(row)
-    return found
+def as_file_name(name: str) -> str:
+    """A name with what file systems take amiss replaced."""
+    return re.sub(r"[^\w .-]+", "-", name)
 
 
 class _Maker:
     def __init__(self, name: str, part: str, text_kind: str) -> None:
-        self.name = re.sub(r"[^\w .-]+", "-", name)  # it becomes a file's
+        self.name = as_file_name(name)  # mteb names files by it
         self.part, self.text_kind = part, text_kind
         self.tasks: list[AbsTask] = []
         self.left_out: list[str] = []
@@ -207,7 +232,7 @@ class _Maker:
     ) -> None:
         also = ", clustering" if type_ == "Clustering" else ""
         name = f"{self.name} ({self.part}{also})"
-        metadata = described(name, type_, metric, about, (LANGUAGE,))
+        metadata = described(name, type_, metric, about, (f"{NOT_KNOWN}-Latn",))
         own = {"metadata": metadata, "text_kind": self.text_kind}  # mteb looks at the class
         self.tasks.append(type(kind.__name__, (kind,), own)(data, labels))
 

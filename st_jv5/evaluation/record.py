@@ -30,9 +30,9 @@ class Record:
     """The scores of one model in a folder, whole on disk after each.
 
     ``results.json`` has the model, its weights' hash, the commands that wrote it, int8's ranges
-    and ``results``: a row per score with task, type, its data's revision or hash, adapter, prompts,
-    dim, precision, bytes per vector, dtype, max tokens, versions, main score, all scores, samples,
-    and seconds of encoding and scoring.
+    and ``results``: a row per score with task, type, its data's revision or hash, the kind of its
+    text where that is known, adapter, prompts, dim, precision, bytes per vector, dtype, max tokens,
+    versions, main score, all scores, samples, and seconds of encoding and scoring.
     ``run_log.jsonl`` gets a line per score when it is computed.
 
     Args:
@@ -106,10 +106,10 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """A folder's ``results.json``."""
     path = Path(folder) / "results.json"
     if not path.is_file():
-        raise ValueError(f"no results.json in {folder}; run eval/run_mteb.py first")
+        raise ValueError(f"no results.json in {folder}; st-jv5 eval writes one")
     tree = read_json(path)
     if not isinstance(tree.get("results"), list):
-        raise ValueError(f"{path} is not a record of eval/run_mteb.py: it has no list `results`")
+        raise ValueError(f"{path} is not a record of st-jv5 eval: it has no list `results`")
     return tree
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,16 +189,17 @@ def run_page(record: dict[str, Any], beside_scores: Sequence[Part] = ()) -> Page
     return page
 
 
-def write_report(args: Namespace) -> None:
-    """Write the page of a record anew, as the arguments of ``st-jv5 report`` say.
+def write_report(folder: str | Path, *, trained_on: Sequence[str] = (), start: str = "") -> None:
+    """Write the page of a record anew.
 
     Args:
-        args: Parsed by :mod:`st_jv5.commands.evaluation`.
+        folder: Of the record.
+        trained_on: Kinds of text that the model was trained on; empty: those that its run has told.
+        start: Folder of the record of the model that training began with.
 
     Raises:
         ValueError: A folder without a record.
     """
-    record = read_record(args.record)
-    parts = near_far(record, main_rows(record["results"]), args.trained_on, args.start)
-    run_page(record, parts).write(Path(args.record))
-    print(f"report: {args.record}/report.html and report.md")
+    record = read_record(folder)
+    parts = near_far(record, main_rows(record["results"]), trained_on, start)
+    run_page(record, parts).write(Path(folder))

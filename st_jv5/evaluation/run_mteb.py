@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from st_jv5.evaluation.choose import choose_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.evaluation.near_far import as_text
-from st_jv5.evaluation.own_tasks import file_tasks
+from st_jv5.evaluation.own_tasks import tasks_of_files
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.report import near_far, run_page
 from st_jv5.evaluation.scoring import Settings, evaluate
@@ -48,59 +47,84 @@ def check_settings(settings: Settings, model: SentenceTransformer, name: str) ->
             raise ValueError(f"--max-tokens must lie in 1..{most}, what {name} has, not {tokens}")
 
 
-def run_mteb(args: Namespace) -> None:
-    """Score a model by the arguments of ``st-jv5 eval``; print scores, write record and report.
+def run_mteb(
+    model: str,
+    output: str | Path | None = None,
+    *,
+    settings: Settings | None = None,
+    tasks: Sequence[str] = (),
+    benchmarks: Sequence[str] = (),
+    local: str = "",
+    own: Sequence[str | Path] = (),
+    types: Sequence[str] = (),
+    languages: Sequence[str] = (),
+    trained_on: Sequence[str] = (),
+    start: str = "",
+    calibrate: Sequence[str] = (),
+    batch_size: int = 32,
+    cache: str | Path | None = None,
+    command: str = "",
+    dry_run: bool = False,
+) -> None:
+    """Score a model on tasks; print scores, write record and report.
 
     Args:
-        args: Parsed by :mod:`st_jv5.commands.evaluation`.
+        model: Folder or Hub id.
+        output: Folder of the record; None: by the model (:func:`output_of`).
+        settings: Adapters, dims, precisions and tokens.
+        tasks: As :func:`choose_tasks` takes them, and so are the next five.
+        benchmarks: Of mteb.
+        local: Split of the local tasks.
+        own: Files of one's own.
+        types: To keep.
+        languages: To keep.
+        trained_on: Kinds of text that the model was trained on: their tasks are near.
+        start: Folder of the record of the model that training began with.
+        calibrate: File, and column of it, of texts for int8's ranges.
+        batch_size: Texts per forward, for models that are not ours.
+        cache: mteb's result cache; None: in ``output``.
+        command: To reproduce the scores; stands in the record.
+        dry_run: Tell what would run, and how, and run nothing.
 
     Raises:
         ValueError: No such task, adapter or precision, or none that the model can run.
     """
-    tasks = own_files(args.own)
-    if args.tasks or args.benchmark or args.local or not tasks:
-        named = (args.tasks, args.benchmark, args.local)
-        tasks = [*choose_tasks(*named, types=args.types, languages=args.languages), *tasks]
-    settings = Settings(
-        args.adapters, tuple(args.dims), tuple(args.precision), tuple(args.max_tokens)
+    settings = settings or Settings()
+    made = tasks_of_files(own)
+    for told in made.left_out:
+        print(f"not asked: {told}", file=sys.stderr)
+    chosen = choose_tasks(
+        tasks, benchmarks, local, own=made.tasks, types=types, languages=languages
     )
-    output = args.output or output_of(args.model)
-    if args.start:
-        read_record(args.start)  # before any long work
-    model = load_model(args.model)
-    check_settings(settings, model, args.model)
-    if args.dry_run:
-        print_plan(model, tasks, settings)
+    output = output or output_of(model)
+    if start:
+        read_record(start)  # before any long work
+    if calibrate and "int8" not in settings.precisions:
+        raise ValueError("--calibrate has texts for int8's ranges; add int8 to --precision")
+    calibration = read_texts(*calibrate[:2]) if calibrate else ()
+    loaded = load_model(model)
+    check_settings(settings, loaded, model)
+    if dry_run:
+        print_plan(loaded, chosen, settings)
         return
     rows = evaluate(
-        MTEBEncoder(model, remember=True),
-        tasks,
+        MTEBEncoder(loaded, remember=True),
+        chosen,
         output,
         settings,
-        batch_size=args.batch_size,
-        label=args.model,
-        cache=args.cache,
-        calibration=read_texts(*args.calibrate[:2]) if args.calibrate else (),
-        command=args.line,
+        batch_size=batch_size,
+        label=model,
+        cache=cache,
+        calibration=calibration,
+        command=command,
     )
-    chosen = {task.metadata.name for task in tasks}
-    print_scores([row for row in rows if row["task"] in chosen])
+    names = {task.metadata.name for task in chosen}
+    print_scores([row for row in rows if row["task"] in names])
     record = read_record(output)
-    parts = near_far(record, main_rows(rows), args.trained_on, args.start)
+    parts = near_far(record, main_rows(rows), trained_on, start)
     print(f"\n{as_text(parts)}\n")
     run_page(record, parts).write(Path(output))
     print(f"record: {output}/results.json\nreport: {output}/report.html")
-
-
-def own_files(files: Sequence[str]) -> list[AbsTask]:
-    """The tasks of files; what cannot be asked of one is told."""
-    found: list[AbsTask] = []
-    for file in files:
-        made = file_tasks(file)
-        for told in made.left_out:
-            print(f"not asked: {told}", file=sys.stderr)
-        found += made.tasks
-    return found
 
 
 def print_plan(model: SentenceTransformer, tasks: Sequence[AbsTask], settings: Settings) -> None:

@@ -249,6 +249,7 @@ class _Scorer:
             about = {"task": name, "type": kind, **at.describe(kind)}
             about["revision"] = at.mteb_model_meta.revision
             about["data"] = self.revisions[name]
+            about["text_kind"] = getattr(task, "text_kind", None)
             if self.record.has(key_of(about), about["revision"], about["data"]):
                 bar.update()
             else:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from st_jv5.choices import Precision
 from st_jv5.losses import Schedule
-from st_jv5.texts import ending
+from st_jv5.roles import kind_of
+from st_jv5.texts import ending, stem
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class DataSet:
     positive; synset_pairs: none.
 
     Left out for files of one's own, roles go by the columns' names, whatever their case: those of
-    :data:`st_jv5.recipe.data.columns.NAMES`, such as question, answer, negative_1, label, score,
+    :data:`st_jv5.roles.NAMES`, such as question, answer, negative_1, label, score,
     text. A column of lists is spread: a list of positives makes a row of each, and of a list of
     negatives (``negative_1: neg, negative_2: neg``) each role takes one. Positives and negatives
     may be FlagEmbedding's lists of texts (``pos``, ``neg``) or Tevatron's lists of passages with a
@@ -66,10 +67,11 @@ class DataSet:
     limit: int | None = None
     """Most rows to take, drawn by the recipe's seed."""
     held_out: int = 0
-    """Rows that no phase trains on, for evaluation. They are drawn by a hash of their text (of
-    pairs: the positive) and the seed, before ``limit`` counts: rows that are added later may become
-    held out, but none that was trained on. No row of any data set of the recipe that has a query, a
-    positive or a text of theirs is trained on."""
+    """Rows that no phase trains on, for evaluation, of pairs, scored pairs or texts with one label
+    each: of others no task is made. They are drawn by a hash of their text (of pairs: the positive)
+    and the seed, before ``limit`` counts: rows that are added later may become held out, but none
+    that was trained on. No row of any data set of the recipe that has a query, a positive or a text
+    of theirs is trained on."""
     license: str = "unknown"
     """Of the text; stands in the model card."""
     negatives: int = 0
@@ -127,10 +129,8 @@ class DataSet:
         path = Path(self.paths[0])
         if self.text_kind or not self.is_local:
             return self.text_kind or path.name
-        if not ending(path):
-            return path.name
-        plain = path.name[: path.name.lower().rindex(ending(path))]
-        return path.parent.name if "*" in plain else plain
+        plain = stem(path)
+        return path.parent.name if "*" in plain and ending(path) else plain
 
 
 @dataclass(frozen=True)
@@ -358,9 +358,7 @@ class Evaluation:
     """Of the bootstrap behind every interval."""
     dims: tuple[int, ...] = ()
     """Dims of the score-by-dim curve; empty: the student's."""
-    precisions: tuple[Literal["float32", "float16", "int8", "binary", "binary-rescored"], ...] = (
-        "float32",
-    )
+    precisions: tuple[Precision, ...] = ("float32",)
     """How vectors are stored, for the curves of retrieval and STS."""
     blends: dict[str, dict[str, float]] = field(default_factory=dict)
     """Name -> adapter -> weight: blends of the finished adapters to measure on every task."""
@@ -446,17 +444,6 @@ class Recipe:
         return Path(self.output or f"out/{self.name}")
 
 
-ROLES: dict[str, set[str]] = {
-    "pairs": {"query", "positive"},
-    "scored": {"query", "positive", "score"},
-    "texts": {"text"},
-    "labelled": {"text", "label"},
-    "paragraphs": {"text"},
-    "long": {"query", "positive"},
-    "synset_pairs": set(),
-}
-"""Kind of data set -> the roles that its columns must fill."""
-
 NO_HUB_ENDINGS = (
     ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z", ".xlsx", ".xls", ".ods", ".ndjson",
     ".arrow", ".feather", ".pkl", ".yaml", ".yml", ".xml", ".html", ".pdf", ".docx", ".md", ".log",
@@ -481,8 +468,8 @@ PAIRED = {"pairs", "scored", "long", "synset_pairs"}
 SCORED = {"scored", "synset_pairs"}
 """Kinds whose pairs have a score."""
 
-HELD_OUT = ("pairs", "scored", "texts", "labelled")
-"""Kinds whose rows are the source's own, so that some can be held out."""
+HELD_OUT = ("pairs", "scored", "labelled")
+"""Kinds whose rows can be held out: they are the source's own, and a task can be made of them."""
 
 LABELLED = {"labelled", "paragraphs"}
 """Kinds whose texts have labels: of those of one label, each is another's positive."""
@@ -503,21 +490,3 @@ def fingerprint(settings: Any) -> str:
     """Hash of plain settings."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def kind_of(roles: Collection[str]) -> Literal["", "pairs", "scored", "texts", "labelled"]:
-    """The kind of a data set whose columns have these roles; empty: none has them.
-
-    Example:
-        >>> kind_of(["query", "positive", "negative_1"]), kind_of(["text", "label"])
-        ('pairs', 'labelled')
-    """
-    named = {role for role in roles if not is_negative(role)}
-    kinds: tuple[Literal["pairs", "scored", "texts", "labelled"], ...]
-    kinds = ("pairs", "scored", "texts", "labelled")
-    return next((kind for kind in kinds if ROLES[kind] == named), "")
-
-
-def is_negative(role: str) -> bool:
-    """Whether a role of a pair's columns is a hard negative: ``negative_1``, ..."""
-    return role.startswith("negative_")

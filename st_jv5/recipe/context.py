@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -59,6 +59,8 @@ RANK, WORLD_SIZE, LOCAL_RANK = (
 """This process among those that torchrun started."""
 
 
+T = TypeVar("T")
+
 NO_TEACHER = "none"
 """Stands in the place of a teacher's name among the licences, where there was none."""
 
@@ -79,6 +81,10 @@ class Run:
     """Of the recipe, as it was given."""
     resume_anyway: bool = False
     """Whether a phase goes on from a checkpoint of other data, arguments or versions."""
+    scratch: Path | None = None
+    """For a look that leaves no trace (the plan): rows are prepared here, those that the output
+    folder has are read there, and rows that a set of the Hub holds out are not asked for."""
+    _made: dict[Any, Any] = field(default_factory=dict)
     _sources: dict[int, LocalTeacher | EndpointTeacher] = field(default_factory=dict)
 
     @property
@@ -109,17 +115,20 @@ class Run:
     @cached_property
     def rows(self) -> dict[str, Rows]:
         """Data set -> its rows, for those that a phase trains on."""
-        return {name: self.read(name, self.data_folder) for name in self.used_sets}
+        return {name: self.read(name) for name in self.used_sets}
 
     @property
-    def data_folder(self) -> Path:
-        """Of the rows that are prepared."""
-        return self.folder / "data"
+    def _places(self) -> tuple[Path, Path | None]:
+        """Where rows are prepared, and where they may be ready."""
+        own = self.folder / "data"
+        return (self.scratch, own) if self.scratch else (own, None)
 
-    def read(self, name: str, folder: Path) -> Rows:
-        """A data set's rows, those with a test text left out, prepared in a folder."""
+    def read(self, name: str) -> Rows:
+        """A data set's rows, those with a test text left out."""
         spec, seed = self.recipe.data_sets[name], self.recipe.seed
-        return read_rows(name, spec, seed, folder, self._barred, self._held)
+        folder, ready = self._places
+        barred, held = self._barred, self._held
+        return read_rows(name, spec, seed, folder, barred=barred, held=held, ready=ready)
 
     def held_out(self, name: str) -> Rows:
         """The rows of a data set that no phase trains on: ``held_out`` of them, or fewer.
@@ -127,12 +136,21 @@ class Run:
         They have the roles of the set; ``rows[name]`` are the others.
         """
         spec, seed = self.recipe.data_sets[name], self.recipe.seed
-        return read_held_out(name, spec, seed, self.data_folder, self._barred)
+        folder, ready = self._places
+        return read_held_out(name, spec, seed, folder, barred=self._barred, ready=ready)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What is made of the run once, and kept for those who ask again."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: T = self._made[key]
+        return found
 
     @cached_property
     def _held(self) -> frozenset[int]:
         """Hashes of the texts of every held-out row of the recipe."""
-        parts = [name for name, spec in self.recipe.data_sets.items() if spec.held_out]
+        sets = self.recipe.data_sets.items()
+        parts = [n for n, spec in sets if spec.held_out and (spec.is_local or not self.scratch)]
         return frozenset[int]().union(*(held_texts(self.held_out(name)) for name in parts))
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from st_jv5.recipe.config import AdapterPhase, Phase, Recipe
-from st_jv5.recipe.data.columns import with_columns
+from st_jv5.recipe.data.sources import with_columns
 from st_jv5.recipe.rules import check
 from st_jv5.recipe.strict import RecipeError, build
 
@@ -19,10 +19,14 @@ PhaseT = TypeVar("PhaseT", bound="Phase")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float = 1.0) -> Recipe:
-    """Read a recipe, with ``a.b=value`` overrides on top, and a fraction of each phase's steps."""
-    tree = _read(Path(path))
+    """Read a recipe, with ``a.b=value`` overrides on top, and a fraction of each phase's steps.
+
+    A path that an override names is seen from where the recipe's own are.
+    """
+    tree, data = _read(Path(path))
     for override in overrides:
         _override(tree, override)
+    _see_from(data, tree)
     if tree.get("evaluation") == "none":
         tree["evaluation"] = {"skip": True}
     recipe = _with_columns(build(Recipe, tree, ""))
@@ -39,8 +43,10 @@ def _with_columns(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, data_sets=sets)
 
 
-def _read(path: Path, from_others: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's tree; one that ``extends`` another beside it holds only what differs.
+def _read(path: Path, from_others: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Path]:
+    """A recipe's tree, and what its paths are seen from.
+
+    One that ``extends`` another beside it holds only what differs.
 
     Data sets learn what their paths are seen from: the folder of the recipe that names them, or
     its ``data_folder``.
@@ -56,14 +62,20 @@ def _read(path: Path, from_others: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} must be a mapping")
     data = path.parent.absolute() / str(tree.pop("data_folder", "."))
+    _see_from(data, tree)
+    other = tree.pop("extends", None)
+    if other is None:
+        return tree, data
+    under, _ = _read(path.with_name(str(other)), (*from_others, path))
+    return _merged(under, tree), data
+
+
+def _see_from(data: Path, tree: dict[str, Any]) -> None:
+    """Tell the data sets that name a path what it is seen from; a whole folder stays."""
     sets = tree.get("data_sets")
     for spec in sets.values() if isinstance(sets, dict) else ():
         if isinstance(spec, dict) and "path" in spec:
             spec["folder"] = os.path.normpath(data / str(spec.get("folder", "")))
-    other = tree.pop("extends", None)
-    if other is None:
-        return tree
-    return _merged(_read(path.with_name(str(other)), (*from_others, path)), tree)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

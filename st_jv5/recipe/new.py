@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,13 +17,13 @@ import yaml
 from huggingface_hub import ModelCard
 
 from st_jv5.files import whole_file
-from st_jv5.recipe.config import DataSet
-from st_jv5.recipe.data.columns import with_columns
+from st_jv5.recipe.config import HELD_OUT, DataSet
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.data.rows import Rows
+from st_jv5.recipe.data.sources import with_columns
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.teacher.sources import resolve_model
-from st_jv5.texts import ending
+from st_jv5.texts import stem
 
 TEACHER = "sentence-transformers/all-mpnet-base-v2"
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -59,6 +60,8 @@ class Own:
     """About, of the longest texts but one in twenty."""
     labels: Counter[str]
     """Label -> its texts."""
+    is_multi: bool
+    """Whether texts have several labels each."""
     first: dict[str, Any]
 
     def lines(self) -> Iterator[str]:
@@ -73,8 +76,17 @@ class Own:
         if self.labels:
             common = ", ".join(f"{label} ({n:,})" for label, n in self.labels.most_common(5))
             yield f"  {len(self.labels):,} labels, such as {common}"
-        few = f" (fewer than {LEAST_ROWS} rows)" if not self.spec.held_out else ""
-        yield f"  {self.train:,} rows to train on, {self.spec.held_out:,} held out{few}"
+        yield f"  {self.train:,} rows to train on, {self.spec.held_out:,} held out{self._why()}"
+
+    def _why(self) -> str:
+        """Why no rows are held out."""
+        if self.spec.held_out:
+            return ""
+        if self.spec.kind not in HELD_OUT:
+            return ": nothing can be asked of single texts"
+        if self.is_multi:
+            return ": texts with several labels are not measured"
+        return f" (fewer than {LEAST_ROWS} rows)"
 
     @property
     def negatives(self) -> int:
@@ -105,7 +117,8 @@ def new_recipe(
         raise RecipeError(f"{out} is there already; choose another --out, or remove it")
     owns = look(paths, out)
     with whole_file(out) as temporary:
-        temporary.write_text(recipe_text(out.stem, owns, base, teacher), encoding="utf-8")
+        name = _first_free(out.stem, lambda one: Path("out", one).exists())  # another run's results
+        temporary.write_text(recipe_text(name, owns, base, teacher), encoding="utf-8")
     return [line for own in owns for line in own.lines()]
 
 
@@ -125,12 +138,22 @@ def look(paths: Sequence[str], out: Path) -> list[Own]:
             rows = read_rows(name, spec, 0, Path(folder))
             if len(rows) < 4:
                 raise RecipeError(f"{place}: {len(rows)} rows are too few to train on; add some")
-            held = min(MOST_HELD_OUT, max(LEAST_ROWS // 2, len(rows) // 10))
-            spec = replace(spec, held_out=held if len(rows) >= LEAST_ROWS else 0)
+            spec = replace(spec, held_out=_held_out(spec, rows))
             train = len(read_rows(name, spec, 0, Path(folder)))
             spec = replace(spec, path=_seen_from(out, place))
             found.append(_own(name, spec, rows, train))
     return found
+
+
+def _held_out(spec: DataSet, rows: Rows) -> int:
+    """How many rows are kept for evaluation: a tenth of those of which a task can be made."""
+    able = spec.kind in HELD_OUT and not _is_multi(spec, rows) and len(rows) >= LEAST_ROWS
+    return min(MOST_HELD_OUT, max(LEAST_ROWS // 2, len(rows) // 10)) if able else 0
+
+
+def _is_multi(spec: DataSet, rows: Rows) -> bool:
+    """Whether rows have lists of labels."""
+    return spec.kind == "labelled" and not isinstance(rows[0]["label"], str)
 
 
 def _own(name: str, spec: DataSet, rows: Rows, train: int) -> Own:
@@ -144,18 +167,22 @@ def _own(name: str, spec: DataSet, rows: Rows, train: int) -> Own:
         raise RecipeError(f"{spec.named}: one label, {min(labels)!r}; texts of two are needed")
     middle = {role: int(np.median(of)) for role, of in lengths.items()}
     tokens = float(longest) / CHARACTERS_PER_TOKEN
-    return Own(name, spec, rows.told, train, middle, tokens, labels, rows[0])
+    multi = _is_multi(spec, rows)
+    return Own(name, spec, rows.told, train, middle, tokens, labels, multi, rows[0])
 
 
 def _name(path: str, taken: Sequence[str]) -> str:
-    plain = Path(path).name or "data"
-    if ending(path):
-        plain = plain[: plain.lower().rindex(ending(path))]
+    plain = stem(path) or "data"
     if "*" in plain:
         plain = Path(path).parent.name
     name = re.sub(r"[^\w-]+", "-", plain).strip("-") or "data"
-    again = (f"{name}-{number}" for number in range(2, len(taken) + 3))
-    return name if name not in taken else next(one for one in again if one not in taken)
+    return _first_free(name, lambda one: one in taken)
+
+
+def _first_free(name: str, is_taken: Callable[[str], bool]) -> str:
+    """The name, or with the first number behind it that makes it free."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(one for one in names if not is_taken(one))
 
 
 def _seen_from(out: Path, place: str) -> str:
@@ -195,7 +222,7 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
         "data_sets:   # held_out rows are never trained on: the scores at the end are theirs",
         *(f"  {_flow(n)}: {_flow(settings)}" for n, settings in _sets(owns).items()),
         "# The base learns the teacher's vectors of all your texts. A step reads batch_size rows.",
-        f"stage1: {_flow(_phase(owns, [_general(own) for own in owns], BATCH_ROWS, 1.0e-4))}",
+        f"stage1: {_flow(_phase(owns, [_general(own, owns) for own in owns], BATCH_ROWS, 1.0e-4))}",
         "adapters:   # then one adapter for each use, on the base, which is frozen",
     ]
     for task, of in adapters.items():
@@ -231,16 +258,19 @@ def _sets(owns: Sequence[Own]) -> dict[str, dict[str, Any]]:
         if spec.held_out:
             settings["held_out"] = spec.held_out
         found[own.name] = settings
-        if (general := _general(own)) != own.name:
+        if (general := _general(own, owns)) != own.name:
             column = spec.columns["text" if "text" in spec.columns else "query"]
             single = {"path": spec.path, "kind": "texts", "columns": {"text": column}}
             found[general] = {**single, "license": "own"}
     return found
 
 
-def _general(own: Own) -> str:
+def _general(own: Own, owns: Sequence[Own]) -> str:
     """The data set that stage 1 reads of a source."""
-    return own.name if own.spec.kind in ("pairs", "texts") else f"{own.name}-texts"
+    if own.spec.kind in ("pairs", "texts"):
+        return own.name
+    taken = {other.name for other in owns}
+    return _first_free(f"{own.name}-texts", lambda one: one in taken)
 
 
 def _phase(owns: Sequence[Own], names: Sequence[str], most: int, rate: float) -> dict[str, Any]:

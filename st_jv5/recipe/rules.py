@@ -8,15 +8,14 @@ from st_jv5.recipe.config import (
     HELD_OUT,
     LABELLED,
     PAIRED,
-    ROLES,
     SCORED,
     Phase,
     Recipe,
     Student,
     Teacher,
-    is_negative,
 )
 from st_jv5.recipe.strict import RecipeError
+from st_jv5.roles import ROLES, is_negative
 from st_jv5.task_table import TASKS
 
 
@@ -124,11 +123,6 @@ def check(recipe: Recipe) -> None:
             raise RecipeError(
                 f"data_sets.{name}.held_out must be 0 or more rows, not {data_set.held_out}"
             )
-        if data_set.held_out and data_set.kind not in HELD_OUT:
-            raise RecipeError(
-                f"data_sets.{name}.held_out goes with kind {', '.join(HELD_OUT)}, not "
-                f"{data_set.kind}"
-            )
         if not data_set.kind:
             raise RecipeError(
                 f"data_sets.{name}.columns has {', '.join(data_set.columns)}, which no kind of "
@@ -136,6 +130,11 @@ def check(recipe: Recipe) -> None:
                 + "; ".join(f"{kind}: {', '.join(sorted(roles))}"
                             for kind, roles in ROLES.items() if roles)
             )  # fmt: skip
+        if data_set.held_out and data_set.kind not in HELD_OUT:
+            raise RecipeError(
+                f"data_sets.{name}.held_out goes with kind {', '.join(HELD_OUT)}, not "
+                f"{data_set.kind}: no task can be made of its rows; leave held_out out"
+            )
         wanted = ROLES[data_set.kind]
         named = {role for role in data_set.columns if not is_negative(role)}
         if named != wanted or (named != {*data_set.columns} and data_set.kind != "pairs"):

@@ -153,17 +153,8 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
     if {"teacher", "stage1", "adapters"} & set(stages):
         for name, phase in run.recipe.phases.items():
             check_epochs(run, name, phase)
-    if {"stage1", "adapters"} & set(stages) and run.recipe.chooses:
-        from st_jv5.recipe.results.measure import check_choices  # needs the extra `eval`
-
-        check_choices(run)
-    if "evaluation" in stages:
-        from st_jv5.recipe.results.measure import check_beside, check_held_out, without_far
-
-        check_beside(run)
-        check_held_out(run)
-        if (warning := without_far(run)) and RANK == 0:
-            logger.warning("%s", warning)
+    if RANK == 0:  # which alone measures
+        check_measures(run, stages)
     if "stage1" in stages and not (run.folder / "stage1" / "done.json").exists():
         try:
             student = run.new_student()
@@ -181,6 +172,21 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
                         f"{most} positions of {run.recipe.student.name}"
                     )
     try_phases(run, pending(run, stages))
+
+
+def check_measures(run: Run, stages: Sequence[str]) -> None:
+    """What is measured, in the end or to choose by, can be; what cannot is told."""
+    if {"stage1", "adapters"} & set(stages) and run.recipe.chooses:
+        from st_jv5.recipe.results.measure import check_choices  # needs the extra `eval`
+
+        check_choices(run)
+    if "evaluation" in stages:
+        from st_jv5.recipe.results.measure import check_beside, check_held_out, without_far
+
+        check_beside(run)
+        check_held_out(run)
+        if warning := without_far(run):
+            logger.warning("%s", warning)
 
 
 def pending(run: Run, stages: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 from st_jv5.cli import evaluate as main
 from st_jv5.evaluation import own_tasks as module
+from st_jv5.evaluation.choose import choose_tasks
+from st_jv5.evaluation.compare import compare
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
-from st_jv5.evaluation.own_tasks import LEAST_PER_LABEL, file_tasks, own_tasks
+from st_jv5.evaluation.own_tasks import LEAST_PER_LABEL, file_tasks, own_tasks, tasks_of_files
 from st_jv5.evaluation.scoring import evaluate
 from tests.conftest import real_texts
 
@@ -115,13 +118,18 @@ def test_files_are_scored_as_mteb_scores_their_tasks(saved, tmp_path, capsys, mo
         ),
     ]
     out = tmp_path / "eval"
-    main(["--model", saved, "--own", *files, "--output", str(out)])
+    main(["--model", saved, "--own", *files, "--output", str(out), "--trained-on", "faq"])
     printed = capsys.readouterr().out
+    assert "Near: faq. Far: pairs, topics." in printed
     record = json.loads((out / "results.json").read_text())["results"]
     names = ["faq (own)", "topics (own)", "topics (own, clustering)", "pairs (own)"]
     assert [row["task"] for row in record] == names
     assert all(name in printed for name in names)
     assert all(row["samples"] for row in record)  # so there are intervals
+    assert [row["text_kind"] for row in record] == ["faq", "topics", "topics", "pairs"]
+    sides = compare([str(out)], trained_on=["pairs", "faq"], resamples=10)  # from the record alone
+    assert "Near: pairs, faq. Far: topics." in sides
+    assert "| near: mean of 2 tasks |" in sides
     adapters = ["retrieval", "classification", "clustering", "text-matching"]
     assert [row["adapter"] for row in record] == adapters
     # mteb itself, without our cache or memory, gives the same.
@@ -136,6 +144,61 @@ def test_files_are_scored_as_mteb_scores_their_tasks(saved, tmp_path, capsys, mo
     write(tmp_path / "faq.jsonl", [{"query": t[-30:], "document": t} for t in texts])
     rows = evaluate(MTEBEncoder(model), file_tasks(files[0]).tasks, out)
     assert rows[0]["data"] != record[0]["data"]
+
+
+@pytest.fixture
+def folders(tmp_path) -> list[str]:
+    """Files of one stem, of one name, and packed."""
+    files = [
+        tmp_path / name for name in ("a/faq.jsonl", "b/faq.jsonl", "b/faq.csv", "topics.csv.gz")
+    ]
+    for number, path in enumerate(files):
+        path.parent.mkdir(exist_ok=True)
+        rows = [(f"question {number} {i}", f"answer {number} {i}") for i in range(9)]
+        if path.suffix == ".jsonl":
+            write(path, [{"question": q, "answer": a} for q, a in rows])
+        elif path.suffix == ".csv":
+            path.write_text("query,document\n" + "".join(f"{q},{a}\n" for q, a in rows))
+        else:
+            lines = "".join(f"{q},{i % 2}\n" for i, (q, _) in enumerate(rows * 4))
+            path.write_bytes(gzip.compress(f"text,label\n{lines}".encode()))
+    return [str(path) for path in files]
+
+
+def test_files_of_one_name_make_tasks_of_names_of_their_own(folders):
+    tasks = tasks_of_files([*folders, folders[0]]).tasks
+    names = ["a-faq (own)", "b-faq.jsonl (own)", "faq.csv (own)"]
+    assert [task.metadata.name for task in tasks[:3]] == names
+    assert len(tasks) == 5
+    assert [task.text_kind for task in tasks] == ["faq"] * 3 + ["topics"] * 2
+    assert [task.metadata.name for task in tasks[3:]] == [
+        "topics (own)",
+        "topics (own, clustering)",
+    ]
+    (alone,) = tasks_of_files(folders[1:2]).tasks
+    assert alone.metadata.name == "faq (own)"
+
+
+def test_types_choose_among_own_tasks_and_languages_leave_them(folders):
+    own = tasks_of_files(folders).tasks
+
+    def names(**settings) -> set[str]:
+        return {task.metadata.type for task in choose_tasks([], [], "", own=own, **settings)}
+
+    assert names() == {"Retrieval", "Classification", "Clustering"}
+    assert names(types=["Clustering"]) == {"Clustering"}
+    assert names(languages=["deu"]) == names()  # nobody has said which theirs is
+    with pytest.raises(ValueError, match=r"no task is left of 5 by --types STS"):
+        names(types=["STS"])
+
+
+def test_the_readmes_file_of_questions_and_answers_is_a_task(tmp_path):
+    rows = [{"question": f"q{i}", "answer": f"a{i}", "negative": f"n{i}"} for i in range(9)]
+    (task,) = file_tasks(write(tmp_path / "faq.jsonl", rows)).tasks
+    task.load_data()
+    data = task.dataset["default"]["test"]
+    assert len(data["queries"]) == 9
+    assert len(data["corpus"]) == 18  # with the file's own hard negatives
 
 
 def test_a_file_that_makes_no_task_is_told_with_its_name(saved, tmp_path):

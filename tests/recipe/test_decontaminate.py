@@ -52,7 +52,7 @@ def test_labels_are_no_texts_of_a_row(tmp_path):
     labelled = replace(WORDNET, kind="labelled", columns={"text": "gloss", "label": "category"})
     found = read_rows("a", labelled, 0, tmp_path)
     barred = {text_hash(found[0]["label"])}
-    assert list(read_rows("a", labelled, 0, tmp_path, barred)) == list(found)
+    assert list(read_rows("a", labelled, 0, tmp_path, barred=barred)) == list(found)
 
 
 def test_a_list_that_is_none_is_named(tmp_path):
@@ -70,4 +70,4 @@ def test_a_list_that_is_none_is_named(tmp_path):
     with pytest.raises(
         RecipeError, match=r"no row is left .* have a text that `decontaminate` bars"
     ):
-        read_rows("a", WORDNET, 0, tmp_path, read_hashes(tmp_path / "list"))
+        read_rows("a", WORDNET, 0, tmp_path, barred=read_hashes(tmp_path / "list"))

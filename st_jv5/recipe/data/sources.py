@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, load_dataset
 from datasets.exceptions import DatasetsError
 
-from st_jv5.recipe.config import DataSet, is_negative
-from st_jv5.recipe.data.rows import NO_TEXTS, is_list, write_tables
+from st_jv5.recipe.config import DataSet
+from st_jv5.recipe.data.rows import is_list, write_tables
 from st_jv5.recipe.strict import RecipeError
+from st_jv5.roles import NO_TEXTS, is_negative, kind_of, passage, roles_of
 from st_jv5.teacher.shard import Array
 from st_jv5.texts import WANTED, Table, ending, read_tables
 
@@ -78,6 +79,29 @@ def first_table(name: str, spec: DataSet) -> tuple[Path, Table]:
     if not table:
         raise RecipeError(f"data_sets.{name}: {file} is empty: it has no row")
     return file, table
+
+
+def with_columns(name: str, spec: DataSet) -> DataSet:
+    """A data set whose columns and kind are said, by the first rows of its first file.
+
+    Args:
+        name: Of the data set in the recipe.
+        spec: Its settings, without columns.
+
+    Raises:
+        RecipeError: No such file, or columns whose names or values tell no role.
+    """
+    if not spec.is_local:
+        raise RecipeError(
+            f"data_sets.{name}.columns is missing: of a data set on the Hub the columns must be "
+            f"named, such as columns: {{query: question, positive: answer}}"
+        )
+    path, table = first_table(name, spec)
+    try:
+        columns = roles_of(table, spec.kind)
+    except ValueError as error:
+        raise RecipeError(f"data_sets.{name}: {path} {error}") from error
+    return replace(spec, columns=columns, kind=spec.kind or kind_of(columns))
 
 
 @dataclass(frozen=True)
@@ -360,23 +384,6 @@ class _Copy:
                 raise self._error(column, value, row, "and lists in other rows")
         own = [value and [None if v is None else str(v) for v in value] for value in values]
         return pa.array(own, pa.large_list(pa.large_string()))
-
-
-def passage(value: Any) -> str | None:
-    """The text of a list's element: itself, or its ``title`` and ``text``; None: it has none.
-
-    Example:
-        >>> passage({"docid": "7", "title": "Finches", "text": "They sing."})
-        'Finches They sing.'
-    """
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict) and isinstance(value.get("text"), str):
-        title = value.get("title")
-        return f"{title} {value['text']}" if isinstance(title, str) and title else value["text"]
-    return None
 
 
 def is_text(kind: pa.DataType) -> bool:

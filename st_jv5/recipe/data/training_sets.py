@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from st_jv5.recipe.config import LABELLED, DataSet, is_negative
+from st_jv5.recipe.config import LABELLED, DataSet
 from st_jv5.recipe.data.mine import mine
 from st_jv5.recipe.data.prepare import BLOCK_ROWS
 from st_jv5.recipe.data.rows import Rows
 from st_jv5.recipe.strict import RecipeError
+from st_jv5.roles import is_negative
 from st_jv5.teacher.shard import Array, first_of_each
 from st_jv5.vector_source import Vectors
 

@@ -153,6 +153,12 @@ def _gpus(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
 def _warnings(run: Run, planner: Planner) -> Iterator[str]:
     if warning := without_far(run):
         yield warning
+    away = {n: spec for n, spec in run.recipe.data_sets.items() if not spec.is_local}
+    if away:
+        yield f"not looked at, being on the Hub: {', '.join(away)}; their numbers are the recipe's"
+    if held := [name for name, spec in away.items() if spec.held_out]:
+        names = ", ".join(held)
+        yield f"counted as trained on: rows that share a text with those held out of {names}"
     for name, spec in run.used_sets.items():
         facts = planner.facts[name]
         if not spec.verified:

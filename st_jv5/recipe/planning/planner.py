@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,11 +15,12 @@ import torch
 from tokenizers import Tokenizer
 
 from st_jv5.batching import default_budget, row_chunks
-from st_jv5.recipe.config import LABELLED, PAIRED, AdapterPhase, DataSet, Phase, is_negative
+from st_jv5.recipe.config import LABELLED, PAIRED, AdapterPhase, DataSet, Phase
 from st_jv5.recipe.context import Run
-from st_jv5.recipe.data.rows import NO_TEXTS, Rows
+from st_jv5.recipe.data.rows import Rows
 from st_jv5.recipe.planning.cost import Array, Chunk, Costs, Weights, optimizer_bytes, read_config
 from st_jv5.recipe.planning.probe import Machine, probe
+from st_jv5.roles import NO_TEXTS, is_negative
 from st_jv5.task_table import PROMPTS, TASKS
 from st_jv5.teacher.sources import resolve_model
 
@@ -124,9 +125,8 @@ class Planner:
         self.teacher = read_config(teacher, "teacher") if teacher and local else None
         self.costs = Costs(self.student, run.bfloat16)
         self.machine: Machine | None = None
-        here = run.data_folder
-        self._temporary = None if here.is_dir() else TemporaryDirectory(ignore_cleanup_errors=True)
-        self._folder = Path(self._temporary.name) if self._temporary else here
+        self._temporary = TemporaryDirectory(ignore_cleanup_errors=True)
+        self._look = replace(run, scratch=Path(self._temporary.name), _made={})
         self.facts = {name: self._facts(name, spec) for name, spec in run.used_sets.items()}
 
     def measure(self) -> None:
@@ -163,7 +163,7 @@ class Planner:
         if not spec.is_local:
             rows = spec.limit or spec.rows
             return SetFacts(rows, told, self._disk(spec, rows, told))
-        found = self.run.read(name, self._folder)
+        found = self._look.read(name)
         return SetFacts(len(found), {**self._lengths(found), **told}, found.bytes)
 
     def _disk(self, spec: DataSet, rows: int | None, told: dict[str, Array]) -> float | None:

@@ -20,13 +20,14 @@ from st_jv5.evaluation import corpora
 from st_jv5.evaluation.local_tasks import local_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder, adapter_for
 from st_jv5.evaluation.near_far import FAR, About, by_family, labels_are_new, near_and_far
-from st_jv5.evaluation.own_tasks import Own, OwnTasks, halves, own_tasks
+from st_jv5.evaluation.own_tasks import Own, OwnTasks, as_file_name, own_tasks
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.scoring import Settings, evaluate
 from st_jv5.files import read_json
 from st_jv5.folders.configs import check_task_name
 from st_jv5.recipe.config import Recipe
 from st_jv5.recipe.context import Run
+from st_jv5.recipe.data.halves import halves
 from st_jv5.recipe.done import require
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.task_table import BASE, TASKS, Blend
@@ -118,13 +119,16 @@ def _held_out(run: Run) -> list[str]:
 
 
 def _made_of(run: Run, name: str, split: Split) -> OwnTasks:
-    rows: list[Any] = [*run.held_out(name)]
-    if run.recipe.chooses:
-        rows = halves(rows)[split == "validation"]
-    kind = run.recipe.data_sets[name].kind_of_text
-    others = run.rows[name] if name in run.rows else run.read(name, run.data_folder)
-    part = "held out, validation" if split == "validation" else "held out"
-    return own_tasks(name, rows, others, part=part, text_kind=kind)
+    def make() -> OwnTasks:
+        rows: list[Any] = [*run.held_out(name)]
+        if run.recipe.chooses:
+            rows = halves(rows)[split == "validation"]
+        kind = run.recipe.data_sets[name].kind_of_text
+        others = run.rows[name] if name in run.rows else run.read(name)
+        part = "held out, validation" if split == "validation" else "held out"
+        return own_tasks(name, rows, others, part=part, text_kind=kind)
+
+    return run.once(("own tasks", name, split), make)
 
 
 def check_held_out(run: Run) -> None:
@@ -176,8 +180,8 @@ def about_own(run: Run) -> dict[str, About]:
 
 def near_and_far_of(recipe: Recipe, tasks: Sequence[Any]) -> dict[str, list[str]]:
     """The names of tasks of each side; one of held-out rows is as near as their kind of text."""
-    own = {one.metadata.name for one in tasks if getattr(one, "text_kind", "") in recipe.text_kinds}
-    return near_and_far([one.metadata.name for one in tasks], recipe.text_kinds | own)
+    own = {one.metadata.name: one.text_kind for one in tasks if isinstance(one, Own)}
+    return near_and_far([one.metadata.name for one in tasks], recipe.text_kinds, own)
 
 
 def without_far(run: Run) -> str:
@@ -192,7 +196,7 @@ def without_far(run: Run) -> str:
     own = {
         spec.kind_of_text
         for name, spec in recipe.data_sets.items()
-        if spec.held_out and (not asked or any(t.startswith(f"{name} (held out") for t in asked))
+        if spec.held_out and (not asked or _is_asked(name, asked))
     }
     local = [name for name in asked if name in known]
     if not asked and not own and corpora.is_here():
@@ -206,6 +210,11 @@ def without_far(run: Run) -> str:
         f"no far task among {among}: all are on text like the training text ({kinds}); "
         f"whether training hurts on other text will not be known"
     )
+
+
+def _is_asked(data_set: str, tasks: Sequence[str]) -> bool:
+    """Whether tasks of a data set's held-out rows are among some by name."""
+    return any(task.startswith(f"{as_file_name(data_set)} (held out") for task in tasks)
 
 
 def check_beside(run: Run) -> None:
@@ -246,6 +255,8 @@ def measure(run: Run) -> None:
         logger.info("%s", NOTHING_MEASURED)
         return
 
+    calibration = calibration_of(run) if "int8" in run.recipe.evaluation.precisions else ()
+
     def score(who: str, encoder: Any, settings: Settings | None = None) -> None:
         evaluate(
             encoder,
@@ -253,7 +264,7 @@ def measure(run: Run) -> None:
             folder / who,
             settings,
             label=who,
-            calibration=calibration_of(run),
+            calibration=calibration,
             command=run.command,
         )
 

@@ -157,10 +157,10 @@ USAGE = {
 def about_scores(run: Run, own: Collection[str]) -> str:
     """What the card's tables hold."""
     kinds = ", ".join(sorted(run.recipe.text_kinds))
-    asked = "What each task is: `eval/local_tasks.py`."
+    asked = "What each task is: `st_jv5/evaluation/local_tasks.py`."
     if own:
         asked = "Tasks called `(held out)` are of rows of the data sets above that were not "
-        asked += "trained on; where others stand beside them: `eval/local_tasks.py`."
+        asked += "trained on; where others stand beside them: `st_jv5/evaluation/local_tasks.py`."
     return (
         f"Test split, main metric in percent. {asked} Near: text like the training text\n"
         f"({as_words(kinds)}). Far: text of other kinds. The start is the model that training "

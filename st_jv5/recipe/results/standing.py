@@ -54,9 +54,12 @@ class Standing:
         """near and far -> tasks that everyone was measured on."""
         everyone = self.records.values()
         tasks = [t for t in self.records[CHANCE] if all(t in rows for rows in everyone)]
-        kinds = self.recipe.text_kinds
-        own = {task for task, about in self.own.items() if about.text_kind in kinds}
-        return near_and_far(tasks, kinds | own)
+        return near_and_far(tasks, self.recipe.text_kinds, self.own_kinds)
+
+    @property
+    def own_kinds(self) -> dict[str, str]:
+        """Task of held-out rows -> the kind of their text."""
+        return {task: about.text_kind for task, about in self.own.items()}
 
     @property
     def is_own(self) -> bool:
@@ -190,7 +193,9 @@ class Standing:
         parts: list[Part] = []
         for group, tasks in self.groups.items():
             if tasks:
-                parts.append(f"{group.capitalize()}, {TEXT[group]} ({kinds_of(tasks, self.own)}):")
+                parts.append(
+                    f"{group.capitalize()}, {TEXT[group]} ({kinds_of(tasks, self.own_kinds)}):"
+                )
                 parts.append(self.score_table(tasks))
                 if TEACHER in self.records:
                     parts.append(self.kept_of_teacher(tasks))
