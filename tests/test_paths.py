@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 PAGES = (
-    *("README.md", "CONTRIBUTING.md", "training/data/README.md"),
+    *("README.md", "CONTRIBUTING.md", "examples/README.md", "training/data/README.md"),
     *("model_cards/demo.md", "model_cards/laptop.md"),
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
 )
