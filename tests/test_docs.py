@@ -22,8 +22,8 @@ from tests.conftest import MINILM, ROOT, with_adapters
 from tests.test_examples import PUBLIC
 
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-"""README and the pages that are written by hand."""
+PAGES = [README, ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+"""The READMEs and the pages that are written by hand."""
 
 REFERENCE = sorted((ROOT / "docs" / "reference").rglob("*.rst"))
 

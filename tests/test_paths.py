@@ -12,8 +12,9 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 PAGES = (
-    *("README.md", "CONTRIBUTING.md", "training/data/README.md", "Makefile", ".ci/run"),
-    *("MANIFEST.in", "pyproject.toml", "model_cards/demo.md", "model_cards/laptop.md"),
+    *("README.md", "CONTRIBUTING.md", "examples/README.md", "Makefile", ".ci/run"),
+    *("MANIFEST.in", "pyproject.toml", "training/data/README.md"),
+    *("model_cards/demo.md", "model_cards/laptop.md"),
     *sorted(
         path.relative_to(ROOT).as_posix()
         for pattern in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
+from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
@@ -144,6 +146,14 @@ def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(
         inputs = {"input_ids": np.array([row] * 3), "attention_mask": np.array([mask] * 3)}
         (found,) = session.run(["sentence_embedding"], inputs)
         np.testing.assert_allclose(found, [expected] * 3, atol=1e-5)
+    # As examples/export_and_serve.py serves it.
+    example = runpy.run_path(str(ROOT / "examples" / "export_and_serve.py"))
+    texts = ["a short text", "a text of some more words, so that the other is padded", "x " * 99]
+    with TestClient(example["application"](folder)) as client:
+        for prompt in ("query", "document"):
+            answer = client.post("/embed", json={"inputs": texts, "prompt_name": prompt})
+            np.testing.assert_allclose(answer.json(), model.encode(texts, task=prompt), atol=1e-5)
+        assert client.post("/embed", json={"texts": texts}).status_code == 422
 
 
 @pytest.mark.parametrize("kind", ["merged", "onnx", "openvino"])
