@@ -82,6 +82,15 @@ def _add_eval(commands: Any) -> None:
         help="texts for int8's ranges; by default some of the training split",
     )
     add_near_far(parser)
+    parser.add_argument(
+        "--submission", metavar="DIR", help="also write what mteb's results repository takes"
+    )
+    parser.add_argument(
+        "--submission-name",
+        default="",
+        metavar="ORG/MODEL@COMMIT",
+        help="of the model on the Hub; for a Hub id by default its copy's on this disk",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
     parser.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     parser.add_argument("--output", help="folder of results.json; by default out/eval/MODEL")
@@ -112,6 +121,7 @@ def _add_compare(commands: Any) -> None:
         "--results", nargs="+", default=[], metavar="MODEL", help="models in mteb's result files"
     )
     parser.add_argument("--cache", help="folder of mteb's result files; by default mteb's own")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with plots")
     add_near_far(parser)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ import mteb
 import yaml
 from mteb.cache import ResultCache
 
-from st_jv5.evaluation.near_far import as_text, near_far_parts
-from st_jv5.evaluation.page import Cell, Table
+from st_jv5.evaluation.near_far import INTERVALS, as_text, near_far_parts
+from st_jv5.evaluation.page import Cell, Page, Plot, Table
+from st_jv5.evaluation.plots import Bar, intervals
 from st_jv5.evaluation.record import Row, main_rows, read_record
-from st_jv5.evaluation.samples import Samples, paired_bootstrap
+from st_jv5.evaluation.samples import gap_of_rows
 from st_jv5.task_table import unknown_name
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
@@ -36,13 +38,10 @@ def read_runs(folders: Sequence[str]) -> dict[str, dict[str, Row]]:
 
 def verdict(one: Row, other: Row, resamples: int) -> str:
     """How ``other``'s score differs from ``one``'s, in a few words."""
-    gap = 100 * (other["main_score"] - one["main_score"])
+    gap, low, high = gap_of_rows(other, one, resamples)
     if not one.get("samples") or not other.get("samples"):
         return f"{gap:+.1f} (no samples)"
-    try:
-        pair = Samples(**other["samples"]), Samples(**one["samples"])
-        low, high = (100 * bound for bound in paired_bootstrap(*pair, resamples))
-    except ValueError:
+    if math.isnan(low):
         return f"{gap:+.1f} (other samples: not comparable)"
     word = "within noise" if low <= 0 <= high else "better" if low > 0 else "worse"
     return f"{gap:+.1f} ({low:+.1f} to {high:+.1f}) {word}"
@@ -70,7 +69,23 @@ def task_table(
             cells.append(score)
         cells += [scores.get(task, "-") for scores in others.values()]
         rows.append(cells)
-    return Table(["task", "metric", *runs, *others], rows)
+    caption = f"Main score in percent; after the colon, what it is above {first}. {INTERVALS}"
+    return Table(["task", "metric", *runs, *others], rows, caption=caption)
+
+
+def gap_plots(runs: dict[str, dict[str, Row]], resamples: int) -> list[Plot]:
+    """How each run's tasks differ from the first run's."""
+    (first, base), *rest = runs.items()
+    plots = []
+    for number, (name, rows) in enumerate(rest, start=1):
+        bars = [
+            Bar(task, *gap_of_rows(rows[task], base[task], resamples))
+            for task in rows
+            if task in base
+        ]
+        about = f"{name} minus {first}, in points, by task. {INTERVALS} Grey is within noise."
+        plots.append(intervals(f"gaps-{number}", about, {name: bars}, "points", is_difference=True))
+    return plots
 
 
 def benchmark_tasks(name: str) -> list[str]:
@@ -145,8 +160,12 @@ def compare(args: Namespace) -> None:
     published = None if args.published is None else read_published(args.published)
     means = bool(args.trained_on or args.start)
     parts = near_far_parts(runs, args.trained_on, args.start, args.resamples) if means else []
-    print(task_table(runs, others, args.resamples).markdown())
-    if parts:
-        print("\n" + as_text(parts))
-    if published is not None:
-        print("\n" + benchmark_table(runs, published).markdown())
+    page = Page(f"{', '.join(runs)}: scores side by side")
+    page.add("Tasks", task_table(runs, others, args.resamples))
+    page.add("Means", *parts)
+    page.add("Benchmarks", *([] if published is None else [benchmark_table(runs, published)]))
+    print("\n\n".join(as_text(parts) for _, parts in page.sections))
+    if args.html:
+        page.sections[0][1][:0] = gap_plots(runs, args.resamples)
+        page.write_html(args.html)
+        print(f"\npage: {args.html}")

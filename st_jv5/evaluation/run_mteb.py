@@ -17,6 +17,7 @@ from st_jv5.evaluation.own_tasks import file_tasks
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.report import near_far, run_page
 from st_jv5.evaluation.scoring import Settings, evaluate
+from st_jv5.evaluation.submission import model_meta, submission_name, write_submission
 from st_jv5.jina import load_model
 from st_jv5.modules import AdapterRouter
 from st_jv5.precision import check_precision
@@ -67,6 +68,7 @@ def run_mteb(args: Namespace) -> None:
     output = args.output or output_of(args.model)
     if args.start:
         read_record(args.start)  # before any long work
+    name = submission_name(args.model, args.submission_name) if args.submission else ""
     model = load_model(args.model)
     check_settings(settings, model, args.model)
     if args.dry_run:
@@ -90,6 +92,12 @@ def run_mteb(args: Namespace) -> None:
     print(f"\n{as_text(parts)}\n")
     run_page(record, parts).write(Path(output))
     print(f"record: {output}/results.json\nreport: {output}/report.html")
+    if name:
+        meta = model_meta(model, name, args.model)
+        cache = args.cache or Path(output) / "mteb"
+        for told in write_submission(record, model, meta, args.submission, cache, chosen):
+            print(f"not submitted: {told}")
+        print(f"submission: {args.submission}/results")
 
 
 def own_files(files: Sequence[str]) -> list[AbsTask]:

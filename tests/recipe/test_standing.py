@@ -80,12 +80,35 @@ def test_everyones_near_and_far_means_stand_beside_the_start():
     assert found.advice.endswith("worse than the base on far text: take `base` there.")
 
 
-def test_near_tasks_and_far_ones_stand_in_tables_of_their_own():
-    near, _, _, far, table, _ = standing({}).every_task()
-    assert near == "Near, text like the training text (wikipedia, wordnet):"
-    assert far == "Far, text of other kinds (office_help):"
-    assert table.header == ["", "OfficeHelpRetrieval"]
-    assert [one[0] for one in table.rows][:3] == ["metric", CHANCE, "all-MiniLM-L6-v2 (start)"]
+def test_near_tasks_and_far_ones_stand_in_tables_of_their_own_with_a_row_per_task():
+    found = standing({"retrieval": {"OfficeHelpRetrieval": -0.03}})
+    near, far = found.every_task()
+    assert near.caption.startswith("Near, text like the training text (wikipedia, wordnet):")
+    assert far.caption.startswith("Far, text of other kinds (office_help):")
+    assert "95%" in near.caption
+    who = [CHANCE, "all-MiniLM-L6-v2 (start)", BEFORE, "base (stage 1)", ROUTED, TEACHER]
+    gap = ["routed above base (stage 1)", "routed, % of the teacher", "metric"]
+    assert far.header == ["task", *who, *gap]
+    ((task, *scores, difference, share, metric),) = far.rows
+    assert (task, difference, metric) == ("OfficeHelpRetrieval", "-3.0 [-3.0, -3.0]", "x")
+    assert share == pytest.approx(100 * scores[4] / scores[5])
+    assert far.shades == {(0, 7): pytest.approx(-0.3)}
+    assert set(near.shades.values()) == {0.0}  # no difference, no colour
+    assert [one[0] for one in near.rows] == ["WordNetSTS", "WikipediaRetrieval"]
+
+
+def test_the_headline_plot_has_everyone_near_and_far_and_sizes_where_they_are_known():
+    found = standing({})
+    svg = found.headline().svg
+    for who in (ROUTED, "base (stage 1)", "all-MiniLM-L6-v2 (start)", TEACHER):
+        assert svg.count(f">{who}<") == 2  # near and far
+    assert found.size_plot() is None
+    for who, size in (("base", 22e6), ("retrieval", 22e6), (TEACHER, 109e6)):
+        for each in found.records[who].values():
+            each["parameters"] = size
+    svg = found.size_plot().svg
+    assert ">22<" in svg
+    assert ">109<" in svg
 
 
 def test_where_no_far_task_was_measured_the_report_says_so():
@@ -151,4 +174,4 @@ def test_an_unmeasured_teacher_has_no_column():
     found = standing({}, TEACHER)
     means, families, _ = found.summary()
     assert not any("teacher" in name for name in (*means.header, *families.header))
-    assert len(found.every_task()) == 4
+    assert not any("teacher" in name for table in found.every_task() for name in table.header)
