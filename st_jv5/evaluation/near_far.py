@@ -251,10 +251,18 @@ def by_family(groups: Groups, types: Mapping[str, str]) -> dict[tuple[str, ...],
 
 
 class Said(NamedTuple):
-    """A sentence, and whether it tells that training hurt."""
+    """A sentence on how a model stands to its start."""
 
     text: str
     is_worse: bool = False
+    """Whether it tells that training hurt."""
+    is_unknown: bool = False
+    """Whether it tells that nobody measured it."""
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether a user must know it first."""
+        return self.is_worse or self.is_unknown
 
 
 TEXT = {NEAR: "text like the training text", FAR: "text of other kinds"}
@@ -279,7 +287,8 @@ def in_words(
     sentences = []
     for group, tasks in groups.items():
         if not tasks:
-            sentences.append(Said(f"No {group} task was measured: {UNKNOWN[group]}."))
+            told = f"No {group} task was measured: {UNKNOWN[group]}."
+            sentences.append(Said(told, is_unknown=True))
             continue
         for who, subject in subjects.items():
             mean = scores.mean(who, tasks)

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from st_jv5.evaluation.mteb_encoder import adapter_for
-from st_jv5.evaluation.near_far import as_text
+from st_jv5.evaluation.near_far import TEXT, Groups, as_text
 from st_jv5.evaluation.page import Cell, Code, Page, Part, Plot, Table
 from st_jv5.evaluation.plots import losses
 from st_jv5.evaluation.record import Row, read_record
@@ -75,8 +75,8 @@ def report(run: Run) -> None:
     add_making(page, run)
     page.write(folder)
     write_json(folder / "summary.json", standing.as_json())
-    facts = card_facts(run, as_text([*words, *advice, *first, *summary, *every_task]), standing.own)
-    write_card(run, facts, standing.sides[ROUTED])
+    facts = card_facts(run, as_text([*words, *first, *summary, *every_task]), standing)
+    write_card(run, facts, standing.sides[ROUTED], standing.groups)
     shown: list[Part] = [*first] if first else [*summary, *every_task, verdicts]
     print(as_text([*shown, *words, *advice]), end="\n\n")
     _tell_places(run, folder, unstated)
@@ -218,16 +218,22 @@ USAGE = {
 def about_scores(run: Run, own: Collection[str]) -> str:
     """What the card's tables hold."""
     kinds = ", ".join(sorted(run.recipe.text_kinds))
-    asked = "What each task is: `eval/local_tasks.py`."
+    asked = "What each task is: `st_jv5/evaluation/local_tasks.py`."
     if own:
         asked = "Tasks called `(held out)` are of rows of the data sets above that were not "
-        asked += "trained on; where others stand beside them: `eval/local_tasks.py`."
+        asked += "trained on; where others stand beside them: `st_jv5/evaluation/local_tasks.py`."
     return (
         f"Test split, main metric in percent. {asked} Near: text like the training text\n"
         f"({as_words(kinds)}). Far: text of other kinds. The start is the model that training "
         f"began with, used its own way. Intervals hold\n"
         f"95% of a bootstrap over samples, differences are paired."
     )
+
+
+def limits_of(run: Run, standing: Standing | None) -> str:
+    """Where the model is worse than its start, or nobody looked; then the recipe's own words."""
+    found = [said.text for said in standing.sentences if said.is_limit] if standing else []
+    return "\n\n".join([*found, run.recipe.limits.strip()])
 
 
 def state_licenses(run: Run) -> str:
@@ -256,9 +262,11 @@ def state_licenses(run: Run) -> str:
     )
 
 
-def write_card(run: Run, facts: dict[str, str], scored: Mapping[str, Row]) -> None:
-    """The model's README.md; ``scored`` has its rows by task."""
-    card = model_card(facts, card_metadata(run, scored))
+def write_card(
+    run: Run, facts: dict[str, str], scored: Mapping[str, Row], groups: Groups | None = None
+) -> None:
+    """The model's README.md; ``scored`` has its rows by task, ``groups`` the near and far ones."""
+    card = model_card(facts, card_metadata(run, scored, groups or {}))
     write_text(run.folder / "model" / "README.md", card)
 
 
@@ -272,13 +280,25 @@ def license_table(licenses: Licenses) -> str:
     return Table(["", "name", "licence"], cells).markdown()
 
 
-def card_metadata(run: Run, scored: Mapping[str, Row]) -> ModelCardData:
-    """The card's front matter, with a score per task for the Hub."""
+def card_metadata(run: Run, scored: Mapping[str, Row], groups: Groups) -> ModelCardData:
+    """The card's front matter, with the near and far means and a score per task for the Hub."""
     settings = read_json(run.folder / "model" / "st_jv5.json")
     licenses = Licenses.read(settings["licenses"], "st_jv5.json")
     student = run.recipe.student
     stated = next(iter(licenses.base.values()), "") if student.model else student.license
     scores = [
+        EvalResult(
+            task_type="feature-extraction",
+            dataset_type=f"local/{group}",
+            dataset_name=f"{group}, {TEXT[group]}: mean of {len(tasks)}",
+            dataset_split="test",
+            metric_type="mean_main_score",
+            metric_value=round(100 * sum(scored[t]["main_score"] for t in tasks) / len(tasks), 2),
+        )
+        for group, tasks in groups.items()
+        if tasks
+    ]
+    scores += [
         EvalResult(
             task_type=row["type"],
             dataset_type=f"local/{re.sub(r'[^A-Za-z0-9.]+', '-', task).strip('-')}",
@@ -311,13 +331,13 @@ def is_on_disk(name: str) -> bool:
     return Path(resolve_model(name)).is_dir()
 
 
-def card_facts(run: Run, scores: str, own: Collection[str] = ()) -> dict[str, str]:
+def card_facts(run: Run, scores: str, standing: Standing | None = None) -> dict[str, str]:
     """The card's placeholders, from the run's own records.
 
     Args:
         run: The run.
         scores: Its tables.
-        own: Tasks of rows that data sets held out.
+        standing: Of its model; None: nothing was measured.
     """
     recipe = run.recipe
     told = read_json(run.folder / "run.json")
@@ -365,11 +385,12 @@ def card_facts(run: Run, scores: str, own: Collection[str] = ()) -> dict[str, st
         "data": data_table(run).markdown(),
         "phases": phase_table(run).markdown(),
         "scores": scores,
-        "about_scores": about_scores(run, own) if scores != NOTHING_MEASURED else "",
+        "about_scores": about_scores(run, standing.own) if standing else "",
         "curves": f"### Cut, and stored smaller\n\n{curves.markdown()}" if curves else "",
         "licenses": license_table(licenses),
         "command": run.command,
         "version": told["versions"]["st-jv5"]
         + (f", commit {told['commit'][:12]}" if told["commit"] else ""),
-        "limits": recipe.limits.strip(),
+        "limits": limits_of(run, standing),
+        "advice": f"## Which adapter\n\n{standing.advice}" if standing and standing.advice else "",
     }
