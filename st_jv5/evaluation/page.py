@@ -66,8 +66,7 @@ th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); text-al
   vertical-align: top; }}
 thead th {{ vertical-align: bottom; border-bottom-color: var(--quiet); }}
 tbody th {{ font-weight: normal; }}
-@media (max-width: 40rem) {{ tbody th {{ white-space: normal !important; max-width: 9rem;
-  overflow-wrap: anywhere; }} }}
+@media (max-width: 40rem) {{ tbody th {{ white-space: normal !important; min-width: 8rem; }} }}
 .n {{ text-align: right; font-variant-numeric: tabular-nums; }}
 td, tbody th {{ white-space: nowrap; }} .long {{ white-space: normal; min-width: 18rem; }}
 tr > :first-child {{ position: sticky; left: 0; background: var(--paper); }}
@@ -173,6 +172,7 @@ class Table:
         if (y, x) in self.bold:
             text = f"<b>{text}</b>"
         if x == 0:
+            text = re.sub(r"(?<=[a-z])(?=[A-Z])", "<wbr>", text)  # TopicClustering on a phone
             return f'<th scope="row"{_class(kind)}>{text}</th>'
         side, style = _shade_attributes(self.shades[y, x]) if (y, x) in self.shades else ("", "")
         return f"<td{_class(kind, side)}{style}>{text}</td>"

@@ -160,7 +160,8 @@ def sizes(name: str, about: str, panels: Mapping[str, Mapping[str, tuple[float, 
             axis.plot(size, bar.value, mark, ms=6, color=colour, label=label)
         axis.set_title(title, loc="left")
         axis.set_ylabel("mean score, %")
-    _log_axis(axes[-1, 0], [size for who in panels.values() for size, _ in who.values()])
+    found = [size for who in panels.values() for size, _ in who.values()]
+    _log_axis(axes[-1, 0], [float(f"{size:.3g}") for size in found])
     axes[-1, 0].set_xlabel("million parameters")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return _plot(figure, name, about)
