@@ -222,7 +222,8 @@ def _log_axis(axis: Any, values: Iterable[float]) -> None:
         if not ticks or value > 1.4 * ticks[-1]:
             ticks.append(value)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
+    names = [f"{tick:.4g}" for tick in ticks]
+    axis.set_xticks(ticks, names, rotation=45 if len(ticks) > 7 else 0)
     axis.minorticks_off()
 
 
