@@ -65,9 +65,16 @@ def doctor(model: str | None = None, task: str | None = None, compiled: bool = F
         >>> any(line.startswith("device: ") for line in doctor())
         True
     """
+    return examine(model, task, compiled)[0]
+
+
+def examine(
+    model: str | None = None, task: str | None = None, compiled: bool = False
+) -> tuple[list[str], list[Probe]]:
+    """The lines of :func:`doctor`, and what was measured."""
     lines = [*_versions(), *_device()]
     if model is None:
-        return [*lines, "name a model to measure the ways to run it: st-jv5 doctor MODEL"]
+        return [*lines, "name a model to measure the ways to run it: st-jv5 doctor MODEL"], []
     loaded = load_model(model)
     router = router_of(loaded)
     name = router.resolve(task or next(iter(router.tasks), BASE)) or BASE
@@ -80,7 +87,7 @@ def doctor(model: str | None = None, task: str | None = None, compiled: bool = F
     best = max(able, key=lambda one: one.texts_per_second)
     gain = best.texts_per_second / probes[0].texts_per_second
     told = "as it is" if best is probes[0] else f"{gain:.2f} times as fast as it is: {best.how}"
-    return [*lines, f"fastest: {best.name}, {told}"]
+    return [*lines, f"fastest: {best.name}, {told}"], probes
 
 
 # ---------------------------------------------------------------------------------- what is there

@@ -59,3 +59,9 @@ def test_code_keeps_its_spaces_and_its_place():
     assert as_code("Query: ") == "`Query: `"
     assert as_code("a`b\nc\x1b[31m") == "`a'b c[31m`"
     assert as_words("x\x00 <b>\n|") == "x\x00 &lt;b> &#124;"
+
+
+def test_limits_and_which_adapter_stand_before_the_usage_and_the_scores():
+    text = card("name", "mini")
+    places = [text.index(f"the {name}") for name in ("limits", "advice", "usage", "scores")]
+    assert places == sorted(places)

@@ -84,16 +84,29 @@ def test_the_copy_of_a_recipe_on_the_checkouts_text_says_where_that_is(tmp_path,
 
 
 def test_without_matplotlib_a_page_says_what_would_draw_its_plots(tmp_path, monkeypatch):
-    from st_jv5.evaluation import page
+    from st_jv5.evaluation import page, plots
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    page.pyplot.cache_clear()
+    plots.pyplot.cache_clear()
     try:
-        plot = page.lines("curve", "scores by dims", {"one": [(1, 2), (2, 3)]}, "dims")
+        plot = plots.lines("curve", "scores by dims", {"one": [(1, 2), (2, 3)]}, "dims")
         whole = page.Page("title")
         whole.add("plots", plot)
         whole.write(tmp_path)
     finally:
-        page.pyplot.cache_clear()
+        plots.pyplot.cache_clear()
     assert 'pip install "st-jv5[plots]"' in (tmp_path / "report.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.md"]
+
+
+def test_the_doctors_page_has_what_was_measured(tmp_path):
+    from st_jv5.commands.models import doctor_page
+    from st_jv5.doctor import Probe
+
+    probes = [Probe("torch float32", 10.0, 1.0, "as it is"), Probe("onnx", 31.5, 0.9999, "export")]
+    text = doctor_page(["device: cpu"], probes).html()
+    assert 'scope="row">onnx<' in text
+    assert "31.5" in text
+    assert "<svg" in text
+    assert "device: cpu" in text
+    assert "<svg" not in doctor_page(["device: cpu"], []).html()

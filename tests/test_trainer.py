@@ -127,6 +127,24 @@ def test_trap_27_scored_and_unscored_sets_train_in_turn(model, pairs, store, tex
     assert kinds == {(True, False), (False, True)}
 
 
+def test_a_term_is_logged_as_its_mean_over_the_steps_that_had_it(model, pairs, tmp_path):
+    """Data sets of other terms take turns: a term is 0 in their steps, which are not counted."""
+    trainer = st_jv5.AdapterTrainer(
+        model, arguments(tmp_path), tasks="retrieval", train_dataset=pairs,
+        loss=retrieval_loss(model, TEACHER_DIM),
+    )  # fmt: skip
+    model.train()
+    logged = []
+    for steps in ([(2.0, 0.0), (4.0, 3.0), (0.0, 5.0)], [(0.0, 1.0), (0.0, 0.0)]):
+        for cosent, infonce in steps:
+            trainer.track_loss_components(
+                {"cosent": torch.tensor(cosent), "infonce": torch.tensor(infonce)}
+            )
+        trainer.log({"loss": 1.0})
+        logged.append([trainer.state.log_history[-1][term] for term in ("cosent", "infonce")])
+    assert logged == [[3.0, 4.0], [0.0, 1.0]]
+
+
 def test_a_plain_trainer_with_router_mapping_trains_too(model, pairs, store, tmp_path):
     st_jv5.train_task(model, "retrieval")
     args = arguments(

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from st_jv5.evaluation.page import Cell, Page, Part, Plot, Table, dots, lines
+from st_jv5.evaluation.page import Cell, Page, Part, Plot, Table
+from st_jv5.evaluation.plots import dots, lines
 from st_jv5.evaluation.record import Row
 from st_jv5.evaluation.samples import Samples, paired_bootstrap
 

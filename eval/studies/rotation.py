@@ -21,7 +21,8 @@ from st_jv5.evaluation.corpora import rows
 from st_jv5.evaluation.local_tasks import local_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
 from st_jv5.evaluation.near_far import Estimate, Scores, near_and_far
-from st_jv5.evaluation.page import Cell, Page, Table, lines
+from st_jv5.evaluation.page import Cell, Page, Table
+from st_jv5.evaluation.plots import lines
 from st_jv5.evaluation.record import Row, is_routed, read_record
 from st_jv5.evaluation.scoring import Settings, evaluate
 from st_jv5.jina import load_model

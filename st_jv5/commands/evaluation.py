@@ -87,6 +87,15 @@ def _add_eval(commands: Any) -> None:
         help="texts for the ranges of --precision int8; by default some of the training split",
     )
     add_near_far(parser)
+    parser.add_argument(
+        "--submission", metavar="DIR", help="also write what mteb's results repository takes"
+    )
+    parser.add_argument(
+        "--submission-name",
+        default="",
+        metavar="ORG/MODEL@COMMIT",
+        help="of the model on the Hub; for a Hub id by default its copy's on this disk",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
     parser.add_argument("--batch-size", type=int, default=32, help="texts per forward")
     parser.add_argument("--output", help="folder of results.json; by default out/eval/MODEL")
@@ -117,6 +126,7 @@ def _add_compare(commands: Any) -> None:
         "--results", nargs="+", default=[], metavar="MODEL", help="models in mteb's result files"
     )
     parser.add_argument("--cache", help="folder of mteb's result files; by default mteb's own")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with plots")
     add_near_far(parser)
 
 
@@ -162,6 +172,8 @@ def run_eval(args: argparse.Namespace) -> None:
         cache=args.cache,
         command=args.line,
         dry_run=args.dry_run,
+        submission=args.submission or "",
+        submission_as=args.submission_name,
     )
 
 
@@ -178,8 +190,11 @@ def run_compare(args: argparse.Namespace) -> None:
             cache=args.cache,
             trained_on=args.trained_on,
             start=args.start,
+            html=args.html,
         )
     )
+    if args.html:
+        print(f"\npage: {args.html}")
 
 
 def run_report(args: argparse.Namespace) -> None:

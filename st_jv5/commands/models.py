@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from st_jv5.choices import EXPORTS
 from st_jv5.commands.parsers import add_command
+
+if TYPE_CHECKING:
+    from st_jv5.doctor import Probe
+    from st_jv5.evaluation.page import Cell, Page
 
 
 def add_commands(commands: Any) -> None:
@@ -58,6 +63,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("model", nargs="?", help="folder or Hub id: measure the ways to run it")
     parser.add_argument("--task", help="to measure; default: the first")
     parser.add_argument("--compile", action="store_true", help="try torch.compile; takes a minute")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with a plot")
 
 
 def run_export(args: argparse.Namespace) -> None:
@@ -100,6 +106,31 @@ def run_publish(args: argparse.Namespace) -> None:
 
 def run_doctor(args: argparse.Namespace) -> None:
     """A line for each finding."""
-    from st_jv5.doctor import doctor
+    from st_jv5.doctor import examine
 
-    print("\n".join(doctor(args.model, args.task, args.compile)))
+    lines, probes = examine(args.model, args.task, args.compile)
+    print("\n".join(lines))
+    if args.html:
+        doctor_page(lines, probes).write_html(args.html)
+        print(f"page: {args.html}")
+
+
+def doctor_page(lines: Sequence[str], probes: Sequence[Probe]) -> Page:
+    """What the doctor found, with a plot of the ways to run the model, where one was measured."""
+    from st_jv5.evaluation.page import Code, Page, Table
+    from st_jv5.evaluation.plots import amounts
+
+    page = Page("st-jv5 doctor")
+    if probes:
+        speeds = {one.name: one.texts_per_second for one in probes}
+        about = "Texts per second by each way to run the model on this machine."
+        rows: list[list[Cell]] = []
+        for one in probes:
+            speed = f"{one.texts_per_second:,.1f}"
+            rows.append([one.name, speed, f"{one.least_cosine:.5f}", one.how])
+        header = ["way", "texts a second", "least cosine", "how"]
+        caption = "The least cosine is with the vectors of the model as it was loaded."
+        plot = amounts("speed", about, speeds, "texts a second")
+        page.add("Ways to run it", plot, Table(header, rows, caption=caption))
+    page.add("All findings", Code("\n".join(lines)))
+    return page

@@ -42,6 +42,7 @@ def add_commands(commands: Any) -> None:
         "st-jv5 plan recipe.yaml",
         run_plan,
     )
+    plan.add_argument("--html", metavar="FILE", help="also write a page with plots")
     for parser in (train, plan):
         parser.add_argument(
             "--fraction", type=float, default=1.0, help="of each phase's steps: 0.2 for a trial"
@@ -108,9 +109,13 @@ def run_plan(args: argparse.Namespace) -> None:
     log_lines()
     from st_jv5.recipe.context import Run
     from st_jv5.recipe.load import load_recipe
-    from st_jv5.recipe.planning.plan import plan
+    from st_jv5.recipe.planning.plan import plan_page, with_plots
 
-    print(plan(Run(load_recipe(args.recipe, args.set, args.fraction))))
+    page = plan_page(Run(load_recipe(args.recipe, args.set, args.fraction)))
+    print(page.markdown(), end="")
+    if html := getattr(args, "html", None):  # `train --plan` has no such option
+        with_plots(page).write_html(html)
+        print(f"\npage: {html}")
 
 
 def run_teach(args: argparse.Namespace) -> None:

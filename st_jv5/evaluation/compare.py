@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import mteb
 import yaml
 from mteb.cache import ResultCache
 
-from st_jv5.evaluation.near_far import as_text, near_far_parts
-from st_jv5.evaluation.page import Cell, Table
+from st_jv5.evaluation.near_far import INTERVALS, as_text, near_far_parts
+from st_jv5.evaluation.page import Cell, Page, Plot, Table
+from st_jv5.evaluation.plots import Bar, intervals
 from st_jv5.evaluation.record import Row, main_rows, read_record
-from st_jv5.evaluation.samples import Samples, paired_bootstrap
+from st_jv5.evaluation.samples import gap_of_rows
 from st_jv5.task_table import unknown_name
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
@@ -35,13 +37,10 @@ def read_runs(folders: Sequence[str]) -> dict[str, dict[str, Row]]:
 
 def verdict(one: Row, other: Row, resamples: int) -> str:
     """How ``other``'s score differs from ``one``'s, in a few words."""
-    gap = 100 * (other["main_score"] - one["main_score"])
+    gap, low, high = gap_of_rows(other, one, resamples)
     if not one.get("samples") or not other.get("samples"):
         return f"{gap:+.1f} (no samples)"
-    try:
-        pair = Samples(**other["samples"]), Samples(**one["samples"])
-        low, high = (100 * bound for bound in paired_bootstrap(*pair, resamples))
-    except ValueError:
+    if math.isnan(low):
         return f"{gap:+.1f} (other samples: not comparable)"
     word = "within noise" if low <= 0 <= high else "better" if low > 0 else "worse"
     return f"{gap:+.1f} ({low:+.1f} to {high:+.1f}) {word}"
@@ -69,7 +68,23 @@ def task_table(
             cells.append(score)
         cells += [scores.get(task, "-") for scores in others.values()]
         rows.append(cells)
-    return Table(["task", "metric", *runs, *others], rows)
+    caption = f"Main score in percent; after the colon, what it is above {first}. {INTERVALS}"
+    return Table(["task", "metric", *runs, *others], rows, caption=caption)
+
+
+def gap_plots(runs: dict[str, dict[str, Row]], resamples: int) -> list[Plot]:
+    """How each run's tasks differ from the first run's."""
+    (first, base), *rest = runs.items()
+    plots = []
+    for number, (name, rows) in enumerate(rest, start=1):
+        bars = [
+            Bar(task, *gap_of_rows(rows[task], base[task], resamples))
+            for task in rows
+            if task in base
+        ]
+        about = f"{name} minus {first}, in points, by task. {INTERVALS} Grey is within noise."
+        plots.append(intervals(f"gaps-{number}", about, {name: bars}, "points", is_difference=True))
+    return plots
 
 
 def benchmark_tasks(name: str) -> list[str]:
@@ -136,6 +151,7 @@ def compare(
     cache: str | None = None,
     trained_on: Sequence[str] = (),
     start: str = "",
+    html: str | None = None,
 ) -> str:
     """Runs side by side, as Markdown.
 
@@ -147,6 +163,7 @@ def compare(
         cache: Folder of those; None: mteb's own.
         trained_on: Kinds of text that the runs were trained on: means of near and far are added.
         start: Folder of the record of the model that training began with.
+        html: File of a page with plots to write, too.
 
     Raises:
         ValueError: A folder without a record, or records that share no task.
@@ -159,7 +176,12 @@ def compare(
     averages = None if published is None else read_published(published)
     means = bool(trained_on or start)
     parts = near_far_parts(runs, trained_on, start, resamples) if means else []
-    told = [task_table(runs, others, resamples).markdown()]
-    told += [as_text(parts)] if parts else []
-    told += [benchmark_table(runs, averages).markdown()] if averages is not None else []
-    return "\n\n".join(told)
+    page = Page(f"{', '.join(runs)}: scores side by side")
+    page.add("Tasks", task_table(runs, others, resamples))
+    page.add("Means", *parts)
+    page.add("Benchmarks", *([] if averages is None else [benchmark_table(runs, averages)]))
+    told = "\n\n".join(as_text(parts) for _, parts in page.sections)
+    if html is not None:
+        page.sections[0][1][:0] = gap_plots(runs, resamples)
+        page.write_html(html)
+    return told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from st_jv5.evaluation.mteb_encoder import adapter_for
-from st_jv5.evaluation.near_far import FAR, NEAR, Groups, Scores
+from st_jv5.evaluation.near_far import FAR, INTERVALS, NEAR, Groups, Scores
 from st_jv5.evaluation.page import Cell, Table
 from st_jv5.evaluation.record import Row
 from st_jv5.evaluation.report import curve_rows
@@ -62,7 +62,11 @@ def adapters_table(
             about: list[Cell] = [adapter, *name, len(tasks)]
             rows.append([*about, own.value, base.value, gap.shown("+"), gap.verdict])
     header = ["adapter", "text", "labels", "its tasks", "own", "base", "difference", "verdict"]
-    return Table(header, rows)
+    caption = (
+        "Each adapter on its own tasks beside the base: means in percent. Labels: whether the "
+        f"adapter was told them in training. {INTERVALS}"
+    )
+    return Table(header, rows, caption=caption)
 
 
 ADVICE = {
@@ -135,4 +139,5 @@ def kept_table(found: Sequence[Row], resamples: int) -> Table | None:
             share = own.percent_of(full).shown()
             rows.append([f"{dim} dims, {precision}", len(tasks), own.value, full.value, share])
     header = ["stored as", "tasks", "score", f"float32 at {width} dims", "% kept"]
-    return Table(header, rows) if rows else None
+    caption = f"Mean scores in percent of vectors that are cut, or stored smaller. {INTERVALS}"
+    return Table(header, rows, caption=caption) if rows else None

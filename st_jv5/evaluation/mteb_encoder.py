@@ -188,6 +188,7 @@ class MTEBEncoder(AbsEncoder):
             "dim": dim,
             "precision": self.precision,
             "bytes": bytes_per_vector(dim, self.precision),
+            "parameters": sum(weights.numel() for weights in self.model.parameters()),
             "dtype": self.dtype(),
             "max_tokens": self.model.max_seq_length,
         }

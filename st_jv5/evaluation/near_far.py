@@ -19,6 +19,7 @@ import numpy as np
 from st_jv5.evaluation.local_tasks import labels_asked, text_kinds
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.evaluation.page import Cell, Part, Table
+from st_jv5.evaluation.plots import Bar
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.samples import Samples, interval, resampled
 from st_jv5.files import read_json
@@ -26,6 +27,7 @@ from st_jv5.files import read_json
 Array = np.ndarray[Any, Any]
 
 NEAR, FAR = "near", "far"
+INTERVALS = "Intervals hold 95% of a bootstrap over samples."
 
 Groups = Mapping[str, Sequence[str]]
 """Name of a group -> its tasks."""
@@ -111,14 +113,23 @@ class Estimate:
 
     def shown(self, sign: str = "") -> str:
         """The mean with its 95% interval: ``62.1 [61.0, 63.2]``."""
-        low, high = interval(self.drawn)
+        low, high = self.bounds
         told = f"{self.value:{sign}.1f}"
         return told if np.isnan(low) else f"{told} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The ends of the 95% interval; NaN where nothing could be drawn."""
+        return interval(self.drawn)
+
+    def bar(self, label: str) -> Bar:
+        """A row of a plot."""
+        return Bar(label, self.value, *self.bounds)
+
+    @property
     def verdict(self) -> str:
         """What a difference says: better, worse, or within noise."""
-        low, high = interval(self.drawn)
+        low, high = self.bounds
         if np.isnan(low):
             return "no samples"
         return "better" if low > 0 else "worse" if high < 0 else "within noise"
@@ -139,6 +150,7 @@ class Scores:
     def __init__(
         self, sides: Mapping[str, Mapping[str, Row]], tasks: Sequence[str], resamples: int = 1000
     ) -> None:
+        self.tasks = tuple(tasks)
         self._found: dict[tuple[str, str], Estimate] = {}
         for task in tasks:
             rows = [rows[task] for rows in sides.values()]
@@ -174,7 +186,7 @@ def means_table(
         start: Who is the model that training began with, if it was measured.
         whole: Who the shares are of, if any.
     """
-    header = [""]
+    header = ["model"]
     rows: list[list[Cell]] = [[label] for label in labels.values()]
     for group, tasks in groups.items():
         if not tasks:
@@ -191,7 +203,7 @@ def means_table(
             if whole:
                 share = mean.percent_of(scores.mean(whole, tasks))
                 row.append("" if who == whole else share.shown())
-    return Table(header, rows)
+    return Table(header, rows, caption=f"Mean main scores in percent. {INTERVALS}")
 
 
 def groups_table(
@@ -225,7 +237,8 @@ def groups_table(
                 gap = means[who] - means[start]
                 row += [gap.shown("+"), gap.verdict]
             rows.append(row)
-    return Table(header, rows)
+    caption = f"Mean main scores in percent, by {' and '.join(heads)}. {INTERVALS}"
+    return Table(header, rows, caption=caption)
 
 
 def by_family(groups: Groups, types: Mapping[str, str]) -> dict[tuple[str, ...], list[str]]:
@@ -246,10 +259,18 @@ def by_family(groups: Groups, types: Mapping[str, str]) -> dict[tuple[str, ...],
 
 
 class Said(NamedTuple):
-    """A sentence, and whether it tells that training hurt."""
+    """A sentence on how a model stands to its start."""
 
     text: str
     is_worse: bool = False
+    """Whether it tells that training hurt."""
+    is_unknown: bool = False
+    """Whether it tells that nobody measured it."""
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether a user must know it first."""
+        return self.is_worse or self.is_unknown
 
 
 TEXT = {NEAR: "text like the training text", FAR: "text of other kinds"}
@@ -274,12 +295,13 @@ def in_words(
     sentences = []
     for group, tasks in groups.items():
         if not tasks:
-            sentences.append(Said(f"No {group} task was measured: {UNKNOWN[group]}."))
+            told = f"No {group} task was measured: {UNKNOWN[group]}."
+            sentences.append(Said(told, is_unknown=True))
             continue
         for who, subject in subjects.items():
             mean = scores.mean(who, tasks)
             gap = mean - scores.mean(start, tasks)
-            low, high = interval(gap.drawn)
+            low, high = gap.bounds
             size = f"{abs(gap.value):.1f} {{}} {start_name} [{low:+.1f}, {high:+.1f}]"
             began = "the model that training began with"
             gap_told, verdict = {

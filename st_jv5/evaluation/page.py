@@ -2,33 +2,119 @@
 
 from __future__ import annotations
 
-import io
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from st_jv5.files import write_text
 
 Cell = str | float | int | None
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem;
-  color: #1a1a1a; background: #fff; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.875rem; overflow-wrap: normal; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-pre { background: #f4f4f4; padding: 0.75rem; overflow-x: auto; font-size: 0.875rem; }
-figure { display: inline-block; margin: 0.5rem 0; width: 100%; max-width: 28rem; }
-figure svg { width: 100%; height: auto; }
+COLOURS: Mapping[str, tuple[str, str]] = {
+    "paper": ("#ffffff", "#15181d"),
+    "ink": ("#1b1b1b", "#e6e6e6"),
+    "quiet": ("#595959", "#a8adb5"),
+    "rule": ("#d4d4d4", "#3a4048"),
+    "panel": ("#f3f4f6", "#1f242b"),
+    "noise": ("#e2e2e2", "#343a42"),
+    "better": ("#0064b0", "#5db0ff"),
+    "worse": ("#b35400", "#ff9f4a"),
+    "teal": ("#007582", "#4fcbd8"),
+    "purple": ("#7a3db8", "#c7a0ff"),
+    "red": ("#b3214a", "#ff86a3"),
+    "brown": ("#775028", "#d9ab7c"),
+    "green": ("#1d7544", "#5fd098"),
+    "gold": ("#806600", "#dcc04a"),
+}
+"""Name -> its colour on a light and on a dark screen. Plots are drawn in the light ones, and on a
+page each becomes a variable of this name."""
+
+FULL_SHADE = 10.0
+"""A difference of so many points has the strongest colour."""
+
+
+def _variables(place: int) -> str:
+    return " ".join(f"--{name}: {both[place]};" for name, both in COLOURS.items())
+
+
+STYLE = f"""
+:root {{ color-scheme: light dark; {_variables(0)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
+* {{ box-sizing: border-box; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 84rem; padding: 1rem;
+  color: var(--ink); background: var(--paper); overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; }}
+h2 {{ font-size: 1.25rem; margin: 3rem 0 0.75rem; scroll-margin-top: 1rem; }}
+a {{ color: var(--better); }}
+h2 a {{ color: inherit; text-decoration: none; }} h2 a:hover {{ text-decoration: underline; }}
+nav ul {{ display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; list-style: none; margin: 0.5rem 0;
+  padding: 0; }}
+p, li, figcaption {{ max-width: 75ch; }}
+code, pre {{ background: var(--panel); font-size: 0.875rem; border-radius: 3px; }}
+code {{ padding: 0 0.2em; }}
+summary {{ cursor: pointer; }}
+pre {{ padding: 0.75rem; white-space: pre-wrap; }}
+.wide {{ overflow-x: auto; margin: 1.75rem 0; }}
+table {{ border-collapse: collapse; font-size: 0.875rem; overflow-wrap: normal; }}
+caption, figcaption {{ text-align: left; color: var(--quiet); font-size: 0.875rem; }}
+caption {{ caption-side: top; padding-bottom: 0.4rem; max-width: 75ch; }}
+caption span {{ position: sticky; left: 0; display: inline-block; max-width: min(75ch, 90vw); }}
+th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); text-align: left;
+  vertical-align: top; }}
+thead th {{ vertical-align: bottom; border-bottom-color: var(--quiet); }}
+tbody th {{ font-weight: normal; }}
+@media (max-width: 40rem) {{ tbody th {{ white-space: normal !important; min-width: 8rem; }} }}
+.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
+td, tbody th {{ white-space: nowrap; }} .long {{ white-space: normal; min-width: 18rem; }}
+tr > :first-child {{ position: sticky; left: 0; background: var(--paper); }}
+.noise {{ background: var(--noise); }}
+.better, .worse {{ background: color-mix(in srgb, var(--side) var(--strength), var(--paper)); }}
+.better {{ --side: var(--better); }} .worse {{ --side: var(--worse); }}
+.plots {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr));
+  gap: 1.5rem; margin: 1.5rem 0; align-items: start; }}
+figure {{ margin: 0; max-width: 36rem; }}
+figure svg {{ width: 100%; height: auto; display: block; }}
 """
+
+
+def shade(difference: float, low: float, high: float) -> float | None:
+    """How a difference is coloured: by its size, and not at all inside noise.
+
+    Args:
+        difference: In points.
+        low: Of its 95% interval; NaN where there is none.
+        high: Of its 95% interval.
+
+    Returns:
+        -1 (worse) to 1 (better); 0, which is grey, where the interval holds 0; None, which is no
+        shade, without an interval.
+
+    Example:
+        >>> shade(1.3, -0.2, 2.8), shade(5.0, 4.0, 6.0), shade(-20.0, -21.0, -19.0)
+        (0.0, 0.5, -1.0)
+    """
+    if math.isnan(low) or math.isnan(high):
+        return None
+    if low <= 0 <= high:
+        return 0.0
+    return math.copysign(min(abs(difference) / FULL_SHADE, 1.0), low)
+
+
+def _shade_attributes(value: float) -> tuple[str, str]:
+    """Class and style of a shaded cell; text stays readable on the strongest."""
+    if value == 0:
+        return "noise", ""
+    strength = 8 + 24 * abs(value)
+    return ("better" if value > 0 else "worse"), f' style="--strength:{strength:.0f}%"'
+
+
+LONG = 40
+"""Characters of a cell from which on its column is wrapped."""
+NUMBER = re.compile(r"[+\N{MINUS SIGN}-]?\d[\d.,]*%?(\s*[\[(].*)?")
+"""A cell that is a number, and perhaps its interval."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +125,15 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     bold: frozenset[tuple[int, int]] = frozenset()
     """(row, column) of cells that stand out."""
-    shades: dict[tuple[int, int], float] = field(default_factory=dict)
-    """(row, column) -> how good, 0 to 1: a background, in HTML alone."""
+    shades: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    """(row, column) -> -1 to 1, as :func:`shade` says: a background, in HTML alone."""
+    caption: str = ""
+    """What the numbers are."""
 
     def markdown(self) -> str:
-        """A pipe table."""
-        lines = [_pipes(self.header), "|---" * len(self.header) + "|"]
+        """A pipe table under its caption."""
+        lines = [f"{self.caption}\n"] if self.caption else []
+        lines += [_pipes(self.header), "|---" * len(self.header) + "|"]
         for y, row in enumerate(self.rows):
             cells = [
                 f"**{shown(cell)}**" if (y, x) in self.bold else shown(cell)
@@ -54,21 +143,39 @@ class Table:
         return "\n".join(lines)
 
     def html(self) -> str:
-        """A table that scrolls inside its own box."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.header)
-        body = []
-        for y, row in enumerate(self.rows):
-            cells = []
-            for x, cell in enumerate(row):
-                text = escape(shown(cell))
-                if (y, x) in self.bold:
-                    text = f"<b>{text}</b>"
-                share = self.shades.get((y, x))
-                style = "" if share is None else f' style="background:{colour(share)}"'
-                cells.append(f"<td{style}>{text}</td>")
-            body.append("<tr>" + "".join(cells) + "</tr>")
-        rows = "\n".join(body)
-        return f'<div class="wide"><table><tr>{head}</tr>\n{rows}</table></div>'
+        """A table that scrolls inside its own box, which the keyboard reaches."""
+        kinds = [self._kind(x) for x in range(len(self.header))]
+        head = "".join(
+            f'<th scope="col"{_class(kind)}>{escape(name)}</th>' if name else "<td></td>"
+            for name, kind in zip(self.header, kinds, strict=True)
+        )
+        body = "\n".join(
+            "<tr>" + "".join(self._cell(y, x, kinds[x]) for x in range(len(row))) + "</tr>"
+            for y, row in enumerate(self.rows)
+        )
+        caption = f"<caption><span>{marked(self.caption)}</span></caption>" if self.caption else ""
+        name = escape(self.caption or ", ".join(filter(None, self.header)))
+        return (
+            f'<div class="wide" role="group" tabindex="0" aria-label="{name}"><table>{caption}'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+        )
+
+    def _kind(self, x: int) -> str:
+        """A column's class: of numbers, of long texts, or neither."""
+        cells = [shown(row[x]) for row in self.rows if row[x] not in (None, "", "-", "?")]
+        if x > 0 and cells and all(NUMBER.fullmatch(cell) for cell in cells):
+            return "n"
+        return "long" if max(map(len, cells), default=0) > LONG else ""
+
+    def _cell(self, y: int, x: int, kind: str) -> str:
+        text = escape(shown(self.rows[y][x]))
+        if (y, x) in self.bold:
+            text = f"<b>{text}</b>"
+        if x == 0:
+            text = re.sub(r"(?<=[a-z])(?=[A-Z])", "<wbr>", text)  # TopicClustering on a phone
+            return f'<th scope="row"{_class(kind)}>{text}</th>'
+        side, style = _shade_attributes(self.shades[y, x]) if (y, x) in self.shades else ("", "")
+        return f"<td{_class(kind, side)}{style}>{text}</td>"
 
 
 NO_PLOT = 'No plot: it wants matplotlib (pip install "st-jv5[plots]").'
@@ -81,24 +188,18 @@ class Plot:
     name: str
     """Name of its file beside the Markdown."""
     about: str
-    """What it shows, for those who do not see it."""
+    """What it shows: the caption, and what those hear who do not see it."""
     svg: str
     """Empty where matplotlib is not installed."""
 
-    @classmethod
-    def of(cls, figure: Any, name: str, about: str) -> Plot:
-        """Take a matplotlib figure, and close it."""
-        out = io.StringIO()
-        figure.tight_layout()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-        pyplot().close(figure)
-        return cls(name, about, re.sub(r"^.*?(?=<svg)", "", out.getvalue(), flags=re.DOTALL))
-
     def html(self) -> str:
-        """Inline, as wide as the page allows."""
+        """Inline, in the colours of the page, as wide as its column."""
         if not self.svg:
             return f"<p>{escape(NO_PLOT)}</p>"
-        return f'<figure role="img" aria-label="{escape(self.about)}">{self.svg}</figure>'
+        svg = self.svg.replace("<svg ", f'<svg role="img" aria-label="{escape(self.about)}" ', 1)
+        for name, (light, _) in COLOURS.items():
+            svg = svg.replace(light, f"var(--{name})")
+        return f"<figure>{svg}<figcaption>{escape(self.about)}</figcaption></figure>"
 
 
 @dataclass(frozen=True)
@@ -106,6 +207,15 @@ class Code:
     """Commands or settings, as they are."""
 
     text: str
+    summary: str = ""
+    """What is shown of a long one until the reader opens it, in HTML."""
+
+    def html(self) -> str:
+        """A box, closed where it has a summary."""
+        box = f"<pre>{escape(self.text)}</pre>"
+        if not self.summary:
+            return box
+        return f"<details><summary>{escape(self.summary)}</summary>{box}</details>"
 
 
 Part = str | Table | Plot | Code
@@ -135,30 +245,33 @@ class Page:
                     shown_as = f"![{part.about}]({part.name}.svg)" if part.svg else NO_PLOT
                     lines.append(shown_as)
                 elif isinstance(part, Code):
+                    lines += [part.summary] if part.summary else []
                     lines.append(f"```\n{part.text}\n```")
                 else:
                     lines.append(part)
         return "\n\n".join(lines) + "\n"
 
     def html(self) -> str:
-        """The page; it asks for no other file."""
-        body = [f"<h1>{escape(self.title)}</h1>"]
+        """The page; it asks for no other file, and is dark where the reader's screen is."""
+        anchors = {heading: anchor(heading) for heading, _ in self.sections}
+        links = "".join(
+            f'<li><a href="#{place}">{escape(heading)}</a></li>'
+            for heading, place in anchors.items()
+        )
+        body = []
         for heading, parts in self.sections:
-            body.append(f"<h2>{escape(heading)}</h2>")
-            for part in parts:
-                if isinstance(part, Code):
-                    body.append(f"<pre>{escape(part.text)}</pre>")
-                elif isinstance(part, str):
-                    body.append(f"<p>{escape(part)}</p>")
-                else:
-                    body.append(part.html())
+            place = anchors[heading]
+            body.append(f'<h2 id="{place}"><a href="#{place}">{escape(heading)}</a></h2>')
+            body += _html_of(parts)
+        nav = f'<nav aria-label="Sections"><ul>{links}</ul></nav>' if len(anchors) > 1 else ""
         content = "\n".join(body)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<link rel="icon" href="data:,">'
             f"<title>{escape(self.title)}</title><style>{STYLE}</style></head>\n"
-            f"<body>{content}</body></html>\n"
+            f"<body><header><h1>{escape(self.title)}</h1>{nav}</header>\n"
+            f"<main>{content}</main></body></html>\n"
         )
 
     def write(self, folder: Path, name: str = "report") -> None:
@@ -171,19 +284,51 @@ class Page:
         write_text(folder / f"{name}.md", self.markdown())
         write_text(folder / f"{name}.html", self.html())
 
+    def write_html(self, path: str | Path) -> None:
+        """One file of HTML."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(path), self.html())
 
-@cache
-def pyplot() -> Any:
-    """matplotlib's pyplot, set to write the same file each time; None where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        return None
-    matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "st_jv5", "font.size": 9}
-    import matplotlib.pyplot
 
-    return matplotlib.pyplot
+def _html_of(parts: Iterable[Part]) -> Iterator[str]:
+    """Parts one below the other; plots that follow each other stand side by side."""
+    plots: list[str] = []
+    for part in [*parts, None]:
+        if isinstance(part, Plot):
+            plots.append(part.html())
+            continue
+        if plots:
+            yield f'<div class="plots">{"".join(plots)}</div>'
+            plots = []
+        if isinstance(part, str):
+            yield f"<p>{marked(part)}</p>"
+        elif part is not None:
+            yield part.html()
+
+
+def anchor(heading: str) -> str:
+    """A heading's place in the page's address.
+
+    Example:
+        >>> anchor("Fewer dimensions, fewer bytes")
+        'fewer-dimensions-fewer-bytes'
+    """
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
+
+
+def marked(text: str) -> str:
+    """A text as HTML; what stands between backticks is code.
+
+    Example:
+        >>> marked("take `base` < 2")
+        'take <code>base</code> &lt; 2'
+    """
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _class(*names: str) -> str:
+    used = " ".join(filter(None, names))
+    return f' class="{used}"' if used else ""
 
 
 def _pipes(cells: Sequence[str]) -> str:
@@ -195,62 +340,3 @@ def shown(cell: Cell) -> str:
     if cell is None:
         return ""
     return f"{cell:.1f}" if isinstance(cell, float) else str(cell)
-
-
-def colour(share: float) -> str:
-    """White to green; dark text reads on all of it."""
-    share = min(max(share, 0.0), 1.0)
-    red, blue = (round(255 - share * step) for step in (100, 90))
-    return f"rgb({red},{round(255 - 25 * share)},{blue})"
-
-
-def lines(
-    name: str,
-    about: str,
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    x: str,
-    y: str = "main score, %",
-    title: str = "",
-    log: bool = False,
-    faint: Mapping[str, Sequence[Sequence[tuple[float, float]]]] | None = None,
-) -> Plot:
-    """Label -> points ``(x, y)``, as lines with marks; ``faint`` draws thin ones in its colour."""
-    if pyplot() is None:
-        return Plot(name, about, "")
-    figure, axis = pyplot().subplots(figsize=(4.6, 3.4))
-    for label, points in curves.items():
-        (line,) = axis.plot(*zip(*sorted(points), strict=True), marker="o", ms=4, label=label)
-        for other in (faint or {}).get(label, ()):
-            axis.plot(*zip(*sorted(other), strict=True), lw=0.7, alpha=0.6, color=line.get_color())
-    if log:
-        axis.set_xscale("log", base=2)
-        ticks = sorted({point[0] for points in curves.values() for point in points})
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45)
-        axis.minorticks_off()
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.set_title(title, fontsize=9)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
-    return Plot.of(figure, name, about)
-
-
-def dots(
-    name: str, about: str, groups: Mapping[str, Mapping[str, Sequence[float]]], x: str, title: str
-) -> Plot:
-    """Label -> line of the plot -> values: a dot for each, a colour per label."""
-    if pyplot() is None:
-        return Plot(name, about, "")
-    labels = list(dict.fromkeys(line for values in groups.values() for line in values))
-    figure, axis = pyplot().subplots(figsize=(4.6, 1 + 0.32 * len(labels)))
-    for label, values in groups.items():
-        found = [(value, labels.index(line)) for line, many in values.items() for value in many]
-        axis.plot(*zip(*found, strict=True), "o", ms=5, alpha=0.8, label=label)
-    axis.set_yticks(range(len(labels)), labels)
-    axis.invert_yaxis()
-    axis.set_xlabel(x)
-    axis.set_title(title, fontsize=9)
-    axis.grid(alpha=0.3)
-    if len(groups) > 1:
-        axis.legend(fontsize=7)
-    return Plot.of(figure, name, about)

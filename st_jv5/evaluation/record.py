@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from st_jv5.evaluation.mteb_encoder import ADAPTER_OF_TYPE
 from st_jv5.files import read_json, write_json
+from st_jv5.machine.about import commit, machine, now
 from st_jv5.task_table import BASE
 
 Row = dict[str, Any]
@@ -31,8 +31,9 @@ class Record:
 
     ``results.json`` has the model, its weights' hash, the commands that wrote it, int8's ranges
     and ``results``: a row per score with task, type, its data's revision or hash, the kind of its
-    text where that is known, adapter, prompts, dim, precision, bytes per vector, dtype, max tokens,
-    versions, main score, all scores, samples, and seconds of encoding and scoring.
+    text where that is known, adapter, prompts, dim, precision, bytes per vector, parameters of the
+    model, dtype, max tokens, versions, commit, machine, time, main score, all scores, samples, and
+    seconds of encoding and scoring.
     ``run_log.jsonl`` gets a line per score when it is computed.
 
     Args:
@@ -82,11 +83,12 @@ class Record:
 
     def add(self, row: Row) -> None:
         """Keep a score; one of the same key, of other prompts or other data, gives way."""
-        row = plain({**row, "versions": {name: version(name) for name in PACKAGES}})
+        about = {"versions": {name: version(name) for name in PACKAGES}, "commit": commit(),
+                 "machine": machine(), "time": now()}  # fmt: skip
+        row = plain({**row, **about})
         self.rows[key_of(row)] = row
         write_json(self.path, {**self.tree, "results": self.results()})
         line = {key: value for key, value in row.items() if key not in ("scores", "samples")}
-        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **line}
         with (self.folder / "run_log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from st_jv5.evaluation.near_far import near_far_parts, trained_on
-from st_jv5.evaluation.page import Cell, Code, Page, Part, Plot, Table, lines
+from st_jv5.evaluation.mteb_encoder import adapter_for
+from st_jv5.evaluation.near_far import INTERVALS, Scores, near_far_parts, trained_on
+from st_jv5.evaluation.page import Cell, Code, Page, Part, Plot, Table, shade
+from st_jv5.evaluation.plots import Bar, intervals, lines
 from st_jv5.evaluation.record import Row, is_routed, main_rows, read_record
 from st_jv5.task_table import BASE
 
@@ -24,32 +26,61 @@ def score_table(found: Sequence[Row]) -> Table:
         [task, row["adapter"] or "-", row["metric"], percent(row)]
         for task, row in main_rows(found).items()
     ]
-    return Table(["task", "adapter", "metric", "score"], cells)
+    caption = "Main score in percent, each task with its own adapter."
+    return Table(["task", "adapter", "metric", "score"], cells, caption=caption)
 
 
-def matrix_table(found: Sequence[Row]) -> Table | None:
-    """Every adapter and the base on every task; None where there is one adapter alone.
+def score_plot(found: Sequence[Row]) -> Plot:
+    """Each task's score and its interval, a panel per adapter."""
+    main = main_rows(found)
+    scores = Scores({"model": main}, [*main])
+    panels: dict[str, list[Bar]] = defaultdict(list)
+    for task, row in main.items():
+        panels[adapter_for(row["type"])].append(scores.mean("model", [task]).bar(task))
+    about = f"Main score of each task, as it is routed. {INTERVALS}"
+    return intervals("scores", about, panels, "main score, %")
 
-    Bold is the adapter that the task is routed to; the shade compares within a task.
+
+def matrix_table(found: Sequence[Row], scores: Scores | None = None) -> Table | None:
+    """The base on every task, and how far each adapter is above or below it.
+
+    Bold is the adapter that the task is routed to; the shade is that of :func:`shade`.
+
+    Args:
+        found: Results of one model.
+        scores: Of the base and all adapters, where they were resampled already.
+
+    Returns:
+        None where the base or the adapters were not measured.
     """
-    adapters = list(dict.fromkeys(row["adapter"] for row in found))
-    if len(adapters) < 2:
+    columns = {name: main_rows(found, name) for name in dict.fromkeys(r["adapter"] for r in found)}
+    base = columns.pop(BASE, {})
+    columns.pop(None, None)
+    tasks = [task for task, row in base.items()
+             if all(rows.get(task, {}).get("data") == row.get("data") for rows in columns.values())
+             and all(task in rows for rows in columns.values())
+             and (scores is None or task in scores.tasks)]  # fmt: skip
+    if not columns or not tasks:
         return None
-    adapters.sort(key=lambda name: name != BASE)
-    columns = {adapter: main_rows(found, adapter) for adapter in adapters}
-    tasks = [task for task in main_rows(found) if all(task in one for one in columns.values())]
+    scores = scores or Scores({BASE: base, **columns}, tasks)
     cells: list[list[Cell]] = []
     bold: set[tuple[int, int]] = set()
     shades: dict[tuple[int, int], float] = {}
     for y, task in enumerate(tasks):
-        scores = [percent(columns[adapter][task]) for adapter in adapters]
-        cells.append([task, *scores])
-        low, high = min(scores), max(scores)
-        for x, (adapter, score) in enumerate(zip(adapters, scores, strict=True), start=1):
-            shades[y, x] = (score - low) / max(high - low, 1e-9)
-            if is_routed(columns[adapter][task]):
+        cells.append([task, percent(base[task])])
+        for x, (adapter, rows) in enumerate(columns.items(), start=2):
+            gap = scores.mean(adapter, [task]) - scores.mean(BASE, [task])
+            cells[y].append(f"{gap.value:+.1f}")
+            if (value := shade(gap.value, *gap.bounds)) is not None:
+                shades[y, x] = value
+            if is_routed(rows[task]):
                 bold.add((y, x))
-    return Table(["task", *map(str, adapters)], cells, frozenset(bold), shades)
+    caption = (
+        "`base`: main score, %. Adapters: points above or below it. Bold: the adapter that the "
+        "task is routed to. Blue is better than the base, orange is worse, grey is within noise "
+        "(the 95% interval of the difference holds 0)."
+    )
+    return Table(["task", BASE, *columns], cells, frozenset(bold), shades, caption)
 
 
 def curve_rows(found: Sequence[Row]) -> list[Row]:
@@ -75,30 +106,53 @@ def curve_table(found: Sequence[Row]) -> Table | None:
         [task, precision, *(scores.get((task, precision, dim)) for dim in dims)]
         for task, precision in dict.fromkeys(key[:2] for key in scores)
     ]
-    return Table(["task", "precision", *(f"{dim} dims" for dim in dims)], cells)
+    header = ["task", "precision", *(f"{dim} dims" for dim in dims)]
+    return Table(header, cells, caption="Main score in percent; each cut is normalised anew.")
 
 
 def curve_plots(found: Sequence[Row]) -> list[Plot]:
-    """Float scores over dims, all tasks; and each task of several precisions over bytes."""
-    rows = curve_rows(found)
-    over_dims: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    over_bytes: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for row in rows:
-        if row["precision"] == "float32":
-            over_dims[row["task"]].append((row["dim"], percent(row)))
-        over_bytes[row["task"]][row["precision"]].append((row["bytes"], percent(row)))
+    """Means over an adapter's tasks: of float32 over dims, and of each precision over bytes."""
+    families: dict[str, list[Row]] = defaultdict(list)
+    for row in curve_rows(found):
+        families[adapter_for(row["type"])].append(row)
+    over_dims = {
+        family: mean_curve([row for row in rows if row["precision"] == "float32"], "dim")["float32"]
+        for family, rows in families.items()
+        if any(row["precision"] == "float32" for row in rows)
+    }
     plots = []
     if any(len(points) > 1 for points in over_dims.values()):
-        about = "Scores of float32 vectors over dimensions."
-        plots.append(lines("dims", about, dict(over_dims), "dimensions", log=True))
-    for task, curves in over_bytes.items():
+        about = (
+            "Mean score of float32 vectors cut to fewer dimensions, by the adapter of the tasks."
+        )
+        plots.append(lines("dims", about, over_dims, "dimensions", log=True))
+    for family, rows in families.items():
+        curves = mean_curve(rows, "bytes")
         if len(curves) > 1:
-            about = f"{task}: scores over bytes per vector, a line per precision."
-            name = f"bytes-{task}"
-            plots.append(lines(name, about, dict(curves), "bytes a vector", title=task, log=True))
+            about = f"Mean score of {family} tasks over the bytes of a stored vector."
+            name = f"bytes-{family}"
+            plots.append(lines(name, about, curves, "bytes a vector", title=family, log=True))
     return plots
+
+
+def mean_curve(rows: Sequence[Row], over: str) -> dict[str, list[tuple[float, float]]]:
+    """Precision -> points ``(x, mean score)`` over the tasks that have all of them.
+
+    Args:
+        rows: Of one adapter's tasks, at some dims and precisions.
+        over: What x is: dim or bytes.
+    """
+    found = {(row["precision"], row[over], row["task"]): percent(row) for row in rows}
+    points = dict.fromkeys((precision, x) for precision, x, _ in found)
+    tasks = {task for *_, task in found}
+    whole = [task for task in tasks if all((*point, task) in found for point in points)]
+    if not whole:  # of other settings each: the first task alone
+        return mean_curve([row for row in rows if row["task"] == rows[0]["task"]], over)
+    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for precision, x in points:
+        mean = sum(found[precision, x, task] for task in whole) / len(whole)
+        curves[precision].append((x, mean))
+    return dict(curves)
 
 
 def long_parts(found: Sequence[Row]) -> list[Part]:
@@ -128,7 +182,7 @@ def long_parts(found: Sequence[Row]) -> list[Part]:
             ]
             for row in rows
         ]
-        parts += [f"{task}, {main[task]['metric']}:", Table(header, cells)]
+        parts.append(Table(header, cells, caption=f"{task}, {main[task]['metric']}, %."))
     return parts
 
 
@@ -153,7 +207,20 @@ def settings_parts(record: dict[str, Any]) -> list[Part]:
     )
     spent = f"{encode:.0f} s of encoding, {score:.0f} s of scoring"
     text = f"Weights {record['weights']}; {'; '.join(sorted(versions))}; {spent}."
-    return [text, Table(header, cells)]
+    caption = "How each task was encoded."
+    return [text, *_where(record["results"]), Table(header, cells, caption=caption)]
+
+
+def _where(rows: Sequence[Row]) -> list[Part]:
+    """When, where and by which commit the scores were computed, where the record says it."""
+    told = [row for row in rows if row.get("machine")]
+    if not told:
+        return []
+    last = max(row["time"] for row in told)
+    machines = "; ".join(sorted({row["machine"] for row in told}))
+    commits = ", ".join(sorted({row["commit"][:12] for row in told if row["commit"]}))
+    by = f", st_jv5 commit {commits}" if commits else ""
+    return [f"Measured until {last} on {machines}{by}."]
 
 
 def near_far(
@@ -165,28 +232,33 @@ def near_far(
 
 
 def run_page(record: dict[str, Any], beside_scores: Sequence[Part] = ()) -> Page:
-    """The page of one model's record; ``beside_scores`` follow the table of its scores."""
-    rows: list[Row] = record["results"]
+    """The page of one model's record; ``beside_scores`` stand before its scores."""
     page = Page(f"{record['model']}")
-    page.add(
-        "Scores",
-        "Main metric in percent, each task with its own adapter.",
-        score_table(rows),
-        *beside_scores,
-    )
-    matrix = matrix_table(rows)
+    rows: list[Row] = record["results"]
+    page.add("Scores", *beside_scores, score_plot(rows), score_table(rows))
+    add_details(page, record)
+    return page
+
+
+def add_details(page: Page, record: dict[str, Any], scores: Scores | None = None) -> None:
+    """What a record tells beside its scores: adapters, curves, long documents, settings, commands.
+
+    Args:
+        page: What the sections are added to.
+        record: Of one model.
+        scores: As in :func:`matrix_table`.
+    """
+    rows: list[Row] = record["results"]
+    matrix = matrix_table(rows, scores)
     if matrix is not None:
-        text = "Main metric in percent. Bold: the adapter that the task is routed to."
-        page.add("What the wrong adapter costs", text, matrix)
+        page.add("What the wrong adapter costs", matrix)
     curves = curve_table(rows)
     if curves is not None:
-        text = "Each cut is normalised anew; one encode pass gives them all."
-        page.add("Fewer dimensions, fewer bytes", text, *curve_plots(rows), curves)
+        page.add("Fewer dimensions, fewer bytes", *curve_plots(rows), curves)
     page.add("Long documents", *long_parts(rows))
     page.add("Settings", *settings_parts(record))
     if record.get("commands"):
         page.add("Reproduce", Code("\n".join(record["commands"])))
-    return page
 
 
 def write_report(folder: str | Path, *, trained_on: Sequence[str] = (), start: str = "") -> None:

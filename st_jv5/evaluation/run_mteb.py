@@ -16,6 +16,7 @@ from st_jv5.evaluation.own_tasks import tasks_of_files
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.report import near_far, run_page
 from st_jv5.evaluation.scoring import Settings, evaluate
+from st_jv5.evaluation.submission import model_meta, submission_name, write_submission
 from st_jv5.jina import load_model
 from st_jv5.modules import AdapterRouter
 from st_jv5.precision import check_precision
@@ -65,6 +66,8 @@ def run_mteb(
     cache: str | Path | None = None,
     command: str = "",
     dry_run: bool = False,
+    submission: str = "",
+    submission_as: str = "",
 ) -> None:
     """Score a model on tasks; print scores, write record and report.
 
@@ -85,6 +88,8 @@ def run_mteb(
         cache: mteb's result cache; None: in ``output``.
         command: To reproduce the scores; stands in the record.
         dry_run: Tell what would run, and how, and run nothing.
+        submission: Folder for mteb's own result files, as its leaderboard takes them.
+        submission_as: organisation/name of the model there; empty: ``model``, a Hub id.
 
     Raises:
         ValueError: No such task, adapter or precision, or none that the model can run.
@@ -99,6 +104,7 @@ def run_mteb(
     output = output or output_of(model)
     if start:
         read_record(start)  # before any long work
+    name = submission_name(model, submission_as) if submission else ""
     if calibrate and "int8" not in settings.precisions:
         raise ValueError("--calibrate has texts for int8's ranges; add int8 to --precision")
     calibration = read_texts(*calibrate[:2]) if calibrate else ()
@@ -125,6 +131,12 @@ def run_mteb(
     print(f"\n{as_text(parts)}\n")
     run_page(record, parts).write(Path(output))
     print(f"record: {output}/results.json\nreport: {output}/report.html")
+    if name:
+        meta = model_meta(loaded, name, model)
+        cache = cache or Path(output) / "mteb"
+        for told in write_submission(record, loaded, meta, submission, cache, names):
+            print(f"not submitted: {told}")
+        print(f"submission: {submission}/results")
 
 
 def print_plan(model: SentenceTransformer, tasks: Sequence[AbsTask], settings: Settings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -146,3 +146,23 @@ def paired_bootstrap(
     scores = resampled([*sides[0], *sides[1]], resamples, seed)
     count = len(sides[0])
     return interval(scores[:count].mean(axis=0) - scores[count:].mean(axis=0))
+
+
+def gap_of_rows(
+    one: Mapping[str, Any], other: Mapping[str, Any], resamples: int = 1000
+) -> tuple[float, float, float]:
+    """How far the first of two rows of a record is above the other, and the 95% interval of that.
+
+    Returns:
+        Points: the difference, the interval's low end and its high end. The ends are NaN where one
+        of the two has no samples, or they are not scores of the same samples.
+    """
+    gap = 100 * (one["main_score"] - other["main_score"])
+    mine, others = one.get("samples"), other.get("samples")
+    if not mine or not others:
+        return gap, np.nan, np.nan
+    try:
+        low, high = paired_bootstrap(Samples(**mine), Samples(**others), resamples)
+    except ValueError:  # other samples
+        return gap, np.nan, np.nan
+    return gap, 100 * low, 100 * high

@@ -12,7 +12,7 @@ TEMPLATE = Path(__file__).parent / "model_card.md"
 
 BLOCKS = (
     *("data", "phases", "scores", "about_scores", "curves", "licenses", "limits", "prompts"),
-    *("origin", "teacher", "usage"),
+    *("advice", "origin", "teacher", "usage"),
 )
 """Facts of several lines, or with marks of their own; all others are words."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from st_jv5.doctor import has_fast_bfloat16
 from st_jv5.files import write_json
 from st_jv5.folders.licenses import Licenses
 from st_jv5.jina import is_jina_v5, load_model
+from st_jv5.machine.about import commit, machine, now
 from st_jv5.machine.cpu import give_back_memory
 from st_jv5.modules import AdapterRouter
 from st_jv5.recipe.config import (
@@ -378,14 +378,7 @@ class Run:
 
 
 def record_settings(run: Run) -> None:
-    """Write the resolved settings, versions, commit and precision beside the results.
-
-    The commit is that of a checkout of st_jv5; where it is installed there is none.
-    """
-    commit, checkout = "", Path(st_jv5.__file__).parents[1]
-    if (checkout / ".git").exists():
-        asked = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-        commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    """Write the resolved settings, versions, commit, machine and precision beside the results."""
     packages = ("st-jv5", "sentence-transformers", "transformers", "peft", "torch", "datasets")
     write_json(
         run.folder / "run.json",
@@ -395,7 +388,9 @@ def record_settings(run: Run) -> None:
             "text_kinds": sorted(run.recipe.text_kinds),
             "versions": {name: version(name) for name in packages},
             "python": sys.version.split()[0],
-            "commit": commit or None,
+            "commit": commit(),
+            "machine": machine(),
+            "time": now(),
             "device": run.device,
             "threads": torch.get_num_threads(),
             "precision": "bfloat16" if run.bfloat16 else "float32",

@@ -205,6 +205,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
         self._in_checkpoint = False
         self._watched: list[_Batch] = []
         self._mean_loss: dict[str, tuple[int, float]] = {}
+        self._steps_with: dict[str, Tensor | int] = {}
         self._data_settings: dict[str, Any] | None = None
         self._take_prompts(model, args, train_dataset, "train_dataset")
         self._trained_with = {
@@ -377,6 +378,26 @@ class AdapterTrainer(SentenceTransformerTrainer):
             self._watch(batch, float(found.detach()), inputs)
         return found
 
+    def track_loss_components(self, loss: dict[str, Tensor]) -> None:
+        """Count the steps of each term as well; of a batch that has no such term it is 0."""
+        super().track_loss_components(loss)
+        if self.model.training:
+            for name, value in loss.items():
+                self._steps_with[name] = self._steps_with.get(name, 0) + (value.detach() != 0)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a term as its mean over the steps that had it, 0 where none had.
+
+        sentence-transformers divides by all steps: where data sets of other terms take turns, a
+        term's mean would rise and fall with their share.
+        """
+        if "loss" in logs:
+            sums = self.accum_loss_components["train"]
+            for name, count in self._steps_with.items():
+                sums[name] = sums[name] * (sums["steps"] / torch.as_tensor(count).clamp(min=1))
+            self._steps_with.clear()
+        super().log(logs, start_time)
+
     def _watch(self, batch: _Batch, loss: float, inputs: dict[str, Any]) -> None:
         name = batch.data_set or ""
         count, mean = self._mean_loss.get(name, (0, 0.0))
@@ -458,6 +479,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
             self._check_resumes(Path(str(resume_from_checkpoint)), resume_anyway)
         self._check_precision()  # bf16_full_eval leaves the model in bfloat16
         self._mean_loss.clear()
+        self._steps_with.clear()
         self._watched.clear()
         with attention_in_float32(), without_cudnn_attention(), self._compiled():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

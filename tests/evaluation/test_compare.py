@@ -57,7 +57,8 @@ def test_a_gap_is_told_from_noise(tmp_path, capsys):
     other = {"A": (base + 0.1).tolist(), "B": (base - 0.1).tolist(), "C": noisy, "D": None}
     other |= {"E": [0.5] * 8, "F": [1.0] * 5}
     main([run(tmp_path / "one", one), run(tmp_path / "two", other)])
-    header, _, *lines = capsys.readouterr().out.splitlines()
+    caption, _, header, _, *lines = capsys.readouterr().out.splitlines()
+    assert caption.endswith("Intervals hold 95% of a bootstrap over samples.")
     assert header == "| task | metric | one | two |"
     cells = {line.split("|")[1].strip(): line.split("|")[4].strip() for line in lines}
     assert "+10.0 (+10.0 to +10.0) better" in cells["A"]
@@ -69,10 +70,28 @@ def test_a_gap_is_told_from_noise(tmp_path, capsys):
     assert "| F | accuracy | - | 100.0 |" in lines
 
 
+def test_the_page_draws_each_runs_differences_with_their_intervals(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    base = draw.random(100)
+    first = run(tmp_path / "one", {"A": base.tolist(), "B": base.tolist(), "C": None})
+    noisy = (base + 0.3 * draw.standard_normal(100)).tolist()
+    rows = {"A": (base + 0.1).tolist(), "B": noisy, "C": None}
+    page = tmp_path / "pages" / "compare.html"
+    main([first, run(tmp_path / "two", rows), "--html", str(page)])
+    assert f"page: {page}" in capsys.readouterr().out
+    text = page.read_text()
+    drawing = text[text.index("<svg") : text.index("</svg>")]
+    for task in "ABC":
+        assert f">{task}<" in drawing
+    assert "var(--better)" in drawing  # A
+    assert "var(--worse)" not in drawing  # B is noise, of C nothing is known: grey
+    assert text.index("<svg") < text.index("<table")
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     folders = [run(tmp_path / name / "eval", {"A": [1.0, 0.0]}) for name in ("x", "y")]
     main(folders)
-    assert capsys.readouterr().out.startswith("| task | metric | x/eval | y/eval |")
+    assert "\n| task | metric | x/eval | y/eval |\n" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):
@@ -124,7 +143,7 @@ def test_mtebs_own_result_files_are_read(tmp_path, capsys, small_tasks):
     main([folder, "--results", name, *where])
     score = 100 * json.loads(file.read_text())["scores"]["test"][0]["main_score"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"| task | metric | one | {name} |"
+    assert lines[2] == f"| task | metric | one | {name} |"
     assert f"| WordNetSTS | accuracy | 50.0 | {score:.1f} |" in lines
     assert "| A | accuracy | 100.0 | - |" in lines
     with pytest.raises(SystemExit, match=r"no results of org/none on these tasks in .*mteb"):

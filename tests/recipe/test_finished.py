@@ -206,8 +206,8 @@ def test_a_finished_model_is_measured_beside_what_it_was(saved, tmp_path, capsys
     settings = {"resamples": 20, "dims": [48]}
     main([recipe(tmp_path, saved, data_sets={"faq": data}, evaluation=settings)])
     printed = capsys.readouterr().out
-    for row in ("saved (start)", "base", "this model", "this model above the start"):
-        assert f"\n| {row} | " in printed
+    for column in ("saved (start)", "base", "this model", "this model above the start"):
+        assert f" | {column} | " in printed
     assert "before training" not in printed
     folder = tmp_path / "out" / "evaluation"
     start, after = (

@@ -19,7 +19,7 @@ from st_jv5.recipe.context import Run
 from st_jv5.recipe.data import prepare, sources
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.planning.cost import Costs, batch, read_config, with_layers
-from st_jv5.recipe.planning.plan import _passes, _short, plan
+from st_jv5.recipe.planning.plan import _passes, _short, plan, plan_page, with_plots
 from st_jv5.recipe.planning.planner import Planner
 from st_jv5.recipe.planning.probe import LENGTHS, Machine, Speed, fit, probe
 from st_jv5.recipe.strict import RecipeError
@@ -176,7 +176,10 @@ def test_full_size_recipes_plan_offline(monkeypatch):
     blocks = 212e6 - 2 * 128256 * 768 / 2
     assert stage1.flops == pytest.approx(8 * blocks * stage1.tokens, rel=0.1)
     assert stage1.seconds is None
-    text = plan(run, measured=False)
+    page = plan_page(run, measured=False)
+    text = page.markdown()
+    assert "<svg" not in text
+    assert with_plots(page).html().count("<svg") == 1  # memory; of the time nothing was measured
     assert re.search(r"not verified: inference \(sentence-transformers/all-nli", text)
     assert re.search(r"\| stage1 \| questions \| 3,012,496 \| 7.0% \| 9.6 \|", text)
     assert "| H100 |" in text
@@ -295,8 +298,8 @@ def test_a_phase_maps_the_vectors_that_it_distils():
 
 
 def test_hours_and_dollars_have_two_figures_or_none_after_the_point():
-    assert [*map(_short, (0, 0.0123, 1.25, 9.96, 99.6, 1234.5))] == [
-        "0", "0.012", "1.2", "10", "100", "1,234"
+    assert [*map(_short, (0, 3e-05, 0.0123, 1.25, 9.96, 99.6, 1234.5))] == [
+        "0", "< 0.01", "0.012", "1.2", "10", "100", "1,234"
     ]  # fmt: skip
 
 

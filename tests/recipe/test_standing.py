@@ -7,13 +7,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.cli import train as main
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder
+from st_jv5.files import write_json
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.results.measure import BEFORE, CHANCE, START, TEACHER, start_model, without_far
+from st_jv5.recipe.results.report import card_metadata, limits_of
 from st_jv5.recipe.results.standing import ROUTED, Standing
 from tests.conftest import MINILM
 from tests.recipe.test_config import DEMO
@@ -80,12 +83,35 @@ def test_everyones_near_and_far_means_stand_beside_the_start():
     assert found.advice.endswith("worse than the base on far text: take `base` there.")
 
 
-def test_near_tasks_and_far_ones_stand_in_tables_of_their_own():
-    near, _, _, far, table, _ = standing({}).every_task()
-    assert near == "Near, text like the training text (wikipedia, wordnet):"
-    assert far == "Far, text of other kinds (office_help):"
-    assert table.header == ["", "OfficeHelpRetrieval"]
-    assert [one[0] for one in table.rows][:3] == ["metric", CHANCE, "all-MiniLM-L6-v2 (start)"]
+def test_near_tasks_and_far_ones_stand_in_tables_of_their_own_with_a_row_per_task():
+    found = standing({"retrieval": {"OfficeHelpRetrieval": -0.03}})
+    near, far = found.every_task()
+    assert near.caption.startswith("Near, text like the training text (wikipedia, wordnet):")
+    assert far.caption.startswith("Far, text of other kinds (office_help):")
+    assert "95%" in near.caption
+    who = [CHANCE, "all-MiniLM-L6-v2 (start)", BEFORE, "base (stage 1)", ROUTED, TEACHER]
+    gap = ["routed above base (stage 1)", "routed, % of the teacher", "metric"]
+    assert far.header == ["task", *who, *gap]
+    ((task, *scores, difference, share, metric),) = far.rows
+    assert (task, difference, metric) == ("OfficeHelpRetrieval", "-3.0 [-3.0, -3.0]", "x")
+    assert share == pytest.approx(100 * scores[4] / scores[5])
+    assert far.shades == {(0, 7): pytest.approx(-0.3)}
+    assert set(near.shades.values()) == {0.0}  # no difference, no colour
+    assert [one[0] for one in near.rows] == ["WordNetSTS", "WikipediaRetrieval"]
+
+
+def test_the_headline_plot_has_everyone_near_and_far_and_sizes_where_they_are_known():
+    found = standing({})
+    svg = found.headline().svg
+    for who in (ROUTED, "base (stage 1)", "all-MiniLM-L6-v2 (start)", TEACHER):
+        assert svg.count(f">{who}<") == 2  # near and far
+    assert found.size_plot() is None
+    for who, size in (("base", 22e6), ("retrieval", 22e6), (TEACHER, 109e6)):
+        for each in found.records[who].values():
+            each["parameters"] = size
+    svg = found.size_plot().svg
+    assert ">22<" in svg
+    assert ">109<" in svg
 
 
 def test_where_no_far_task_was_measured_the_report_says_so():
@@ -111,6 +137,41 @@ def test_the_summary_file_has_every_score_and_near_and_far_means():
     assert tree[ROUTED]["far"] == pytest.approx(tree[START]["far"] - 0.03)
     near = [tree[ROUTED][task] for task in ("WordNetSTS", "WikipediaRetrieval")]
     assert tree[ROUTED]["near"] == pytest.approx(np.mean(near))
+
+
+# ---------------------------------------------------------------------------------------- the card
+
+
+def test_the_hub_is_told_the_near_and_far_means_before_the_score_of_each_task(tmp_path):
+    run = Run(load_recipe(DEMO, [f"output={tmp_path}"]))
+    licenses = {"base": {}, "teacher": {}, "data": {}}
+    write_json(run.folder / "model" / "st_jv5.json", {"licenses": licenses})
+    found = standing({"retrieval": {"OfficeHelpRetrieval": -0.03}})
+    metadata = card_metadata(run, found.sides[ROUTED], found.groups)
+    told = ModelCard(f"---\n{metadata.to_yaml()}\n---\n").data.eval_results
+    near, far, *tasks = told
+    assert near.dataset_name == "near, text like the training text: mean of 2"
+    assert far.dataset_name == "far, text of other kinds: mean of 1"
+    scores = found.as_json()[ROUTED]
+    assert (near.metric_value, far.metric_value) == (
+        pytest.approx(100 * scores["near"], abs=0.01),
+        pytest.approx(100 * scores["far"], abs=0.01),
+    )
+    assert {one.dataset_name: one.metric_value for one in tasks} == {
+        task: pytest.approx(100 * scores[task], abs=0.01) for task in TYPES
+    }
+
+
+def test_the_cards_limits_begin_with_what_was_measured_as_worse_or_not_at_all():
+    run = Run(load_recipe(DEMO))
+    hurt = limits_of(run, standing({"retrieval": {"OfficeHelpRetrieval": -0.03}}))
+    first, families, own = hurt.split("\n\n")
+    assert "this model is WORSE than the model that training began with" in first
+    assert families == "Worse than all-MiniLM-L6-v2: retrieval far."
+    assert own == run.recipe.limits.strip()
+    unknown = limits_of(run, standing({}, "OfficeHelpRetrieval"))
+    assert unknown.startswith("No far task was measured")
+    assert limits_of(run, None) == own
 
 
 # ------------------------------------------------------------------------------------ who is asked
@@ -151,4 +212,4 @@ def test_an_unmeasured_teacher_has_no_column():
     found = standing({}, TEACHER)
     means, families, _ = found.summary()
     assert not any("teacher" in name for name in (*means.header, *families.header))
-    assert len(found.every_task()) == 4
+    assert not any("teacher" in name for table in found.every_task() for name in table.header)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from st_jv5.evaluation.page import Cell, Table
+from st_jv5.evaluation.page import Cell, Page, Table
+from st_jv5.evaluation.plots import amounts
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.planning.planner import DRAWING_BYTES, GIB, PhasePlan, Planner, TeacherPlan
 from st_jv5.recipe.results.measure import without_far
@@ -40,7 +41,17 @@ UTILISATION = 0.4
 
 
 def plan(run: Run, measured: bool = True) -> str:
-    """The whole plan, as Markdown."""
+    """The whole plan, as Markdown: :func:`plan_page`."""
+    return plan_page(run, measured).markdown()
+
+
+def plan_page(run: Run, measured: bool = True) -> Page:
+    """The whole plan, without plots.
+
+    Args:
+        run: Its recipe.
+        measured: Whether a short probe says how fast this machine is.
+    """
     try:
         planner = Planner(run)
     except OSError as error:
@@ -48,24 +59,43 @@ def plan(run: Run, measured: bool = True) -> str:
     if measured:
         planner.measure()
     teaching, phases = planner.teaching(), list(planner.phases())
-    told = [f"# {run.recipe.name}: the plan", "", _work(teaching, phases).markdown(), ""]
-    told += ["## Rows", "", _rows(planner).markdown(), ""]
-    told += [
+    page = Page(f"{run.recipe.name}: the plan")
+    page.add("Work", _work(teaching, phases))
+    page.add(
+        "Rows",
+        _rows(planner),
         "A process needs so much memory of its own for rows. Their texts are memory mapped: the "
         "pages are shared by all processes and given back when others want the memory. While a set "
         "is prepared, a file of this disk lies there once more.",
-        "",
-    ]
-    told += ["## Memory per device, in GiB", "", _memory(phases).markdown(), ""]
-    told += ["## How often each data set is read", "", _passes(run, planner).markdown(), ""]
-    told += ["## On a GPU", "", _gpus(teaching, phases).markdown(), ""]
-    told += [
+    )
+    page.add("Memory per device, in GiB", _memory(phases))
+    page.add("How often each data set is read", _passes(run, planner))
+    page.add(
+        "On a GPU",
+        _gpus(teaching, phases),
         f"At {UTILISATION:.0%} of the data sheet's dense bfloat16 operations, and at prices that "
         "are guesses of ours. What does not fit needs smaller chunks (loss.mini_batch_tokens).",
-        "",
-    ]
-    told += list(_warnings(run, planner))
-    return "\n".join(told)
+    )
+    page.add("Warnings", *_warnings(run, planner))
+    return page
+
+
+def with_plots(page: Page) -> Page:
+    """A plan with plots of its time and memory, which a terminal could not show."""
+    sections = dict(page.sections)
+    for heading, column, x in (
+        ("Work", "minutes here", "minutes on this machine"),
+        ("Memory per device, in GiB", "in all", "GiB per device"),
+    ):
+        table = next(part for part in sections[heading] if isinstance(part, Table))
+        place = table.header.index(column)
+        values = {str(row[0]): str(row[place]).replace(",", "") for row in table.rows}
+        known = {name: float(value) for name, value in values.items() if value not in ("-", "?")}
+        known.pop("training", None)  # the sum
+        if known:
+            about = f"{x.capitalize()}, by phase."
+            sections[heading].insert(0, amounts(column.replace(" ", "-"), about, known, x))
+    return page
 
 
 def _work(teaching: TeacherPlan, phases: list[PhasePlan]) -> Table:
@@ -182,7 +212,14 @@ def _tera(number: float) -> str:
 
 
 def _short(number: float) -> str:
-    """Hours, dollars: also of a recipe that takes a GPU a minute."""
+    """Hours, dollars: also of a recipe that takes a GPU a second.
+
+    Example:
+        >>> _short(1234.5), _short(1.234), _short(0.0123), _short(3e-05), _short(0)
+        ('1,234', '1.2', '0.012', '< 0.01', '0')
+    """
+    if 0 < number < 0.01:
+        return "< 0.01"
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 

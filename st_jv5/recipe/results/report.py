@@ -8,14 +8,17 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from st_jv5.evaluation.mteb_encoder import adapter_for
-from st_jv5.evaluation.near_far import as_text
-from st_jv5.evaluation.page import Cell, Page, Part, Plot, Table, lines
+from st_jv5.evaluation.near_far import TEXT, Groups, as_text
+from st_jv5.evaluation.page import Cell, Code, Page, Part, Plot, Table
+from st_jv5.evaluation.plots import losses
 from st_jv5.evaluation.record import Row, read_record
-from st_jv5.evaluation.report import curve_table, run_page
+from st_jv5.evaluation.report import add_details, curve_table
 from st_jv5.evaluation.samples import Samples, paired_bootstrap
 from st_jv5.export.merged import ENGINES_POOLING
 from st_jv5.files import read_json, write_json, write_text
@@ -45,7 +48,7 @@ def report(run: Run) -> None:
     if not chosen_tasks(run):
         page = Page(f"st_jv5 {run.recipe.name}")
         page.add("Scores", NOTHING_MEASURED)
-        page.add("Training", *loss_plots(run))
+        add_making(page, run)
         page.write(folder)
         write_json(folder / "summary.json", {})
         write_card(run, card_facts(run, NOTHING_MEASURED), {})
@@ -60,23 +63,22 @@ def report(run: Run) -> None:
     adapters = list(run.recipe.adapters)
     verdicts = best_adapters(standing.records, adapters, standing.tasks, resamples)
     words: list[Part] = [said.text for said in standing.sentences]
-    words += [standing.advice] if standing.advice else []
+    advice: list[Part] = [standing.advice] if standing.advice else []
     summary, every_task = standing.summary(), standing.every_task()
     first = [standing.beside_the_start()] if standing.is_own else []
-    page = run_page(model)
-    page.title = f"st_jv5 {run.recipe.name}"
-    own = Page("")
-    own.add("In all", *words, *first, *summary)
-    own.add("Everyone on every task", *every_task)
-    own.add("Each task's own adapter against the best", verdicts)
-    own.add("Training", *loss_plots(run))
-    page.sections = own.sections + [one for one in page.sections if one[0] != "Scores"]
+    page = Page(f"st_jv5 {run.recipe.name}")
+    plots = [plot for plot in (standing.headline(), standing.size_plot()) if plot]
+    page.add("In all", *words, *plots, *advice, *first, *summary)
+    page.add("Everyone on every task", *every_task)
+    page.add("Each task's own adapter against the best", verdicts)
+    add_details(page, model, standing.scores)
+    add_making(page, run)
     page.write(folder)
     write_json(folder / "summary.json", standing.as_json())
-    facts = card_facts(run, as_text([*words, *first, *summary, *every_task]), standing.own)
-    write_card(run, facts, standing.sides[ROUTED])
+    facts = card_facts(run, as_text([*words, *first, *summary, *every_task]), standing)
+    write_card(run, facts, standing.sides[ROUTED], standing.groups)
     shown: list[Part] = [*first] if first else [*summary, *every_task, verdicts]
-    print(as_text([*shown, *words]), end="\n\n")
+    print(as_text([*shown, *words, *advice]), end="\n\n")
     _tell_places(run, folder, unstated)
     for said in standing.sentences:
         if said.is_worse:
@@ -111,12 +113,46 @@ def best_adapters(records: Records, adapters: list[str], tasks: list[str], resam
                 verdict = "worse" if high < 0 else "within noise of the best"
             cells += [f"{best} {score(records, best, task):.1f}", told, verdict]
         rows.append(cells)
-    return Table(header, rows)
+    caption = "Scores in percent; the interval is of the own adapter minus the best."
+    return Table(header, rows, caption=caption)
 
 
 def title_of(phase: str) -> str:
     """A phase's name for people: ``adapters.retrieval`` is retrieval."""
     return {"stage1": "stage 1", "long": "stage 1, long"}.get(phase, phase.split(".")[-1])
+
+
+def add_making(page: Page, run: Run) -> None:
+    """How the model was made: losses, phases, data, settings, machine, commit."""
+    page.add("Training", *loss_plots(run), phase_table(run), data_table(run))
+    told = read_json(run.folder / "run.json")
+    versions = [f"{name} {number}" for name, number in told["versions"].items()]
+    facts = {
+        "command": run.command,
+        "commit": told["commit"] or "st_jv5 was installed, not a checkout",
+        "last run": told.get("time", ""),
+        "machine": told.get("machine", f"{told['device']}, {told['threads']} threads"),
+        "forwards in": told["precision"],
+        "versions": ", ".join([f"python {told['python']}", *versions]),
+    }
+    rows = [[name, value] for name, value in facts.items() if value]
+    settings = yaml.safe_dump(published(told["recipe"]), sort_keys=False, allow_unicode=True)
+    summary = "The recipe with all its settings, those among them that it leaves at their defaults"
+    page.add("How it was made", Table(["", "this run"], rows), Code(settings.rstrip(), summary))
+
+
+def published(settings: Any) -> Any:
+    """Settings without the paths of this machine.
+
+    Example:
+        >>> published({"path": "/home/me/faq.jsonl", "steps": 3})
+        {'path': 'faq.jsonl', 'steps': 3}
+    """
+    if isinstance(settings, dict):
+        return {key: published(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [published(value) for value in settings]
+    return published_name(settings) if isinstance(settings, str) else settings
 
 
 def loss_plots(run: Run) -> list[Plot]:
@@ -129,11 +165,36 @@ def loss_plots(run: Run) -> list[Plot]:
         for entry in read_json(log)["history"]:
             for term in set(entry) - skip if "loss" in entry else ():
                 curves[term].append((entry["step"], entry[term]))
-        about = f"{title}: the weighted terms of its loss over steps."
+        about = (
+            f"{title}: the weighted terms of its loss over steps; a gap where none had the term."
+        )
         name = f"loss-{title.replace(' ', '-')}"
         terms = {term: curves[term] for term in sorted(curves)}
-        plots.append(lines(name, about, terms, "step", "weighted term", title=title))
+        plots.append(losses(name, about, terms, title))
     return plots
+
+
+def phase_table(run: Run) -> Table:
+    """What each phase was trained with, and how long it took."""
+    rows: list[list[Cell]] = []
+    for name, phase in run.recipe.phases.items():
+        seconds = read_json(run.log_of(name))["seconds"]
+        batch = f"{phase.devices} x {phase.batch_size}" if phase.devices > 1 else phase.batch_size
+        rate = f"{phase.learning_rate:g}"
+        rows.append([title_of(name), phase.steps, str(batch), rate, f"{seconds:.0f}"])
+    return Table(["phase", "steps", "batch", "learning rate", "seconds"], rows)
+
+
+def data_table(run: Run) -> Table:
+    """The data sets that were trained on."""
+    rows: list[list[Cell]] = []
+    for name, spec in run.recipe.data_sets.items():
+        if name in run.rows:
+            count = len(run.rows[name])
+            paths = ", ".join(map(published_name, spec.paths))
+            source = (spec.source if spec.is_local else "") or paths
+            rows.append([as_words(name), as_words(source), as_words(spec.license), count])
+    return Table(["data set", "source", "license", "rows"], rows)
 
 
 # ------------------------------------------------------------------------------------------ card
@@ -169,6 +230,12 @@ def about_scores(run: Run, own: Collection[str]) -> str:
     )
 
 
+def limits_of(run: Run, standing: Standing | None) -> str:
+    """Where the model is worse than its start, or nobody looked; then the recipe's own words."""
+    found = [said.text for said in standing.sentences if said.is_limit] if standing else []
+    return "\n\n".join([*found, run.recipe.limits.strip()])
+
+
 def state_licenses(run: Run) -> str:
     """Put the recipe's licences into the model, and tell which it does not state.
 
@@ -195,9 +262,11 @@ def state_licenses(run: Run) -> str:
     )
 
 
-def write_card(run: Run, facts: dict[str, str], scored: Mapping[str, Row]) -> None:
-    """The model's README.md; ``scored`` has its rows by task."""
-    card = model_card(facts, card_metadata(run, scored))
+def write_card(
+    run: Run, facts: dict[str, str], scored: Mapping[str, Row], groups: Groups | None = None
+) -> None:
+    """The model's README.md; ``scored`` has its rows by task, ``groups`` the near and far ones."""
+    card = model_card(facts, card_metadata(run, scored, groups or {}))
     write_text(run.folder / "model" / "README.md", card)
 
 
@@ -211,13 +280,25 @@ def license_table(licenses: Licenses) -> str:
     return Table(["", "name", "licence"], cells).markdown()
 
 
-def card_metadata(run: Run, scored: Mapping[str, Row]) -> ModelCardData:
-    """The card's front matter, with a score per task for the Hub."""
+def card_metadata(run: Run, scored: Mapping[str, Row], groups: Groups) -> ModelCardData:
+    """The card's front matter, with the near and far means and a score per task for the Hub."""
     settings = read_json(run.folder / "model" / "st_jv5.json")
     licenses = Licenses.read(settings["licenses"], "st_jv5.json")
     student = run.recipe.student
     stated = next(iter(licenses.base.values()), "") if student.model else student.license
     scores = [
+        EvalResult(
+            task_type="feature-extraction",
+            dataset_type=f"local/{group}",
+            dataset_name=f"{group}, {TEXT[group]}: mean of {len(tasks)}",
+            dataset_split="test",
+            metric_type="mean_main_score",
+            metric_value=round(100 * sum(scored[t]["main_score"] for t in tasks) / len(tasks), 2),
+        )
+        for group, tasks in groups.items()
+        if tasks
+    ]
+    scores += [
         EvalResult(
             task_type=row["type"],
             dataset_type=f"local/{re.sub(r'[^A-Za-z0-9.]+', '-', task).strip('-')}",
@@ -250,13 +331,13 @@ def is_on_disk(name: str) -> bool:
     return Path(resolve_model(name)).is_dir()
 
 
-def card_facts(run: Run, scores: str, own: Collection[str] = ()) -> dict[str, str]:
+def card_facts(run: Run, scores: str, standing: Standing | None = None) -> dict[str, str]:
     """The card's placeholders, from the run's own records.
 
     Args:
         run: The run.
         scores: Its tables.
-        own: Tasks of rows that data sets held out.
+        standing: Of its model; None: nothing was measured.
     """
     recipe = run.recipe
     told = read_json(run.folder / "run.json")
@@ -268,19 +349,6 @@ def card_facts(run: Run, scores: str, own: Collection[str] = ()) -> dict[str, st
     config = read_json(run.folder / "model" / "config.json")
     dims = settings["matryoshka_dims"]
     bytes_ = sum(path.stat().st_size for path in (run.folder / "model").rglob("*model.safetensors"))
-    data: list[list[Cell]] = []
-    for name, spec in recipe.data_sets.items():
-        if name in run.rows:
-            count = len(run.rows[name])
-            paths = ", ".join(map(published_name, spec.paths))
-            source = (spec.source if spec.is_local else "") or paths
-            data.append([as_words(name), as_words(source), as_words(spec.license), count])
-    phases: list[list[Cell]] = []
-    for name, phase in recipe.phases.items():
-        seconds = read_json(run.log_of(name))["seconds"]
-        batch = f"{phase.devices} x {phase.batch_size}" if phase.devices > 1 else phase.batch_size
-        rate = f"{phase.learning_rate:g}"
-        phases.append([title_of(name), phase.steps, str(batch), rate, f"{seconds:.0f}"])
     base = published_name(recipe.student.name, recipe.student.source)
     teachers = ", ".join(as_code(published_name(s.model, s.source)) for s in run.teachers)
     tokens = recipe.teacher.max_tokens if recipe.teacher else 0
@@ -314,14 +382,15 @@ def card_facts(run: Run, scores: str, own: Collection[str] = ()) -> dict[str, st
         or "none",
         "max_tokens": str(recipe.student.max_tokens),
         "precision": told["precision"],
-        "data": Table(["data set", "source", "license", "rows"], data).markdown(),
-        "phases": Table(["phase", "steps", "batch", "learning rate", "seconds"], phases).markdown(),
+        "data": data_table(run).markdown(),
+        "phases": phase_table(run).markdown(),
         "scores": scores,
-        "about_scores": about_scores(run, own) if scores != NOTHING_MEASURED else "",
+        "about_scores": about_scores(run, standing.own) if standing else "",
         "curves": f"### Cut, and stored smaller\n\n{curves.markdown()}" if curves else "",
         "licenses": license_table(licenses),
         "command": run.command,
         "version": told["versions"]["st-jv5"]
         + (f", commit {told['commit'][:12]}" if told["commit"] else ""),
-        "limits": recipe.limits.strip(),
+        "limits": limits_of(run, standing),
+        "advice": f"## Which adapter\n\n{standing.advice}" if standing and standing.advice else "",
     }

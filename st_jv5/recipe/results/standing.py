@@ -9,8 +9,10 @@ from functools import cached_property
 from st_jv5.evaluation.means import NEW, NO_LABELS, TOLD, adapters_table, advice, kept_table
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.evaluation.near_far import (
+    INTERVALS,
     TEXT,
     About,
+    Estimate,
     Groups,
     Said,
     Scores,
@@ -22,7 +24,8 @@ from st_jv5.evaluation.near_far import (
     means_table,
     near_and_far,
 )
-from st_jv5.evaluation.page import Cell, Part, Table
+from st_jv5.evaluation.page import Cell, Part, Plot, Table, shade
+from st_jv5.evaluation.plots import intervals, sizes
 from st_jv5.evaluation.record import Row
 from st_jv5.recipe.config import Recipe
 from st_jv5.recipe.results.measure import BEFORE, CHANCE, START, TEACHER
@@ -109,6 +112,11 @@ class Standing:
         rest = [who for who in self.records if others and who not in (CHANCE, *TASKS)]
         return {w: self.label(w) for w in dict.fromkeys((*first, *rest)) if w in self.sides}
 
+    @property
+    def everyone(self) -> dict[str, str]:
+        """Who has a row in the means -> its label; the model first."""
+        return self.labels(ROUTED, BASE, self.start, BEFORE, others=True)
+
     @cached_property
     def sentences(self) -> list[Said]:
         """How routed and base stand to the start, in words."""
@@ -151,7 +159,6 @@ class Standing:
     def summary(self) -> list[Table]:
         """Means: of everyone, of families, of each adapter, of cut and smaller vectors."""
         recipe, whole = self.recipe, TEACHER if TEACHER in self.records else ""
-        everyone = self.labels(ROUTED, BASE, self.start, BEFORE, others=True)
         families = groups_table(
             self.scores,
             ["family", "text"],
@@ -160,7 +167,7 @@ class Standing:
             [ROUTED],
             self.start,
         )
-        tables = [means_table(self.scores, everyone, self.groups, self.start, whole), families]
+        tables = [means_table(self.scores, self.everyone, self.groups, self.start, whole), families]
         if recipe.adapters:
             adapters = list(recipe.adapters)
             own = (self.scores, adapters, self.groups, self._types, self.labels_of_tasks)
@@ -169,59 +176,91 @@ class Standing:
         return [*tables, kept] if kept else tables
 
     def beside_the_start(self) -> Table:
-        """Who x task, with intervals: the model beside its start, its base and the teacher.
+        """Task x who, with intervals: the model beside its start, its base and the teacher.
 
         Chance and the adapters on tasks of others are left out.
         """
         who = {**self.labels(self.start, others=True), ROUTED: "this model"}
-        cells: list[list[Cell]] = [
-            ["metric", *(self.records[CHANCE][task]["metric"] for task in self.tasks)]
-        ]
-        if all(self.groups.values()):
-            side = {task: group for group, tasks in self.groups.items() for task in tasks}
-            cells.append(["text", *(side[task] for task in self.tasks)])
-        for one, label in who.items():
-            cells.append([label, *(self.scores.mean(one, [t]).shown() for t in self.tasks)])
-        gaps = [self.scores.mean(ROUTED, [t]) - self.scores.mean(self.start, [t])
-                for t in self.tasks]  # fmt: skip
-        cells.append(["this model above the start", *(gap.shown("+") for gap in gaps)])
-        cells.append(["", *(gap.verdict for gap in gaps)])
-        return Table(["", *self.tasks], cells)
+        sides = {task: group for group, tasks in self.groups.items() for task in tasks}
+        about = ["metric", *(["text"] if all(self.groups.values()) else [])]
+        header = ["task", *who.values(), "this model above the start", "verdict", *about]
+        table = _Rows()
+        for task in self.tasks:
+            told = {"metric": self.records[CHANCE][task]["metric"], "text": sides[task]}
+            means = [self.scores.mean(one, [task]).shown() for one in who]
+            gap = self.scores.mean(ROUTED, [task]) - self.scores.mean(self.start, [task])
+            table.add([task, *means], gap, gap.verdict, *(told[name] for name in about))
+        return table.under(header, f"Main score in percent. {INTERVALS}")
 
     def every_task(self) -> list[Part]:
-        """Who x task, near tasks and far ones in tables of their own."""
-        parts: list[Part] = []
-        for group, tasks in self.groups.items():
-            if tasks:
-                parts.append(
-                    f"{group.capitalize()}, {TEXT[group]} ({kinds_of(tasks, self.own_kinds)}):"
-                )
-                parts.append(self.score_table(tasks))
-                if TEACHER in self.records:
-                    parts.append(self.kept_of_teacher(tasks))
-        return parts
+        """Task x who, near tasks and far ones in tables of their own."""
+        return [
+            self.score_table(
+                tasks,
+                f"{group.capitalize()}, {TEXT[group]} ({kinds_of(tasks, self.own_kinds)}): main "
+                f"score in percent. Differences are of pairs: brackets hold 95% intervals.",
+            )
+            for group, tasks in self.groups.items()
+            if tasks
+        ]
 
-    def score_table(self, tasks: Sequence[str]) -> Table:
-        """Who x task; the adapter that a task is routed to is bold."""
-        records = self.records
-        cells: list[list[Cell]] = [["metric", *(records[CHANCE][task]["metric"] for task in tasks)]]
-        if any(self.labels_of_tasks[task] for task in tasks):
-            cells.append(["labels", *(self.labels_of_tasks[task] for task in tasks)])
-        bold = set()
-        for who in records:
-            cells.append([self.label(who), *(score(records, who, task) for task in tasks)])
-            for x, task in enumerate(tasks, start=1):
-                if adapter_for(records[who][task]["type"]) == who:
-                    bold.add((len(cells) - 1, x))
-        return Table(["", *tasks], cells, frozenset(bold))
+    def score_table(self, tasks: Sequence[str], caption: str = "") -> Table:
+        """A row per task, as it is routed, beside all that are no adapter of the model."""
+        has_labels = any(self.labels_of_tasks[task] for task in tasks)
+        who = self.labels(CHANCE, self.start, BEFORE, BASE, ROUTED, others=True)
+        against = BASE if self.adapters else self.start
+        header = ["task", *who.values(), f"{ROUTED} above {self.label(against)}"]
+        header += [f"{ROUTED}, % of the teacher"] if TEACHER in self.records else []
+        header += ["metric", *(["labels"] if has_labels else [])]
+        table = _Rows()
+        for task in tasks:
+            cells: list[Cell] = [task, *(score(self.sides, one, task) for one in who)]
+            gap = self.scores.mean(ROUTED, [task]) - self.scores.mean(against, [task])
+            others: list[Cell] = []
+            if TEACHER in self.records:
+                whole = score(self.sides, TEACHER, task)
+                others.append(100 * score(self.sides, ROUTED, task) / whole)
+            others.append(self.records[CHANCE][task]["metric"])
+            others += [self.labels_of_tasks[task]] if has_labels else []
+            table.add(cells, gap, *others)
+        return table.under(header, caption)
 
-    def kept_of_teacher(self, tasks: Sequence[str]) -> Table:
-        """The start's, the base's and the routed model's share of the teacher's score."""
-        rows: list[list[Cell]] = []
-        for who, label in self.labels(self.start, BEFORE, BASE, ROUTED).items():
-            own, whole = ([score(self.sides, one, t) for t in tasks] for one in (who, TEACHER))
-            rows.append([label, *(100 * x / y for x, y in zip(own, whole, strict=True))])
-        return Table(["% of the teacher", *tasks], rows)
+    @property
+    def adapters(self) -> list[str]:
+        """The adapters that were measured."""
+        return [who for who in self.records if who in (*self.recipe.adapters, *TASKS)]
+
+    def headline(self) -> Plot:
+        """Everyone's mean over near tasks and over far ones."""
+        panels = {
+            f"{group}: mean of {len(tasks)}": [
+                self.scores.mean(who, tasks).bar(label) for who, label in self.everyone.items()
+            ]
+            for group, tasks in self.groups.items()
+            if tasks
+        }
+        about = f"Mean main score on near tasks and on far ones, in percent. {INTERVALS}"
+        return intervals("means", about, panels, "mean main score, %")
+
+    def size_plot(self) -> Plot | None:
+        """Everyone's size against the same means; None where a record tells no sizes."""
+        size = {
+            who: next(iter(self.sides[who].values())).get("parameters") or 0
+            for who in self.everyone
+        }
+        panels = {
+            group: {
+                label: (size[who] / 1e6, self.scores.mean(who, tasks).bar(label))
+                for who, label in self.everyone.items()
+                if size[who]
+            }
+            for group, tasks in self.groups.items()
+            if tasks
+        }
+        if not any(len(who) > 1 for who in panels.values()):
+            return None
+        about = f"Size of each model against its mean scores, near and far. {INTERVALS}"
+        return sizes("sizes", about, panels)
 
     def as_json(self) -> dict[str, dict[str, float]]:
         """Who -> main score by task, and the means ``near`` and ``far`` where there are such."""
@@ -233,6 +272,24 @@ class Standing:
                     scores[group] = sum(rows[task]["main_score"] for task in tasks) / len(tasks)
             found[who] = scores
         return found
+
+
+class _Rows:
+    """Rows of a table, each with a difference that is shaded as more than noise, or not."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[Cell]] = []
+        self.shades: dict[tuple[int, int], float] = {}
+
+    def add(self, cells: Sequence[Cell], gap: Estimate, *others: Cell) -> None:
+        """A row with its difference and what follows that."""
+        if (value := shade(gap.value, *gap.bounds)) is not None:
+            self.shades[len(self.rows), len(cells)] = value
+        self.rows.append([*cells, gap.shown("+"), *others])
+
+    def under(self, header: Sequence[str], caption: str) -> Table:
+        """The table."""
+        return Table(header, self.rows, shades=self.shades, caption=caption)
 
 
 def own_adapter(records: Records, task: str) -> str:
