@@ -57,7 +57,7 @@ def doctor(model: str | None = None, task: str | None = None, compiled: bool = F
     """Lines that say what was found and what to change; with a model, ways to run it, measured.
 
     Args:
-        model: A model of ours: folder or Hub id.
+        model: An st_jv5 model: folder or Hub id.
         task: The task to measure; None is the first.
         compiled: Also try torch.compile, which takes a minute.
 

@@ -32,7 +32,7 @@ def train_at(model: SentenceTransformer, theta: float, task: str = BASE) -> None
     """Let a model's positions turn with ``theta`` from now on, as the one that ``task`` trains at.
 
     Args:
-        model: A model of ours with a rotary backbone.
+        model: An st_jv5 model with a rotary backbone.
         theta: Above 1; a larger one turns more slowly.
         task: An adapter, or ``"base"``: the model's ``theta_train`` keeps one for each.
 

@@ -48,7 +48,7 @@ def export(
     The folder appears when all is written and compared, or not at all.
 
     Args:
-        model: A model of ours.
+        model: An st_jv5 model.
         task: An adapter, or ``"base"``.
         folder: Must be absent or empty.
         kind: One of :data:`KINDS`.

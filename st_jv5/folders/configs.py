@@ -135,15 +135,15 @@ def check_modules(path: str | Path, ours: bool = False) -> list[dict[str, Any]]:
 
 
 def check_model_config(path: str | Path) -> None:
-    """``config_sentence_transformers.json`` of a model of ours."""
+    """``config_sentence_transformers.json`` of an st_jv5 model."""
     config = read_json(path)
     if config.get("auto_map"):
-        raise ValueError(f"{path} names code of its own (auto_map); a model of ours needs none")
+        raise ValueError(f"{path} names code of its own (auto_map); an st_jv5 model needs none")
     check_plain(path, config)
     kind = config.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise ValueError(
-            f"{path}: model_type is {str(kind)[:80]!r}; a model of ours is a SentenceTransformer"
+            f"{path}: model_type is {str(kind)[:80]!r}; an st_jv5 model is a SentenceTransformer"
         )
     prompts = check_prompts(path, config)
     name = config.get("default_prompt_name")
@@ -175,11 +175,11 @@ LEAST_COUNT = 1024
 
 
 def check_config(path: str | Path, tensors: int) -> dict[str, Any]:
-    """The backbone's ``config.json`` of a model of ours: no code, no reach, no untrue number."""
+    """The backbone's ``config.json`` of an st_jv5 model: no code, no reach, no untrue number."""
     config = read_json(path)
     if config.get("auto_map"):
         raise ValueError(
-            f"{path} names code of its own (auto_map); a model of ours needs none. A published "
+            f"{path} names code of its own (auto_map); an st_jv5 model needs none. A published "
             f"jina-embeddings-v5 folder is read by st_jv5.load_jina_v5, which ignores it"
         )
     check_reach(path, config)
@@ -230,11 +230,11 @@ BACKBONE_SETTINGS: Mapping[str, tuple[type, ...]] = {
 
 
 def check_backbone_settings(path: str | Path, config: Mapping[str, Any]) -> None:
-    """``sentence_bert_config.json`` of a model of ours: what goes to the backbone's constructor."""
+    """``sentence_bert_config.json`` of an st_jv5 model: what goes to the backbone's constructor."""
     settings = read_json(path)
     if unknown := sorted(settings.keys() - BACKBONE_SETTINGS.keys()):
         raise ValueError(
-            f"{path}: {unknown[0]} is none of the keys that a model of ours has: "
+            f"{path}: {unknown[0]} is none of the keys that an st_jv5 model has: "
             f"{', '.join(BACKBONE_SETTINGS)}"
         )
     check_plain(path, settings)
@@ -259,7 +259,7 @@ def check_tokenizer_config(path: str | Path, config: dict[str, Any] | None = Non
     """``tokenizer_config.json``, or what of it is used: no code of its own, no file elsewhere."""
     config = read_json(path) if config is None else config
     if config.get("auto_map"):
-        raise ValueError(f"{path} names code of its own (auto_map); a model of ours needs none")
+        raise ValueError(f"{path} names code of its own (auto_map); an st_jv5 model needs none")
     check_plain(path, config)
     check_reach(path, {k: v for k, v in config.items() if k != "token"}, TOKEN_TEXTS)
     kind = config.get("tokenizer_class")

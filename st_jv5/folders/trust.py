@@ -58,7 +58,7 @@ READ_FROM_HUB = (
     "*.json", "model*.safetensors", "projection.safetensors", "*.txt", "*.model",
     "chat_template.jinja", "adapters/*/*.safetensors", "[0-9]*_*/model.safetensors",
 )  # fmt: skip
-"""What is fetched of a model of ours: no code, no pickle, no other engine's weights."""
+"""What is fetched of an st_jv5 model: no code, no pickle, no other engine's weights."""
 
 READ_BY_OTHERS = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors"
@@ -101,7 +101,7 @@ def contents_of(folder: str | Path) -> Contents:
 
     Raises:
         ValueError: Names a link that leaves the folder, a device, a pipe, or a file that is not
-            part of a model of ours and that a library would read.
+            part of an st_jv5 model and that a library would read.
 
     Example:
         >>> contents_of(saved_folder).others
@@ -117,7 +117,7 @@ def contents_of(folder: str | Path) -> Contents:
             members.append(name)
         elif READ_BY_OTHERS.fullmatch(name) and not TRAINER_FILES.fullmatch(path.name):
             raise ValueError(
-                f"{path} is no part of a model of ours, but a library would read it in place of "
+                f"{path} is no part of an st_jv5 model, but a library would read it in place of "
                 f"what is, some kinds by running code; remove it"
             )
         else:
@@ -161,7 +161,7 @@ def check_folder(folder: str | Path) -> Contents:
     """Judge a model folder of ours, without reading its weights: headers only.
 
     Args:
-        folder: A model of ours, or a checkpoint that holds one.
+        folder: An st_jv5 model, or a checkpoint that holds one.
 
     Returns:
         What it holds.

@@ -59,7 +59,7 @@ def teacher_vectors(
 
 
 def names_classes(labels: Tensor | None) -> bool:
-    """Whether the labels name each text's classes: int ``(B, C, 1 + L)``."""
+    """Whether the labels hold each text's classes: int ``(B, C, 1 + L)``."""
     return labels is not None and not labels.is_floating_point() and labels.ndim == 3
 
 

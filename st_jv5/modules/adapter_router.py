@@ -67,34 +67,35 @@ TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_st
 class AdapterRouter(Transformer):
     """The first module of a model: tokenizer, backbone and LoRA adapters.
 
-    The adapter of a forward is the first that is named by: the ``task`` of ``encode``; the batch's
-    features (``args.router_mapping`` puts it there while training); :func:`st_jv5.train_task`, for
-    the trainer's batches only; ``default_task``. Nothing named: a model without adapters is its
-    base, a model with adapters raises. ``"base"`` is the backbone alone. A mapping of tasks to
-    weights is a blend, the weighted sum of their updates:
-    ``{"retrieval": 0.7, "classification": 0.3}``.
+    Four things can name the adapter of a forward pass; the first that does decides: the ``task`` of
+    ``encode``; the batch's features (in training ``args.router_mapping`` puts the task there);
+    :func:`st_jv5.train_task`, for the trainer's batches only; ``default_task``. If none does, a
+    model without adapters runs as its base, and a model with adapters raises an error. ``"base"``
+    is the backbone without adapters. A mapping from tasks to weights is a blend, the weighted sum
+    of their updates: ``{"retrieval": 0.7, "classification": 0.3}``.
 
     Build one with :func:`st_jv5.new_student` or load a saved folder with ``SentenceTransformer``.
 
     Args:
         model_name_or_path: Backbone folder or Hub id.
-        append_eos: Make the tokenizer end every input, also a truncated one, with EOS or SEP.
-            A tokenizer that already does so is left as it is. False leaves the tokenizer alone.
-        matryoshka_dims: Dims that the model is (to be) trained for, ascending.
-        default_task: Task of calls that name none, or None.
-        transformer_kwargs: The arguments of sentence-transformers' ``Transformer``.
+        append_eos: Make the tokenizer end every input with EOS or SEP, also one that is truncated.
+            A tokenizer that already does so is left as it is. False does not change the tokenizer.
+        matryoshka_dims: Dims that the model is trained for, or will be, in ascending order.
+        default_task: Task of calls that name no task; None: they are an error if the model has
+            adapters.
+        transformer_kwargs: Arguments of sentence-transformers' ``Transformer``.
 
     Attributes:
         registry: The :class:`~st_jv5.modules.registry.Registry` of the adapters.
         training_task: The task of the trainer's batches, set by :func:`st_jv5.train_task`.
-        merging: Which adapters are folded into copies of the weights, and when: see
-            :class:`~st_jv5.modules.merging.MergedAdapters`.
+        merging: The :class:`~st_jv5.modules.merging.MergedAdapters`: which adapters are merged into
+            copies of the weights, and when.
         projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
-        base_prompts: Name -> text, as the base was given them; an adapter puts its own in their
-            place.
+        base_prompts: Prompt name -> text, as they were set for the base. An adapter may have other
+            prompts.
         licenses: The :class:`~st_jv5.folders.licenses.Licenses` of what the model was made of.
-        theta_train: Adapter, or ``"base"`` -> RoPE's theta that it was trained at, where known; set
-            by :func:`st_jv5.backbone.rope.train_at`.
+        theta_train: Adapter, or ``"base"`` -> RoPE's theta during its training, if known; set by
+            :func:`st_jv5.backbone.rope.train_at`.
 
     Example:
         >>> isinstance(model[0], AdapterRouter)

@@ -1,4 +1,5 @@
-"""Maps from the base's vectors to each adapter's: all tasks from one forward."""
+"""Maps from the base's vectors to each adapter's: the vectors of all tasks from one forward
+pass."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ HEAD = "head"
 class Heads(InFloat32, Module):
     """A linear map for each task, from the base's unit vectors to the task's.
 
-    It stands behind the pooling and does nothing unless the forward's ``mode`` is ``"head"``.
+    The module comes after the pooling. It does nothing unless ``encode`` is called with
+    ``mode="head"``.
 
     Args:
         dim: Width of the embeddings.

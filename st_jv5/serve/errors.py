@@ -17,14 +17,14 @@ TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class ApiError(HTTPException):
-    """What a client is told; FastAPI lets it pass where it reads a body, too.
+    """An error that is sent to the client; FastAPI lets it through, also while it reads a body.
 
     Args:
-        status: Of HTTP.
-        message: For a person.
-        param: What of the request it is about, such as ``dimensions`` or ``input[3]``.
-        code: For a program.
-        headers: Of the answer.
+        status: HTTP status.
+        message: Text for people.
+        param: The field of the request that is wrong, such as ``dimensions`` or ``input[3]``.
+        code: Name of the error for programs.
+        headers: Headers of the answer.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ApiError(HTTPException):
 
 
 def broken() -> ApiError:
-    """A fault of the server's own, without a word of what it was about."""
+    """An error of the server itself; the message names no text."""
     return ApiError(500, "the server failed; its log says where", code="internal_error")
 
 

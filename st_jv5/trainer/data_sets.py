@@ -25,15 +25,15 @@ def trainer_prompts(
     tasks: Tasks,
     train_dataset: Dataset | IterableDataset | dict[str, Dataset],
 ) -> dict[str, Any]:
-    """``args.prompts`` for a plain SentenceTransformerTrainer: the prompts of each task's columns.
+    """The ``args.prompts`` that a plain SentenceTransformerTrainer needs: a prompt for each column.
 
     Args:
-        model: A model of ours.
-        tasks: An adapter, or ``"base"``; or data set -> adapter.
+        model: An st_jv5 model.
+        tasks: An adapter, or ``"base"``; or a dict from data set to adapter.
         train_dataset: One data set, or several by name.
 
     Returns:
-        column -> prompt, or data set -> column -> prompt.
+        Dict column -> prompt, or data set -> column -> prompt.
 
     Raises:
         ValueError: A data set has no text column, or ``tasks`` has no task for it.

@@ -152,13 +152,14 @@ def _plain(value: Any) -> Any:
 
 
 class CannotResumeError(ValueError):
-    """A checkpoint that a run cannot go on from, or only as another run."""
+    """The checkpoint is incomplete, or was written with other data, arguments or versions."""
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The last checkpoint in a folder that was written whole, or None.
+    """The last complete checkpoint in a folder, or None.
 
-    A kill in the middle of a save leaves one that is not; ``transformers`` would resume from it.
+    A run that is killed while it saves leaves an incomplete checkpoint; transformers alone would
+    resume from it.
 
     Example:
         >>> last_checkpoint("a/folder/without/any") is None

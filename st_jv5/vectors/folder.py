@@ -49,20 +49,20 @@ KEPT_AS = {"float32": "float32", "float16": "float16", "int8": "int8", "binary":
 
 
 class VectorFolder:
-    """The vectors of a corpus as they lie on disk.
+    """The vectors of a corpus on disk.
 
-    ``manifest.json`` tells the model and its hash, task, prompt, dim, precision, source and rows;
-    shard ``n`` has the rows from ``n * shard_rows`` on, in the order of the source, as
-    ``0000n.parquet`` (columns ``id`` and ``vector``) or as ``0000n.npy`` and ``0000n.ids.npy``.
-    int8's ranges stand in ``ranges.npy``, ``(2, dim)``. Binary vectors are a bit per sign. Each
-    file's checksum lies beside it (``0000n.parquet.xxh3``) and is compared whenever it is read; a
-    folder from before checksums is read as it is.
+    ``manifest.json`` names the model and its hash, task, prompt, dim, precision, source and number
+    of rows. Shard ``n`` has the rows from ``n * shard_rows``, in the order of the source, as
+    ``0000n.parquet`` (columns ``id`` and ``vector``) or as ``0000n.npy`` and ``0000n.ids.npy``. For
+    int8 the ranges are in ``ranges.npy``, ``(2, dim)``. Binary vectors have one bit per sign. Each
+    file has a checksum in a file beside it (``0000n.parquet.xxh3``), which is compared whenever the
+    file is read. A folder of an older version without checksums is read without this check.
 
     Args:
         path: The folder.
 
     Raises:
-        ValueError: It has no manifest, or one that cannot be.
+        ValueError: The folder has no manifest, or a broken one.
 
     Example:
         >>> VectorFolder(vectors_folder).load(0)[1].shape
@@ -301,7 +301,7 @@ class VectorFolder:
 
 
 def verify(folder: str | Path) -> VectorFolder:
-    """Read a folder of vectors as a whole, and hold it against its checksums.
+    """Read a whole folder of vectors and compare it with its checksums.
 
     Raises:
         ValueError: All that is not as it was written, a line each.

@@ -286,7 +286,7 @@ def validation_means(
 
     Args:
         run: Its recipe names the tasks.
-        model: A model of ours.
+        model: An st_jv5 model.
         task: An adapter, scored on the tasks that are routed to it, without those that ask for
             labels that it was told, where there are others; or the base, on all.
         folder: Of the record.
