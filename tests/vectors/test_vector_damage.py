@@ -209,7 +209,7 @@ def test_hits_of_a_corpus_that_has_changed_show_ids_alone(folder, saved_once, ca
         folder / "npy" / "manifest.json"
     )
     cli.main(ask)
-    assert "without texts" not in capsys.readouterr().out
+    assert "texts are not shown" not in capsys.readouterr().out
     table = pq.read_table(path)
     texts = table["text"].to_pylist()
     texts[29] += " more"  # though the hit itself is as it was

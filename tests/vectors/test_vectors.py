@@ -349,6 +349,6 @@ def test_the_command_shows_texts(saved, documents, tmp_path, capsys):
     assert lines[1].split()[2:4] == ["doc-1", first.split()[0]]
     Path(documents).unlink()
     cli.main(["search", out, first, "-k", "1"])
-    assert "without texts: no file" in capsys.readouterr().out
+    assert "texts are not shown: no file" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: no file"):
         cli.main(["encode", saved, *how, "--out", out])
