@@ -246,8 +246,7 @@ def checked_examples(kind: str, examples: Sequence[Any]) -> list[tuple[Any, ...]
     checked = list(dict.fromkeys(checked))
     if len(checked) < LEAST_EXAMPLES:
         raise ValueError(
-            f"{len(checked)} different examples tell nothing; give {LEAST_EXAMPLES} or more, "
-            f"best 64"
+            f"{len(checked)} different examples are too few; give {LEAST_EXAMPLES} or more, best 64"
         )
     values = {parts[-1] for parts in checked}
     if len(values) == 1:
@@ -260,7 +259,7 @@ def checked_examples(kind: str, examples: Sequence[Any]) -> list[tuple[Any, ...]
         raise ValueError(f"all {len(checked)} examples have the query {told}; give two or more")
     if kind == "labelled" and len(values) == len(checked):
         raise ValueError(
-            f"each of {len(checked)} texts has a label of its own; give some in common"
+            f"each of {len(checked)} texts has a different label; some must share a label"
         )
     return checked
 
@@ -311,7 +310,7 @@ def _number(path: Path, told: str) -> float:
     try:
         return float(told)
     except ValueError:
-        raise ValueError(f"{path} has the score {told!r}, which is no number") from None
+        raise ValueError(f"{path} has the score {told!r}, which is not a number") from None
 
 
 # -------------------------------------------------------------------------------------- the scores

@@ -162,8 +162,8 @@ def encode_mixed(
     prompt_names = [None] * len(texts) if prompt_names is None else prompt_names
     if not len(texts) == len(tasks) == len(prompt_names):
         raise ValueError(
-            f"{len(texts)} texts, {len(tasks)} tasks and {len(prompt_names)} prompt names must be "
-            f"as many"
+            f"{len(texts)} texts, {len(tasks)} tasks and {len(prompt_names)} prompt names: give "
+            f"one task and one prompt name for each text"
         )
     named = [Blend(task) if isinstance(task, Mapping) else task for task in tasks]
     how = {
@@ -275,10 +275,10 @@ def head_vectors(
 def checked_texts(texts: Sequence[str]) -> list[str]:
     """A list of texts; an error says what else was given, and names the first that is no text."""
     if isinstance(texts, str):
-        raise ValueError(f"texts must be a list; put the one text into one: [{texts[:60]!r}]")
+        raise ValueError(f"texts must be a list, not one text; write [{texts[:60]!r}]")
     if isinstance(texts, bytes | Mapping | Set) or hasattr(texts, "columns"):
         raise ValueError(
-            f"texts must be a list of str, not {type(texts).__name__}; of a table pass one column"
+            f"texts must be a list of str, not {type(texts).__name__}; pass one column of a table"
         )
     texts = list(texts)
     check_texts(texts)

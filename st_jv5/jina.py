@@ -198,7 +198,7 @@ def _read(source: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
         raise ValueError(f"{source} has no adapters/<task>/{CONFIG_FILE}")
     for name in names:
         if not TASK_NAME.fullmatch(name):
-            raise ValueError(f"{source}/adapters has {name!r}, which can be no task's name")
+            raise ValueError(f"{source}/adapters has {name!r}, which cannot be the name of a task")
         if not (source / "adapters" / name / WEIGHTS_FILE).is_file():
             raise ValueError(f"{source}/adapters/{name} has no {WEIGHTS_FILE}")
     names.sort(key=lambda name: list(TASKS).index(name) if name in TASKS else len(TASKS))

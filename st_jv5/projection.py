@@ -226,7 +226,7 @@ def fit_projection(
     """
     width = model.get_embedding_dimension()
     if len(texts) <= width:
-        raise ValueError(f"{len(texts)} texts cannot fit {width} dims; pass more")
+        raise ValueError(f"{len(texts)} texts are too few to fit {width} dims; pass more")
     teacher = store.gather(store.rows(texts))
     student = model.encode(
         list(texts), task="base", prompt_name=prompt_name, convert_to_tensor=True

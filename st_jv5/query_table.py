@@ -262,7 +262,9 @@ def _of_documents(model: SentenceTransformer, task: TaskName | None) -> Sentence
         usual = "retrieval" if router.tasks else BASE
         return merge_task(model, usual if task is None else task)
     if task is not None:
-        raise ValueError(f"a model of {type(router).__name__} knows no task, so not {task!r}")
+        raise ValueError(
+            f"a model of {type(router).__name__} has no tasks; leave out task={task!r}"
+        )
     return model
 
 

@@ -79,7 +79,9 @@ def rotate(
     router = model[0]
     ours = isinstance(router, AdapterRouter)
     if tasks is not None and not ours:
-        raise ValueError(f"a model of {type(router).__name__} has no tasks, so not {list(tasks)}")
+        raise ValueError(
+            f"a model of {type(router).__name__} has no tasks; leave out tasks={list(tasks)}"
+        )
     if ours:
         _check_projection(router)
     sides = _sides(texts_or_pairs)

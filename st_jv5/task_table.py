@@ -140,8 +140,8 @@ def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
         prompts_of[known or texts[0]] = query
         if known is None:
             logger.warning(
-                "no name among the columns %s tells which one is the query: %r is read behind %r, "
-                "the others behind %r; name it query, or give prompts by column",
+                "no name among the columns %s shows which one is the query: %r gets the prompt %r, "
+                "the others get %r; rename the query column to query, or set prompts by column",
                 *(texts, texts[0], query, document),
             )
     return prompts_of

@@ -165,7 +165,7 @@ def _object(path: Path, place: str, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, {place}: no JSON: {error}") from error
+        raise ValueError(f"{path}, {place}: not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}, {place}: a row must be an object, not {line.strip()[:80]!r}")
     return found
@@ -179,7 +179,7 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
     try:
         rows = json.loads("".join(_lines(path)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     for row, found in enumerate(rows):
         if not isinstance(found, dict):
             raise ValueError(f"row {row} of {path} must be an object, not {str(found)[:80]!r}")

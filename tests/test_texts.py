@@ -64,7 +64,7 @@ X = '{"text": "x"}\n'
         ("a.jsonl", X + '["y"]\n', r"a.jsonl, line 2: a row must be an object"),
         ("a.jsonl", "[" * 100_000, r"a.jsonl, line 1: no JSON"),
         ("a.json", '[{"text": "x"}, 3]', r"row 1 of .*a.json must be an object, not '3'"),
-        ("a.json", '[{"text": "x"}', r"a.json is no JSON"),
+        ("a.json", '[{"text": "x"}', r"a.json is not JSON"),
         ("a.jsonl", X + '{"text": "\\ud800"}\n', r"row 1 of .*'text' must be whole Unicode"),
         ("a.csv", "id,text\n1,x\n,y\n", r"row 1 of .*a.csv: 'id' must be a text, not blank"),
         ("a.csv", "id,text\n1,x\n2,y,z\n", r"row 1 of .*a.csv \(line 3\) has 3 fields"),

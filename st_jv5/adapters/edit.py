@@ -150,7 +150,7 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
         raise ValueError("no task to train")
     adapters = [] if names == [BASE] else [router.resolve(asked) for asked in names]
     if None in adapters:
-        raise ValueError(f"{names} cannot be trained together: the base is no adapter")
+        raise ValueError(f"{names} cannot be trained together: the base is not an adapter")
     with router.registry.changing:  # other threads may add adapters or remove them
         for parameter in router.model.parameters():
             parameter.requires_grad_(False)

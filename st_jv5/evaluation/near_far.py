@@ -331,9 +331,7 @@ def near_far_parts(
         by_kind: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for task in tasks:
             by_kind[known.get(task, "not known"),].append(task)
-        unknown = (
-            "Near and far are not told apart: what was trained on is not known (--trained-on)."
-        )
+        unknown = "Near and far are not separated: nothing says what was trained on (--trained-on)."
         table = groups_table(scores, ["kind of text"], by_kind, labels, list(models), began)
         return [unknown, table]
     groups = near_and_far(tasks, kinds)

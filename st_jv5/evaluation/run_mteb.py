@@ -98,7 +98,7 @@ def own_files(files: Sequence[str]) -> list[AbsTask]:
     for file in files:
         made = file_tasks(file)
         for told in made.left_out:
-            print(f"not asked: {told}", file=sys.stderr)
+            print(f"left out: {told}", file=sys.stderr)
         found += made.tasks
     return found
 

@@ -116,9 +116,9 @@ def _told(metadata: str, path: str | Path) -> dict[str, Any]:
         texts = [header["task"], header["base_sha256"], header["prompts"]["document"]]
         texts += [*header["prompts"].values(), *header["aliases"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} has a header of ours that cannot be read: {error!r}") from error
+        raise ValueError(f"{path} has an st_jv5 header that cannot be read: {error!r}") from error
     if not all(isinstance(text, str) for text in texts) or not TASK_NAME.fullmatch(header["task"]):
-        raise ValueError(f"{path} has a header of ours that is none: {metadata[:80]}")
+        raise ValueError(f"{path} has an st_jv5 header that is not valid: {metadata[:80]}")
     check_plain(path, header)
     found: dict[str, Any] = header
     return found
@@ -175,4 +175,4 @@ def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
             continue
         # One pass that makes no tensor as large; a number that is none comes through both.
         if not all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach())):
-            raise ValueError(f"{path}: {name} has a number that is infinite or none")
+            raise ValueError(f"{path}: {name} has a number that is infinite or NaN")

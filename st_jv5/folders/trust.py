@@ -117,8 +117,8 @@ def contents_of(folder: str | Path) -> Contents:
             members.append(name)
         elif READ_BY_OTHERS.fullmatch(name) and not TRAINER_FILES.fullmatch(path.name):
             raise ValueError(
-                f"{path} is no part of an st_jv5 model, but a library would read it in place of "
-                f"what is, some kinds by running code; remove it"
+                f"{path} is not part of an st_jv5 model, but a library would read it in place of "
+                f"the model's own files, and some kinds run code; remove it"
             )
         else:
             strangers.append(name)
@@ -131,7 +131,7 @@ def warn_of_others(folder: str | Path, contents: Contents) -> None:
     if strange:
         shown = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
         logger.warning(
-            "%s holds %d files that are no part of a model of st_jv5 and are not read: %s",
+            "%s holds %d files that are not part of an st_jv5 model and are not read: %s",
             folder,
             len(strange),
             shown,
@@ -231,7 +231,7 @@ def _check_widths(
         )
     info = folder / "projection.json"
     if info.exists() != (folder / "projection.safetensors").exists():
-        raise ValueError(f"{folder} has one of projection.json and projection.safetensors alone")
+        raise ValueError(f"{folder} has only one of projection.json and projection.safetensors")
     if info.exists():
         stated = check_projection(info, shapes_of(folder / "projection.safetensors"))
         if stated["student_dim"] != width:
@@ -282,7 +282,9 @@ def check_stock(folder: str | Path) -> None:
         elif path.name.endswith(".safetensors.index.json"):
             for shard in set(index_map(path).values()):
                 if "/" in shard or not is_within(shard) or not shard.endswith(".safetensors"):
-                    raise ValueError(f"{path} names the shard {shard[:80]!r}, which is none")
+                    raise ValueError(
+                        f"{path} names the shard {shard[:80]!r}, which is not the name of a file"
+                    )
 
 
 def check_stock_settings(path: str | Path) -> None:

@@ -162,7 +162,7 @@ class CompositeLoss(nn.Module):
         if self.step is None and weight.start != weight.end:
             raise ValueError(
                 f"the weight of {name!r} goes from {weight.start} to {weight.end}, but the loss is "
-                f"not told the step; train with st_jv5.AdapterTrainer, or give a constant weight"
+                f"not given the step; train with st_jv5.AdapterTrainer, or give a constant weight"
             )
         return weight.at(self.step or 0)
 

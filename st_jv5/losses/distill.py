@@ -84,7 +84,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         got = (chosen.student_dim, chosen.teacher_dim, chosen.placement, chosen.own_map_dims)
         if got != asked:
             raise ValueError(
-                f"the projection at hand is {_described(*got)}, but {_described(*asked)} is "
+                f"the model's projection is {_described(*got)}, but {_described(*asked)} is "
                 f"needed; drop the old one with model[0].projection = None"
             )
         self.projection = chosen.to(model.device, F.wide(chosen.linear.weight.dtype))
@@ -107,7 +107,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         vectors = teacher_vectors(labels, self.store, embeddings[0].device)
         if vectors.shape[1] > len(embeddings):
             raise ValueError(
-                f"labels name {vectors.shape[1]} columns, but the batch has {len(embeddings)}"
+                f"labels are for {vectors.shape[1]} columns, but the batch has {len(embeddings)}"
             )
         total = embeddings[0].new_zeros(())
         for student, teacher in zip(embeddings, vectors.unbind(dim=1), strict=False):

@@ -62,7 +62,7 @@ def embed_columns(
                 "mini_batch_size and mini_batch_tokens cannot cut columns that are flattened into "
                 "one row: leave them out, load the model with "
                 "model_kwargs={'attn_implementation': 'sdpa'}, or train with AdapterTrainer, which "
-                "has its batches padded"
+                "pads its batches"
             )
         return [next(forwards)(dict(column))["sentence_embedding"] for column in columns]
     layout = Layout.of(columns)

@@ -682,9 +682,9 @@ class AdapterRouter(Transformer):
         """Write backbone, tokenizer, adapters, projection and ``st_jv5.json``."""
         if isinstance(self.default_task, Mapping):
             raise ValueError(
-                f"the default task is a blend, {dict(self.default_task)}, and a saved model names "
-                f"an adapter there; make it one with st_jv5.blend_tasks and set model[0]."
-                f"default_task to its name, or to None"
+                f"the default task is a blend, {dict(self.default_task)}, but a saved model "
+                f"must name an adapter; make the blend one with st_jv5.blend_tasks and set "
+                f"model[0].default_task to its name, or to None"
             )
         folder = Path(output_path)
         base_sha256 = self.base_sha256()
@@ -850,8 +850,8 @@ def _local(name: str, settings: Mapping[str, Any]) -> Path:
 def _check_type(task: object) -> None:
     if not isinstance(task, str | Mapping | None):
         raise ValueError(
-            f"a task is a name, or a blend's weights by task, not {task!r:.80}; texts with a task "
-            f"each are for st_jv5.encode_mixed"
+            f"a task is a name, or a blend's weights by task, not {task!r:.80}; for texts with "
+            f"different tasks use st_jv5.encode_mixed"
         )
 
 

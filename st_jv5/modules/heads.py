@@ -123,7 +123,7 @@ def head_of(model: Any, task: Any, mode: str) -> str:
     name = model[0].resolve(task) or BASE
     if name != BASE and name not in heads.maps:
         raise ValueError(
-            f"{name!r} has no head; those that have: {', '.join([*heads.tasks, BASE])}. A blend "
+            f"{name!r} has no head; tasks with a head: {', '.join([*heads.tasks, BASE])}. A blend "
             f"has none; fit a task's with st_jv5.fit_heads(model, texts)"
         )
     return str(name)

@@ -80,7 +80,9 @@ class MatryoshkaTruncate(Module):
         turned = model is not None and rotation_in(model) is not None  # its order is its own
         if trained and not turned and dim not in (*trained, width) and dim not in self._warned:
             self._warned.add(dim)
-            logger.warning("dim %d was not trained; this model has %s", dim, list(trained))
+            logger.warning(
+                "dim %d was not trained; this model was trained at %s", dim, list(trained)
+            )
         return dim
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:

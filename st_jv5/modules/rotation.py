@@ -55,7 +55,7 @@ class Rotation(InFloat32, Dense):
                 f"{source} is {tuple(self.weight.shape)}, and the embeddings have {self.dim} dims"
             )
         if not is_orthogonal(self.weight):
-            raise ValueError(f"{source} is no orthogonal matrix: it would change the cosines")
+            raise ValueError(f"{source} is not an orthogonal matrix: it would change the cosines")
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Replace ``features["sentence_embedding"]`` ``(n, dim)``, in float32."""

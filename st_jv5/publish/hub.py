@@ -68,7 +68,9 @@ def publish(
         ValueError: ...'no name'...
     """
     if not REPOSITORY.fullmatch(repo_id):
-        raise ValueError(f"{repo_id!r} is no repository's name; it must be organisation/name")
+        raise ValueError(
+            f"{repo_id!r} is not the name of a repository; it must be organisation/name"
+        )
     lines = self_test(folder)
     with tempfile.TemporaryDirectory() as merged:
         repositories = {repo_id: _files(Path(folder), repo_id)}
@@ -90,9 +92,7 @@ def publish(
                 api.create_repo(name, private=private, exist_ok=True)
                 lines.append(_send(api, _compare(api, name, files)))
             except Exception as error:  # the client's kinds are many, and change
-                raise ConnectionError(
-                    f"{name}: {error}; the same call goes on from what has arrived"
-                ) from error
+                raise ConnectionError(f"{name}: {error}; call it again to continue") from error
     return lines
 
 

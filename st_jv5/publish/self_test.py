@@ -78,7 +78,7 @@ def self_test(folder: str | Path) -> list[str]:
     found = check_folder(folder)
     lines = [f"files: {len(found.members)}, no pickle, no code, no path that leaves the folder"]
     if found.others:
-        lines.append(f"left out, no part of a model: {', '.join(found.others)}")
+        lines.append(f"left out, not part of a model: {', '.join(found.others)}")
     check_private(folder)
     lines.append("text: no path of this machine, no key")
     model = SentenceTransformer(str(folder))
@@ -157,8 +157,8 @@ def _try_task(model: SentenceTransformer, task: str) -> Iterator[str]:
     if len(same):
         one, other = same[0]
         raise ValueError(
-            f"{task}: the texts {texts[one][:40]!r} and {texts[other][:40]!r} have one vector; "
-            f"tokenizer.json does not tell words apart, or the weights do not"
+            f"{task}: the texts {texts[one][:40]!r} and {texts[other][:40]!r} have the same "
+            f"vector; tokenizer.json does not distinguish words, or the weights do not"
         )
     yield "different texts apart"
     alone = np.concatenate([encode(model, [text], task=task) for text in texts])

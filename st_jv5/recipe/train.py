@@ -270,7 +270,8 @@ def rows_here(phase: Phase, batch_size: int) -> int:
     rows, left = divmod(batch_size * phase.devices, WORLD_SIZE)
     if left:
         raise RecipeError(
-            f"a step's {phase.devices} x {batch_size} rows do not fall into {WORLD_SIZE} processes"
+            f"a step's {phase.devices} x {batch_size} rows cannot be shared among "
+            f"{WORLD_SIZE} processes"
         )
     return rows
 
@@ -343,8 +344,8 @@ def fit(
     """
     if phase.fit_projection <= (width := student.get_embedding_dimension()):
         raise RecipeError(
-            f"fit_projection: {phase.fit_projection} texts cannot fit {width} dims; ask for more, "
-            f"or for 0: no fit"
+            f"fit_projection: {phase.fit_projection} texts are too few to fit {width} dims; "
+            f"ask for more, or for 0: no fit"
         )
     most = student.max_seq_length
     texts = drawn_texts(run, phase, phase.fit_projection, most)

@@ -209,7 +209,7 @@ class Service:
             if vectors.done():
                 return vectors.result()
             if gone.done():
-                raise ApiError(GONE, "the client went away", code="gone")
+                raise ApiError(GONE, "the client disconnected", code="gone")
             told = f"no vectors within {self.limits.timeout_seconds:g} s; send fewer texts at once"
             raise ApiError(503, told, code="timeout", headers={"Retry-After": "1"})
         except NotFiniteError as error:

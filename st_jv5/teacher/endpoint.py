@@ -176,7 +176,7 @@ class EndpointTeacher:
             cause = error.__cause__ if isinstance(error.__cause__, RefusedError) else error
             problem = (
                 f"did not answer within {self.timeout_seconds:g} s, {self.retries + 1} times: "
-                f"{cause}; what is stored stays, run again to go on"
+                f"{cause}; what is stored is kept; run it again to continue"
             )
         except (RefusedError, ValueError) as error:
             problem = f"{error} ({about})"
@@ -194,7 +194,7 @@ class EndpointTeacher:
         try:
             answer = json.loads(raw)
         except (ValueError, RecursionError):
-            raise RefusedError(f"gave no JSON, but {raw[:60]!r}") from None
+            raise RefusedError(f"sent no JSON, but {raw[:60]!r}") from None
         data = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
             raise RefusedError("gave an answer without a list of vectors under 'data'")
@@ -220,7 +220,7 @@ def _bounded(self: Any) -> Iterator[bytes]:
     for part in self.parts:
         size += len(part)
         if size > self.most:
-            raise RefusedError(f"gave more than {self.most} bytes, and no end of them")
+            raise RefusedError(f"gave more than {self.most} bytes without an end")
         if time.monotonic() - begin > self.seconds:
             raise RefusedError(f"took more than {self.seconds:g} s for an answer that it had begun")
         yield part

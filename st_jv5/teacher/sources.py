@@ -97,7 +97,10 @@ class LocalTeacher:
         self.settings = (revision, pooling, dtype, autocast, device)
         self._model = None if isinstance(model, str) else model
         if self._model is not None and (revision, pooling, dtype, device) != ("", "", None, None):
-            raise ValueError("revision, pooling, dtype and device are for a model to be loaded")
+            raise ValueError(
+                "revision, pooling, dtype and device apply only to a model that is still to be "
+                "loaded"
+            )
         self.autocast = autocast
 
     def __reduce__(self) -> Any:

@@ -284,9 +284,9 @@ class AdapterTrainer(SentenceTransformerTrainer):
         for name, parameter in self._trained():
             if parameter.dtype != wide(parameter.dtype):
                 raise ValueError(
-                    f"{name} would learn in {str(parameter.dtype).removeprefix('torch.')}, where "
-                    f"most steps are rounded away. Make it float32 (loss.float() makes all), and "
-                    f"run the forwards in bfloat16 with bf16=True in the training arguments"
+                    f"{name} would be trained in {str(parameter.dtype).removeprefix('torch.')}, "
+                    f"where most steps are rounded away. Make it float32 (loss.float() makes all), and "
+                    f"run the forward passes in bfloat16 with bf16=True in the training arguments"
                 )
 
     @property
@@ -457,7 +457,9 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"{self.args.output_dir} has no whole checkpoint to resume from")
+                raise ValueError(
+                    f"{self.args.output_dir} has no complete checkpoint to resume from"
+                )
         if resume_from_checkpoint:
             self._check_resumes(Path(str(resume_from_checkpoint)), resume_anyway)
         self._check_precision()  # bf16_full_eval leaves the model in bfloat16
@@ -474,12 +476,13 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if changed and not anyway:
             lines = "\n  ".join(changed.values())
             raise CannotResumeError(
-                f"from {checkpoint} these would go on as another run:\n  {lines}\nSet them back, "
-                f"begin anew in another output_dir, or train(resume_anyway=True)"
+                f"{checkpoint} cannot be resumed: with these differences it would be another run:"
+                f"\n  {lines}\nSet them back, begin again in another output_dir, or call "
+                f"train(resume_anyway=True)"
             )
         if changed:
             lines = "; ".join(changed.values())
-            logger.warning("%s: goes on as another run: %s", checkpoint, lines)
+            logger.warning("%s: continues with other settings: %s", checkpoint, lines)
         files = [f"adapters/{name}/adapter_model.safetensors" for name in self.adapters]
         if self.adapters and self._trained_projection() is not None:
             files.append(PROJECTION_FILE)

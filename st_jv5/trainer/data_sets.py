@@ -53,7 +53,7 @@ def _prompts(
     if not isinstance(tasks, str) and name not in tasks:
         if not name:
             raise ValueError("tasks by data set need a DatasetDict to train on")
-        raise ValueError(f"tasks: the data set {name!r} has none")
+        raise ValueError(f"tasks has no task for the data set {name!r}")
     task = tasks if isinstance(tasks, str) else tasks[name]
     router = router_of(model)
     known = None if task == BASE else router.resolve(task)

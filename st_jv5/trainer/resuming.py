@@ -188,13 +188,13 @@ def check_state(checkpoint: Path) -> None:
         step = read_json(file).get("global_step")
     except ValueError as error:
         raise CannotResumeError(
-            f"{checkpoint} is no whole checkpoint ({error}; it is the last file of one to be "
-            f"written); st_jv5.trainer.last_checkpoint finds the last whole one"
+            f"{checkpoint} is not a complete checkpoint ({error}; it is the last file of one to be "
+            f"written); st_jv5.trainer.last_checkpoint finds the last complete one"
         ) from error
     if not isinstance(step, int):
         raise CannotResumeError(
-            f"{checkpoint} is no whole checkpoint ({file} has no global_step); "
-            f"st_jv5.trainer.last_checkpoint finds the last whole one"
+            f"{checkpoint} is not a complete checkpoint ({file} has no global_step); "
+            f"st_jv5.trainer.last_checkpoint finds the last complete one"
         )
 
 

@@ -57,7 +57,7 @@ def convert(
             f"{BASE!r}"
         )
     if found.precision == "binary":
-        raise ValueError(f"{found.path}: binary vectors say too little to be converted")
+        raise ValueError(f"{found.path}: binary vectors hold too little to be converted")
     if missing := found.missing():
         raise ValueError(f"{found.path}: {len(missing)} of {found.shards} shards are not written")
     loaded = model_of(found, model)

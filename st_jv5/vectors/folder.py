@@ -168,7 +168,7 @@ class VectorFolder:
         if ranges.shape != (2, self.dim) or ranges.dtype != np.float32:
             raise ValueError(f"{path} has {ranges.dtype} {ranges.shape}, not (2, {self.dim})")
         if not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():
-            raise ValueError(f"{path} has ranges that are none: NaN, or beginning above their end")
+            raise ValueError(f"{path} has invalid ranges: NaN, or a least value above the largest")
         return ranges
 
     def write_ranges(self, ranges: Array) -> None:

@@ -183,10 +183,12 @@ def _route(
     router = model[0]
     if not isinstance(router, AdapterRouter):
         if task is not None:
-            raise ValueError(f"a model of {type(router).__name__} knows no task, so not {task!r}")
+            raise ValueError(
+                f"a model of {type(router).__name__} has no tasks; leave out task={task!r}"
+            )
         if mode is not None:
             raise ValueError(
-                f"a model of {type(router).__name__} has no heads, so no mode {mode!r}"
+                f"a model of {type(router).__name__} has no heads; leave out mode={mode!r}"
             )
         return None, prompt or ""
     adapter = router.resolve(task) or BASE
@@ -225,7 +227,7 @@ def _in_processes(work: Work, todo: Sequence[int], count: int, gpus: int, bar: P
                     if worker.exitcode not in (None, 0):
                         raise ValueError(
                             f"a worker ended with exit code {worker.exitcode} (-9: it was killed, "
-                            f"perhaps for memory); the same command goes on"
+                            f"perhaps for memory); run it again to continue"
                         ) from None
                 continue
             if what == "error":

@@ -188,9 +188,9 @@ def test_what_cannot_be_read_is_named_by_set_file_and_place(name, content, said,
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("faq.jsonl", r"no file .*{folder}/faq.jsonl; a path is seen from the recipe's folder"),
+        ("faq.jsonl", r"no file .*{folder}/faq.jsonl; paths are relative to the recipe's folder"),
         ("~/none.jsonl", rf"no file {os.path.expanduser('~')}/none.jsonl"),
-        ("none/*.jsonl", r"no file fits .*{folder}/none/\*.jsonl"),
+        ("none/*.jsonl", r"no file matches .*{folder}/none/\*.jsonl"),
         ("empty", r"the folder .*{folder}/empty has no file to read; a file must end with"),
         (("a.parquet", "b.jsonl"), r"parquet beside files of other kinds: a.parquet, b.jsonl"),
         ("org/set", r"data_sets.own.columns is missing: of a data set on the Hub"),

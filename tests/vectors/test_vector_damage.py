@@ -103,8 +103,8 @@ SHARDS = [
 
 OTHERS = [
     ("parquet/ranges.npy", flip(150 * 8), "ranges.npy .* checksum"),
-    ("parquet/ranges.npy", resave(lambda r: r * np.nan), "ranges that are none"),
-    ("parquet/ranges.npy", resave(lambda r: r[::-1]), "ranges that are none"),
+    ("parquet/ranges.npy", resave(lambda r: r * np.nan), "invalid ranges"),
+    ("parquet/ranges.npy", resave(lambda r: r[::-1]), "invalid ranges"),
     ("parquet/ranges.npy", resave(lambda r: r[:, :4]), r"not \(2, 16\)"),
     ("parquet/ranges.npy", Path.unlink, "ranges.npy cannot be read"),
 ]

@@ -283,7 +283,7 @@ def test_bad_settings_are_named_before_any_work(saved, documents, tmp_path):
 def test_a_stock_model_encodes_without_a_task(documents, tmp_path):
     folder = encode_corpus(MINILM, Corpus(documents, "text"), tmp_path / "vectors", max_tokens=16)
     assert (folder.manifest["task"], folder.dim) == (None, 384)
-    with pytest.raises(ValueError, match=r"a model of Transformer knows no task"):
+    with pytest.raises(ValueError, match=r"a model of Transformer has no tasks"):
         encode_corpus(MINILM, Corpus(documents, "text"), tmp_path / "other", task="retrieval")
 
 

@@ -167,5 +167,5 @@ def _check_shape(role: str, column: str, values: Sequence[Any]) -> None:
     if isinstance(inner, dict | list) and not (lists and inner == []):
         raise ValueError(
             f"has {value!r:.60} in column {column!r}, row {row} (counted from 0), as {role}; "
-            f"wanted is a text{', or a list of texts' if lists else ''}"
+            f"it must be a text{', or a list of texts' if lists else ''}"
         )

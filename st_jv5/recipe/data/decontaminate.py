@@ -61,7 +61,7 @@ def read_hashes(path: str | Path) -> frozenset[int]:
         raise RecipeError(f"decontaminate: {error}; st-jv5 decontaminate writes it") from error
     body = content.removeprefix(MAGIC)
     if len(body) == len(content) or len(body) % 8:
-        raise RecipeError(f"decontaminate: {path} is no whole list of st-jv5 decontaminate")
+        raise RecipeError(f"decontaminate: {path} is not a complete list of st-jv5 decontaminate")
     return frozenset(struct.unpack(f"<{len(body) // 8}Q", body))
 
 

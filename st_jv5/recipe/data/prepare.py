@@ -208,7 +208,9 @@ class _Preparation:
             tables = self._tables(self._order())
             self.counts["taken"] = write_tables(folder / "rows.arrow", map(hashed, tables))
         if not self.counts["taken"]:
-            raise self.error(f"{self.spec.named}: kind {self.spec.kind} makes no row of its texts")
+            raise self.error(
+                f"{self.spec.named}: kind {self.spec.kind} gives no row from its texts"
+            )
         if self.held:
             self.counts["held_out"] = min(self.spec.held_out, self.counts["shared"])
             self.counts["shared"] -= self.counts["held_out"]
@@ -377,7 +379,7 @@ class _Preparation:
                     file, row = self.source.place(row)
                     raise self.error(
                         f"column {column!r} of {file} holds {value!r:.80} in row {row} (counted "
-                        f"from 0), which is no score; a score is a number"
+                        f"from 0), which is not a score; a score is a number"
                     ) from error
             raise self.error(f"column {column!r} of {self.spec.named}: {error}") from error
         finite = pc.if_else(pc.is_finite(found), found, pa.scalar(None, pa.float64()))

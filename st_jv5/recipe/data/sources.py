@@ -42,13 +42,15 @@ def files_of(name: str, spec: DataSet) -> list[Path]:
             nothing = f"the folder {place} has no file to read; a file {WANTED}"
         elif place.exists() or not set("*?[") & set(path):
             own = [place] if place.is_file() else []
-            nothing = f"no file {place}; a path is seen from the recipe's folder, or data_folder"
+            nothing = (
+                f"no file {place}; paths are relative to the recipe's folder, or to data_folder"
+            )
         else:
             folder = glob.escape(spec.folder)
             pattern = str(Path(folder, Path(path).expanduser()))
             own = sorted(Path(one) for one in glob.glob(pattern, recursive=True))
             own = [one for one in own if one.is_file()]
-            nothing = f"no file fits {place}"
+            nothing = f"no file matches {place}"
         if not own:
             raise RecipeError(f"data_sets.{name}.path: {nothing}")
         found += own

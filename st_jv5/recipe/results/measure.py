@@ -216,14 +216,14 @@ def check_beside(run: Run) -> None:
         for label in labels:
             if label in taken or Path(label).name != label:
                 raise RecipeError(
-                    f"evaluation.{setting}: {label!r} is taken, or no name of a folder"
+                    f"evaluation.{setting}: {label!r} is used already, or cannot be a folder's name"
                 )
             taken.add(label)
     for name, weights in evaluation.blends.items():
         try:
             check_task_name(name)
         except ValueError as error:
-            told = f"evaluation.blends: {name!r} is no name for an adapter: {error}"
+            told = f"evaluation.blends: {name!r} cannot be the name of an adapter: {error}"
             raise RecipeError(told) from error
         try:
             worth = any(Blend(weights).values())
@@ -300,7 +300,7 @@ def validation_means(
     """
     tasks = tasks_to_choose_by(run, task)
     if not tasks:
-        raise ValueError(f"no validation task is one of {task}")
+        raise ValueError(f"no validation task belongs to {task}")
     if task != BASE:
         told = [t for t in tasks if labels_are_new(t.metadata.name, run.labels) is False]
         tasks = [one for one in tasks if one not in told] or told
