@@ -285,8 +285,8 @@ class AdapterTrainer(SentenceTransformerTrainer):
             if parameter.dtype != wide(parameter.dtype):
                 raise ValueError(
                     f"{name} would be trained in {str(parameter.dtype).removeprefix('torch.')}, "
-                    f"where most steps are rounded away. Make it float32 (loss.float() makes all), and "
-                    f"run the forward passes in bfloat16 with bf16=True in the training arguments"
+                    f"where most steps are rounded away. Make it float32 (loss.float() makes all), "
+                    f"and run the forward passes in bfloat16 with bf16=True in the arguments"
                 )
 
     @property

@@ -116,7 +116,7 @@ def test_rows_held_out_are_measured_beside_the_start_and_the_teacher(
         "Reproduce: `st-jv5 train own.yaml` with st-jv5",
     ):
         assert words in card, words
-    assert "| labels | | told | told |" in card
+    assert "| labels | | seen | seen |" in card
 
 
 def test_rows_of_a_set_that_no_phase_trains_on_are_far(backbones, tmp_path):
