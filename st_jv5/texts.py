@@ -54,7 +54,7 @@ def read_tables(path: str | Path, columns: Sequence[str] | None = None) -> Itera
     """A file's rows, :data:`READ_ROWS` at a time, in memory that does not grow (but of ``.json``).
 
     Values are as in the file: those of .csv and .tsv are all texts, ``NA`` and ``007`` too. A .txt
-    has a column ``text``, a row a line; a byte order mark is no part of a text.
+    has a column ``text``, one row per line; a byte order mark is not part of a text.
 
     Args:
         path: A .txt, .parquet, .jsonl, .json, .csv or .tsv file; all but .parquet also packed, as

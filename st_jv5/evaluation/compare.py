@@ -21,7 +21,7 @@ SETTINGS = ("dim", "precision", "max_tokens")
 
 
 def read_runs(folders: Sequence[str]) -> dict[str, dict[str, Row]]:
-    """Name -> task -> its main row; names are as short as tells them apart."""
+    """Name -> task -> its main row; names are as short as they can be while they differ."""
     runs: dict[str, dict[str, Row]] = {}
     for folder in folders:
         parts = Path(folder).parts

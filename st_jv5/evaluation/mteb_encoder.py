@@ -66,7 +66,7 @@ RETRIEVAL_TYPES = frozenset(
 COMPARED_TYPES = RETRIEVAL_TYPES | {"STS"}
 """Types that are scored at every precision; the others train something on the vectors."""
 RESCORED = 40
-"""Documents per query that ``binary-rescored`` ranks anew: four times nDCG@10's ten."""
+"""Documents per query that ``binary-rescored`` ranks again: four times nDCG@10's ten."""
 
 
 class MTEBEncoder(AbsEncoder):

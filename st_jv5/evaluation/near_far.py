@@ -56,12 +56,12 @@ class About(NamedTuple):
 def labels_are_new(
     task: str, trained_on: Mapping[str, Collection[str]], own: Mapping[str, About] | None = None
 ) -> bool | None:
-    """Whether a model has been told none of a task's labels; None: the task asks for no labels.
+    """Whether a model was trained on none of a task's labels; None: the task has no labels.
 
     Args:
         task: A classification or clustering task of either split.
         trained_on: Kind of text -> the labels of it that were trained on.
-        own: Tasks of one's own rows.
+        own: Tasks of your own rows.
 
     Example:
         >>> labels_are_new("TopicClustering", {"wikipedia": ["Arts"]})
@@ -79,7 +79,7 @@ def labels_are_new(
 
 
 def kinds_of(tasks: Iterable[str], own: Mapping[str, About] | None = None) -> str:
-    """The kinds of text of tasks, for people; ``own`` has those of one's own rows."""
+    """The kinds of text of tasks, for people; ``own`` has those of your own rows."""
     kinds = text_kinds() | {task: about.text_kind for task, about in (own or {}).items()}
     return ", ".join(sorted({kinds.get(task, "a kind not known") for task in tasks}))
 
@@ -201,7 +201,7 @@ def groups_table(
         heads: Over the parts of a group's name.
         groups: Name in parts -> tasks; those without are left out.
         labels: Who -> its name in the table; a column each.
-        models: Those whose difference to the start is told.
+        models: Models whose difference to the start is shown.
         start: Who is the model that training began with, if it was measured.
     """
     header = [*heads, "tasks", *labels.values()]
@@ -238,7 +238,7 @@ def by_family(groups: Groups, types: Mapping[str, str]) -> dict[tuple[str, ...],
 
 
 class Said(NamedTuple):
-    """A sentence, and whether it tells that training hurt."""
+    """A sentence, and whether it says that training hurt."""
 
     text: str
     is_worse: bool = False
@@ -295,7 +295,7 @@ def in_words(
 
 
 def trained_on(model: str) -> tuple[str, ...]:
-    """The kinds of text that a recipe's run trained on, told beside its folder ``model``."""
+    """The kinds of text that a recipe's run trained on, as recorded beside its folder ``model``."""
     told = Path(model).parent / "run.json"
     return tuple(read_json(told).get("text_kinds", ())) if told.is_file() else ()
 
@@ -306,7 +306,7 @@ def near_far_parts(
     start: str = "",
     resamples: int = 1000,
 ) -> list[Part]:
-    """Near and far means of records; by kind of text, where nothing tells near from far.
+    """Near and far means of records; by kind of text if near and far are not known.
 
     Args:
         runs: Name -> task -> row; of tasks that all have.

@@ -1,4 +1,4 @@
-"""mteb tasks over rows of one's own: the held-out part of a data set, or a file.
+"""mteb tasks over rows of your own: the held-out part of a data set, or a file.
 
 ===============  ==================  ==============================================================
 rows             mteb type           asked
@@ -47,8 +47,8 @@ Row = Mapping[str, Any]
 """Role -> text, label or score."""
 
 DISTRACTORS = 10_000
-"""Documents for training that a query's own is told from (our choice): with more a score is lower,
-and takes longer."""
+"""Number of training documents among which a query must find its own (our choice): with more,
+scores are lower and take longer."""
 MOST_READ = 100_000
 """Rows for training that are read for texts of each label."""
 MOST_ROWS = 10_000
@@ -60,7 +60,7 @@ LANGUAGE = "und-Latn"
 
 
 class Own(Local):
-    """A task of one's own rows."""
+    """A task of your own rows."""
 
     def __init__(self, data: Any, labels: Collection[str] = ()) -> None:
         self.data = data

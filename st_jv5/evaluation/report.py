@@ -160,7 +160,7 @@ def settings_parts(record: dict[str, Any]) -> list[Part]:
 def near_far(
     record: dict[str, Any], rows: dict[str, Row], kinds: Sequence[str], start: str
 ) -> list[Part]:
-    """A record's near and far means; ``kinds`` empty: those that a recipe's run has told."""
+    """A record's near and far means; ``kinds`` empty: those that a recipe's run recorded."""
     model = record["model"]
     return near_far_parts({model: rows}, kinds or trained_on(model), start)
 
@@ -191,7 +191,7 @@ def run_page(record: dict[str, Any], beside_scores: Sequence[Part] = ()) -> Page
 
 
 def write_report(args: Namespace) -> None:
-    """Write the page of a record anew, as the arguments of ``st-jv5 report`` say.
+    """Write the page of a record again, as the arguments of ``st-jv5 report`` say.
 
     Args:
         args: Parsed by :mod:`st_jv5.commands.evaluation`.

@@ -93,7 +93,7 @@ def run_mteb(args: Namespace) -> None:
 
 
 def own_files(files: Sequence[str]) -> list[AbsTask]:
-    """The tasks of files; what cannot be asked of one is told."""
+    """The tasks of files; what cannot be asked of a file is printed."""
     found: list[AbsTask] = []
     for file in files:
         made = file_tasks(file)

@@ -125,7 +125,7 @@ def _told(metadata: str, path: str | Path) -> dict[str, Any]:
 
 
 def base_of(metadata: Mapping[str, str], path: str | Path) -> str | None:
-    """The hash of the base that a file's header names; None where it is not of ours."""
+    """The hash of the base that a file's header names; None if it is not an st_jv5 file."""
     return str(_told(metadata["st_jv5"], path)["base_sha256"]) if "st_jv5" in metadata else None
 
 

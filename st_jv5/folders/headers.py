@@ -22,7 +22,7 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def shapes_of(path: str | Path) -> Shapes:
-    """Tensors and their shapes by the header of a safetensors file, held against its size."""
+    """Tensors and their shapes by the header of a safetensors file, compared with its size."""
     path = Path(path)
     check_regular(path)
     try:

@@ -158,7 +158,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def check_folder(folder: str | Path) -> Contents:
-    """Judge a model folder of ours, without reading its weights: headers only.
+    """Judge the folder of an st_jv5 model, without reading its weights: headers only.
 
     Args:
         folder: An st_jv5 model, or a checkpoint that holds one.

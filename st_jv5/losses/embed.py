@@ -186,7 +186,7 @@ def _embed_sorted(
 
 
 class _GradCache(torch.autograd.Function):
-    """Embeds chunk by chunk without a graph; the backward pass makes each chunk's anew.
+    """Embeds chunk by chunk without a graph; the backward pass makes each chunk's again.
 
     The first pass gives the vectors alone. The loss is computed on all of them at once, and its
     backward pass gives each vector's gradient. With those, the second pass runs each chunk again,

@@ -655,7 +655,7 @@ class AdapterRouter(Transformer):
         return self._sha256_of_weights()
 
     def checked_base_sha256(self) -> str:
-        """:meth:`base_sha256`, held against the weights if they are as their folder has them.
+        """:meth:`base_sha256`, compared with the weights if they are as their folder has them.
 
         Raises:
             ValueError: The folder that the model came from names another base than it has.

@@ -46,7 +46,7 @@ class MergedAdapters:
     A merged adapter costs no time in a forward pass, but memory: a copy of every weight that it
     changes. The backbone's own tensors are neither changed nor moved, so nothing drifts and other
     threads may run other adapters. A copy is used only while the tensors that it was made of are
-    the same: after training, loading or moving the model it is made anew. A layer with a hook of
+    the same: after training, loading or moving the model it is made again. A layer with a hook of
     torch's is left unmerged. torch does not count writes through ``.data``. They are noticed if
     they changed a whole row or column of a matrix, on a GPU within :data:`LOOK_SECONDS` seconds.
     After writing single elements through ``.data``, call :meth:`clear`.
@@ -91,7 +91,7 @@ class MergedAdapters:
         return adapter in self._kept
 
     def clear(self) -> None:
-        """Forget all copies; those of a running ``merged`` are made anew when needed."""
+        """Forget all copies; those of a running ``merged`` are made again when needed."""
         with self._lock:
             self._kept.clear()
 
@@ -166,9 +166,9 @@ class MergedAdapters:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, or in main memory where it tells nothing.
+    """Bytes that are free on a device, or in main memory if the device does not report them.
 
-    What torch holds there for later tensors counts as free.
+    Memory that torch keeps there for later tensors counts as free.
     """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

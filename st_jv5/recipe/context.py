@@ -78,7 +78,7 @@ class Run:
     path: str = ""
     """Of the recipe, as it was given."""
     resume_anyway: bool = False
-    """Whether a phase goes on from a checkpoint of other data, arguments or versions."""
+    """Whether a phase continues from a checkpoint of other data, arguments or versions."""
     _sources: dict[int, LocalTeacher | EndpointTeacher] = field(default_factory=dict)
 
     @property
@@ -183,7 +183,7 @@ class Run:
         return self._sources[number]
 
     def release(self) -> None:
-        """Let go of the teachers and their memory; one that is asked later is loaded anew."""
+        """Let go of the teachers and their memory; one that is asked later is loaded again."""
         if self._sources:
             self._sources.clear()
             gc.collect()  # a model and its card point at each other
@@ -253,7 +253,7 @@ class Run:
         return ColumnStores([roles["query"], roles["positive"]])
 
     def told_of(self, store: Vectors | VectorRows) -> dict[str, Any]:
-        """What a model says of the teachers whose vectors it was trained on; no path is in it."""
+        """What a model records of the teachers whose vectors it was trained on; without paths."""
         names = {
             each.source or each.model: published_name(each.model, each.source)
             for each in self.teachers
@@ -316,7 +316,7 @@ class Run:
     def tell_licenses(self, licenses: Licenses) -> None:
         """Put what the recipe says of licences in the place of what was said before.
 
-        A finished model of ours has told those of its base, teachers and data, which stay.
+        A finished st_jv5 model records the licences of its base, teachers and data; these are kept.
         """
         spec, base = self.recipe.student, licenses.base
         unnamed = published_name(spec.name)

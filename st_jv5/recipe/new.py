@@ -1,4 +1,4 @@
-"""A first recipe for one's own data: what the files hold, and settings that fit their size."""
+"""A first recipe for your own data: what the files hold, and settings that fit their size."""
 
 from __future__ import annotations
 

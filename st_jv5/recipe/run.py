@@ -1,7 +1,7 @@
 """A recipe's stages: teacher -> stage 1 -> adapters -> one model -> evaluation -> report.
 
 Each stage leaves its result in the output folder and is skipped when it is there; a stage that was
-interrupted goes on from its last checkpoint.
+interrupted continues from its last checkpoint.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ class _Spent(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": self.so_far()}
 
     def so_far(self) -> dict[str, float]:
-        """Of this run, and of those that it goes on from; nothing before training begins."""
+        """Of this run, and of those that it continues from; nothing before training begins."""
         if self.started is None:  # the host asks once then: what was before is not the phase's
             return {}
         seconds = self.before.get("seconds", 0.0) + time.time() - self.started

@@ -172,7 +172,7 @@ def _with_others(rows: Rows, first: Dataset, negatives: int) -> Dataset:
 
 
 def _check_rows(run: Run, phase_name: str, phase: Phase, name: str, first: Dataset) -> None:
-    """A data set too small for a batch is told; one that allows none is refused."""
+    """Log a data set too small for a full batch; raise an error if no batch is possible."""
     spec, rows = run.recipe.data_sets[name], run.rows[name]
     if name in phase.replay:  # each text by itself: as many rows at least
         whole = rows.dataset.select_columns(rows.roles[:1])

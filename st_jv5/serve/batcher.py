@@ -141,7 +141,7 @@ class Batcher:
     Args:
         model: An st_jv5 model.
         limits: ``max_waiting_tokens`` and ``batch_wait_ms`` are used here.
-        batch_tokens: Padded tokens of a batch; None fits the device.
+        batch_tokens: Padded tokens of a batch; None chooses by the device.
         observe: Called with texts, tokens and seconds of each batch.
     """
 

@@ -380,7 +380,7 @@ class TeacherStore:
         )
 
     def state(self) -> list[Any]:
-        """What differs once rows are added or the space is written anew, as JSON."""
+        """What differs once rows are added or the space is written again, as JSON."""
         found: list[Any] = [str(self.path)]
         for shard in self._all():
             path = shard.refresh().paths["hashes"]

@@ -21,7 +21,7 @@ from st_jv5.teacher.store import Space, TeacherStore
 BLOCK_ROWS = 16384
 """Rows copied at a time."""
 MARK = "unfinished-copy"
-"""File in a store that is being written, which names its sources: only the same copy goes on."""
+"""File in a store that is being written, which names its sources: only the same copy continues."""
 
 
 @dataclass(frozen=True)

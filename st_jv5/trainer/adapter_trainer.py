@@ -334,10 +334,10 @@ class AdapterTrainer(SentenceTransformerTrainer):
         return self.is_in_train and 0 < self.state.max_steps <= self.state.global_step
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """As in sentence-transformers; its sampler is told the epoch in several processes, too.
+        """As in sentence-transformers, but the sampler knows the epoch in several processes, too.
 
         Raises:
-            ValueError: There is no whole batch for each process.
+            ValueError: There are too few rows for a batch in each process.
         """
         loader: DataLoader[Any] = super().get_train_dataloader()
         shard: Any = loader.batch_sampler
@@ -372,7 +372,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """As in sentence-transformers, told the step; a training loss that went wrong raises."""
+        """As in sentence-transformers, with the step set; a broken training loss is an error."""
         batch = _Batch(inputs.get("dataset_name"), inputs.pop("texts", []))
         for composite in self._composites:
             composite.step = self.state.global_step
@@ -399,7 +399,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
 
     @torch.no_grad()
     def _broken_rows(self, inputs: dict[str, Any]) -> list[int]:
-        """The batch's rows with a vector or label that is not finite; none: cannot be told."""
+        """The batch's rows with a vector or label that is not finite; none if that is not known."""
         features, labels = self.collect_features(inputs)
         finite = [self.model(dict(one))["sentence_embedding"].isfinite() for one in features]
         if labels is not None and labels.is_floating_point():  # a NaN in a vector: it is missing

@@ -20,8 +20,8 @@ PASSES = 1000
 class EpochBatchSampler(BatchSampler):
     """A batch sampler whose batches depend on its seed and the number of the epoch alone.
 
-    Around any batch sampler. Each pass seeds the random numbers anew: sentence-transformers'
-    default sampler goes on with those of the last epoch, which a resumed run has not drawn. A
+    Around any batch sampler. Each pass seeds the random numbers again: sentence-transformers'
+    default sampler continues with those of the last epoch, which a resumed run has not drawn. A
     sampler that gives fewer batches than its length starts again, and one that gives more is cut:
     a resumed run counts its epochs by that length.
 

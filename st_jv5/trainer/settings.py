@@ -1,4 +1,4 @@
-"""Settings of a trainer that do not go together, told before it is built."""
+"""Checks of a trainer's settings, before it is built."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one pass over a corpus tells."""
+    """What one pass over a corpus finds."""
 
     rows: int
     sha256: str

@@ -203,7 +203,7 @@ class VectorFolder:
         return faults
 
     def remove(self, number: int) -> None:
-        """Remove a shard, for it to be made anew."""
+        """Remove a shard, for it to be made again."""
         path = self._shard(number)
         for one in (path, path.with_suffix(".ids.npy")):
             one.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from st_jv5.precision import Array, from_codes
 from st_jv5.vectors.folder import VectorFolder
 
 RESCORED = 10
-"""Binary vectors: so many times ``k`` are taken by Hamming distance, and ranked anew."""
+"""Binary vectors: so many times ``k`` are taken by Hamming distance, and ranked again."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from st_jv5.teacher.shard import Array, hash_texts
 logger = logging.getLogger("st_jv5.recipe")
 
 FORMAT = 1
-"""Of the files, and of how rows are chosen: another number prepares all rows anew."""
+"""Of the files, and of how rows are chosen: another number prepares all rows again."""
 BLOCK_BYTES = 64 << 20
 """About so much text is in memory at once."""
 BLOCK_ROWS = 100_000
@@ -54,7 +54,7 @@ COUNTS = {
     "shared": "sharing a text with held-out rows",
     "taken": "taken",
 }
-"""What is told of a source's rows: read, dropped and why, and rows that were made of the rest."""
+"""What is logged of a source's rows: how many were read, dropped and why, and made of the rest."""
 
 
 def read_rows(

@@ -43,7 +43,7 @@ class Rows:
 
     @cached_property
     def told(self) -> dict[str, Any]:
-        """The data set's name, its source, and how many rows were read, dropped and taken."""
+        """The data set's name, its source, and the numbers of rows read, dropped and used."""
         return read_json(self.folder / "rows.json")
 
     @property

@@ -1,4 +1,4 @@
-"""A data set's source as one memory-mapped table: files of one's own, or a set of the Hub."""
+"""A data set's source as one memory-mapped table: files of your own, or a set of the Hub."""
 
 from __future__ import annotations
 

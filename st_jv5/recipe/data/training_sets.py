@@ -137,7 +137,7 @@ class LookUp:
 
     @property
     def content(self) -> str:
-        """What tells these texts from others, for a checkpoint."""
+        """What identifies these texts, for a checkpoint."""
         return self.rows.content
 
 

@@ -169,7 +169,7 @@ class Costs:
         dropout: float = 0.0,
     ) -> float:
         """Bytes that autograd keeps of the forwards of these chunks, of which each casts the
-        weights anew."""
+        weights again."""
         rows, tokens = np.array(chunks).T
         activations = self.forward(tokens, rank, True, checkpointing, dropout).activations
         copies = 2 * self.weights(rank).linear if self.bfloat16 else 0

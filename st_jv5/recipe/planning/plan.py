@@ -23,7 +23,7 @@ class Gpu:
     """Dense, from the vendor's data sheet."""
     memory_gib: float
     price: float
-    """US dollars an hour: a guess of ours at what clouds ask; pay your own."""
+    """US dollars an hour: our guess at what clouds ask; pay your own."""
 
 
 GPUS = {
@@ -33,7 +33,7 @@ GPUS = {
     "RTX 4090": Gpu(165e12, 24, 0.5),
 }
 UTILISATION = 0.4
-"""Share of a GPU's peak that training reaches: a guess of ours, not measured."""
+"""Share of a GPU's peak that training reaches: our guess, not measured."""
 
 
 # ------------------------------------------------------------------------------------- what is told

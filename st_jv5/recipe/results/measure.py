@@ -128,7 +128,7 @@ def _made_of(run: Run, name: str, split: Split) -> OwnTasks:
 
 
 def check_held_out(run: Run) -> None:
-    """All tasks are known; what cannot be asked of the rows that data sets hold out is told."""
+    """Check that all tasks are known; log what cannot be asked of held-out rows."""
     chosen_tasks(run)
     for name in _held_out(run):
         for told in _made_of(run, name, "test").left_out:
@@ -136,7 +136,7 @@ def check_held_out(run: Run) -> None:
 
 
 def check_choices(run: Run) -> None:
-    """What has several to choose among has a validation task to choose by: the base, each adapter.
+    """Check that there is a validation task for every setting with several values to choose from.
 
     Raises:
         RecipeError: Names the setting that has none.
@@ -287,8 +287,8 @@ def validation_means(
     Args:
         run: Its recipe names the tasks.
         model: An st_jv5 model.
-        task: An adapter, scored on the tasks that are routed to it, without those that ask for
-            labels that it was told, where there are others; or the base, on all.
+        task: An adapter, scored on the tasks that are routed to it, without those whose labels it
+            was trained on, if there are others; or the base, scored on all.
         folder: Of the record.
 
     Returns:

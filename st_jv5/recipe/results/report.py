@@ -170,7 +170,7 @@ def about_scores(run: Run, own: Collection[str]) -> str:
 
 
 def state_licenses(run: Run) -> str:
-    """Put the recipe's licences into the model, and tell which it does not state.
+    """Put the recipe's licences into the model, and log which ones it does not state.
 
     They may have been added to the recipe since the model was made.
     """
