@@ -55,7 +55,7 @@ class Progress(Protocol):
     """A progress bar, such as tqdm's."""
 
     def update(self, n: int) -> Any:
-        """So many texts more are done."""
+        """Add this many texts to those that are done."""
 
 
 def encode(

@@ -20,7 +20,7 @@ from st_jv5.task_table import BASE, unknown_name
 __all__ = ["fit_heads", "ridge"]
 
 STRENGTHS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-"""Of the regularisation, per row; the best on held-out rows is taken."""
+"""Strengths of the regularisation, per row; the best one on held-out rows is taken."""
 HELD_OUT = 10
 """Every so many-th row is held out."""
 
@@ -153,7 +153,7 @@ class _Ridge:
 
 
 def _prompts(router: AdapterRouter, task: str) -> list[tuple[str, str]]:
-    """Of each of a task's prompts: the base's of that name, and the task's own; equal ones once."""
+    """For each of a task's prompts: the base's prompt of that name, and the task's."""
     own = router.prompts
     named = [name for name in router.tasks[task].prompts if name in own]
     pairs = [(own[name], router.prompt_for(task, own[name]) or "") for name in named]

@@ -228,7 +228,7 @@ class WordMemory:
         self.known: dict[str, list[int]] = {}
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[_Ids]:
-        """As the tokenizer's, without special tokens."""
+        """Like the tokenizer's method, without special tokens."""
         truncation = self.tokenizer.truncation
         most = truncation["max_length"] if truncation else None
         found = []
@@ -319,7 +319,7 @@ class _Bags:
     """Texts and their tokens' ids, one after the other; texts without tokens are left out.
 
     Args:
-        tokenizer: Of the table.
+        tokenizer: The table's tokenizer.
         texts: Without repeats.
     """
 

@@ -23,11 +23,11 @@ __all__ = ["rotate", "unrotate"]
 DIMS = (16, 32, 64, 128)
 """Dims that a rotation is refined for, those below the width."""
 TEMPERATURE = 0.05
-"""Of the neighbours' softmax."""
+"""Temperature of the neighbours' softmax."""
 BATCH = 512
 """Texts or pairs of a step."""
 RATE = 0.005
-"""Of a step, as the mean angle of an axis, about."""
+"""Size of a step: about the mean angle by which an axis turns."""
 
 
 def rotate(
@@ -270,7 +270,7 @@ def _prompt(model: SentenceTransformer, task: str | None, side: str) -> str:
 
 
 def _place_of_rotation(model: SentenceTransformer) -> int | None:
-    """Of our module, or of a stock one that does the same."""
+    """Index of the rotation among the modules, an st_jv5 one or a stock one that does the same."""
     for place, module in enumerate(model):
         if isinstance(module, Rotation):
             return place

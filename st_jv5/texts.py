@@ -59,7 +59,7 @@ def read_tables(path: str | Path, columns: Sequence[str] | None = None) -> Itera
     Args:
         path: A .txt, .parquet, .jsonl, .json, .csv or .tsv file; all but .parquet also packed, as
             .gz or .zst.
-        columns: Those to read; None reads all.
+        columns: Columns to read; None reads all.
 
     Raises:
         ValueError: No such file, or one that is not what its name says; names file and row.

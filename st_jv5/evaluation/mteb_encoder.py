@@ -142,7 +142,7 @@ class MTEBEncoder(AbsEncoder):
             self._memory.clear()
 
     def remember_nothing(self) -> None:
-        """From now on encode what is asked for, and keep none of it."""
+        """From now on keep no vectors in memory."""
         self._memory = None
 
     def settings(self) -> str:

@@ -50,7 +50,7 @@ class About(NamedTuple):
 
     text_kind: str
     labels: Collection[str] = ()
-    """Those that it asks for."""
+    """The labels of the task."""
 
 
 def labels_are_new(
@@ -121,7 +121,7 @@ class Scores:
 
     Args:
         sides: Who -> task -> row.
-        tasks: That every side has.
+        tasks: Tasks that every side has.
         resamples: Resamples of the bootstrap.
 
     Raises:
@@ -145,7 +145,7 @@ class Scores:
                 self._found[who, task] = Estimate(100 * row["main_score"], 100 * own)
 
     def mean(self, who: str, tasks: Sequence[str]) -> Estimate:
-        """Over tasks, every one alike."""
+        """The mean over tasks, all with the same weight."""
         own = [self._found[who, task] for task in tasks]
         values, drawn = [one.value for one in own], [one.drawn for one in own]
         return Estimate(float(np.mean(values)), np.mean(drawn, axis=0))
@@ -198,7 +198,7 @@ def groups_table(
 
     Args:
         scores: Scores of all sides.
-        heads: Over the parts of a group's name.
+        heads: Heads of the columns with the parts of a group's name.
         groups: Name in parts -> tasks; those without are left out.
         labels: Who -> its name in the table; a column each.
         models: Models whose difference to the start is shown.

@@ -52,7 +52,7 @@ scores are lower and take longer."""
 MOST_READ = 100_000
 """Rows for training that are read for texts of each label."""
 MOST_ROWS = 10_000
-"""Of a file."""
+"""Most rows of a file that are used."""
 LEAST_PER_LABEL = 5
 """Texts that a cluster has at least."""
 LANGUAGE = "und-Latn"
@@ -119,7 +119,7 @@ def own_tasks(
     """The tasks that rows under test make.
 
     Args:
-        name: Of the data set or file; a task is called ``name (part)``.
+        name: Name of the data set or file; a task is called ``name (part)``.
         rows: Under test, all of the same roles.
         training: Rows of the same set that may be trained on: distractors, and the classifiers' few
             texts. So many are read as are needed.

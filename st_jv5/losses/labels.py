@@ -27,7 +27,7 @@ def teacher_vectors(
             ``(B, C, 1 + L)``, with each text's classes behind its row (:func:`class_ids`); float
             ``(B, C, E)`` or ``(B, E)``, the vectors themselves (a NaN in one: it is missing).
         store: The :class:`~st_jv5.teacher.TeacherStore` that rows are gathered from, or None.
-        device: Where they are wanted; None where there are no labels to ask about.
+        device: Device of the result; None if there are no labels.
 
     Returns:
         ``(B, C, E)``, of the dtype they are kept in; NaN where missing.

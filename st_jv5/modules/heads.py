@@ -136,7 +136,7 @@ def through_head(model: Any, vectors: Tensor, name: str) -> Tensor:
     Args:
         model: With heads, and maybe a rotation, which is taken off before and put on again.
         vectors: float32 ``(n, D)``.
-        name: Of :func:`head_of`.
+        name: What :func:`head_of` returned.
     """
     heads, rotation = heads_of(model), rotation_in(model)
     vectors = vectors.to(model.device)

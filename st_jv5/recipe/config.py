@@ -251,7 +251,7 @@ class Student:
 
     @property
     def base_name(self) -> str:
-        """Its name for people: all-MiniLM-L6-v2."""
+        """Its name for readers, such as all-MiniLM-L6-v2."""
         name = self.source or self.name
         package = name.removeprefix("package:")
         return package if package != name else Path(name).name
@@ -326,7 +326,7 @@ class Phase:
         return {**self.data, **self.replay}
 
     def share(self, data_set: str) -> float:
-        """Of the batches, in 0..1, if no set is used up."""
+        """Share of the batches, in 0..1, if no data set is used up."""
         weights = {name: weight ** (1 / self.temperature) for name, weight in self.mix.items()}
         return weights[data_set] / sum(weights.values())
 
@@ -430,17 +430,17 @@ class Recipe:
     step takes about half the time, after the first steps have waited for the compiler."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     limits: str = "See the scores."
-    """For the model card: what the model is not for, and what its scores do not show."""
+    """Text for the model card: what the model is not for, and what its scores do not show."""
 
     @property
     def base_phases(self) -> dict[str, Phase]:
-        """Those that train the backbone, by name, in order."""
+        """The phases that train the backbone, by name, in order."""
         both = {"stage1": self.stage1, "long": self.long}
         return {name: phase for name, phase in both.items() if phase is not None}
 
     @property
     def phases(self) -> dict[str, Phase]:
-        """All, by the name of their settings, in order."""
+        """All phases, by the name of their settings, in order."""
         adapters = {f"adapters.{task}": phase for task, phase in self.adapters.items()}
         return {**self.base_phases, **adapters}
 

@@ -76,7 +76,7 @@ class Run:
     report_to: tuple[str, ...] = ("none",)
     """sentence-transformers' trackers: tensorboard, trackio, wandb, ..."""
     path: str = ""
-    """Of the recipe, as it was given."""
+    """Path of the recipe, as it was given."""
     resume_anyway: bool = False
     """Whether a phase continues from a checkpoint of other data, arguments or versions."""
     _sources: dict[int, LocalTeacher | EndpointTeacher] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Run:
 
     @property
     def data_folder(self) -> Path:
-        """Of the rows that are prepared."""
+        """Folder of the prepared rows."""
         return self.folder / "data"
 
     def read(self, name: str, folder: Path) -> Rows:
@@ -242,7 +242,7 @@ class Run:
         """Where a phase's loss reads by column: one place, one per column, or (None) nowhere.
 
         Args:
-            phase: Its prompts of the teacher.
+            phase: The phase, which names prompts of the teacher.
             roles: What :meth:`role_stores` gave.
         """
         asked = phase.teacher_prompts
@@ -346,7 +346,7 @@ class Run:
 
     @cached_property
     def start_hash(self) -> str | None:
-        """Of the weights of a finished model in a folder; None where training makes the base."""
+        """Hash of the weights of a finished model in a folder; None if the base is trained."""
         folder = Path(resolve_model(self.recipe.student.model or "."))
         if not self.recipe.student.model or not folder.is_dir():
             return None

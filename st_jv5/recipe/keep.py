@@ -53,7 +53,7 @@ def choose_base(run: Run, end: Path, folder: Path) -> SentenceTransformer:
     Args:
         run: Its recipe says how much of the start to try (``keep``).
         end: What the base phases left.
-        folder: Of the scores; ``keep.json`` has all of them.
+        folder: Folder for the scores; ``keep.json`` has all of them.
     """
 
     def between(share: float) -> SentenceTransformer:
@@ -115,7 +115,7 @@ def best(
         candidates: Numbers that ``model_of`` makes models of.
         untrained: The number of the model as it was before this training.
         model_of: Number -> model.
-        folder: Of the scores; ``WHAT.json`` has all of them.
+        folder: Folder for the scores; ``WHAT.json`` has all of them.
         what: What is chosen, for files and messages.
         task: An adapter, scored on its own tasks; or the base, on all.
     """

@@ -27,7 +27,7 @@ from st_jv5.texts import ending
 TEACHER = "sentence-transformers/all-mpnet-base-v2"
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 LEAST_ROWS = 40
-"""Of a set of fewer none are held out."""
+"""Rows that a data set must have so that some are held out."""
 MOST_HELD_OUT = 500
 EPOCHS = 4
 """Passes over a phase's sets, up to :data:`MOST_STEPS`."""
@@ -78,7 +78,7 @@ class Own:
 
     @property
     def negatives(self) -> int:
-        """Of labelled rows: seven, or half of the texts that the largest label leaves."""
+        """Negatives of a labelled row: seven, or half of the texts outside the largest label."""
         others = self.labels.total() - max(self.labels.values())
         return max(1, min(7, others * self.train // self.labels.total() // 2))
 
@@ -174,7 +174,7 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
     """The recipe, with a comment at each choice.
 
     Args:
-        name: Of the recipe.
+        name: Name of the recipe.
         owns: What was seen.
         base: As ``student.base``.
         teacher: As ``teacher.model``.

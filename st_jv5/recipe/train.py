@@ -78,7 +78,7 @@ def train(
         phase: Steps, batches, rates.
         checkpoints: Folder of the trainer's checkpoints; ``log.json`` goes beside it.
         loss: Instead of the task's own.
-        callbacks: Of transformers, on top of the trainer's.
+        callbacks: Callbacks of transformers, besides the trainer's.
     """
     stores = run.role_stores(phase)
     sets = training_sets(run, phase, stores)
@@ -227,7 +227,7 @@ class _Spent(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": self.so_far()}
 
     def so_far(self) -> dict[str, float]:
-        """Of this run, and of those that it continues from; nothing before training begins."""
+        """Seconds and peak memory of this run and of those that it continues."""
         if self.started is None:  # the host asks once then: what was before is not the phase's
             return {}
         seconds = self.before.get("seconds", 0.0) + time.time() - self.started

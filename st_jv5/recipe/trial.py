@@ -51,7 +51,7 @@ class RandomVectors:
         self.dim = dim
 
     def describe(self) -> dict[str, Any]:
-        """That there is no teacher."""
+        """Description that there is no teacher."""
         return {"teacher": "none", "dim": self.dim}
 
     def state(self) -> list[Any]:
@@ -92,7 +92,7 @@ def try_phases(run: Run, names: Sequence[str]) -> None:
 
     Args:
         run: Its recipe.
-        names: Of phases, as ``Recipe.phases`` has them.
+        names: Names of phases, as in ``Recipe.phases``.
 
     Raises:
         RecipeError: Names the phase and the data set.

@@ -90,7 +90,7 @@ class Piece(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of the text, with prompt and special tokens."""
+        """Tokens of the text, with prompt and special tokens."""
         return self.job.tokens[self.place]
 
 
@@ -102,7 +102,7 @@ def chosen(waiting: Sequence[Piece], budget: int) -> list[Piece]:
     as in :func:`st_jv5.encode_mixed`.
 
     Args:
-        waiting: In the order of their turns, at least one.
+        waiting: Waiting texts in the order of their turns, at least one.
         budget: Most padded tokens; the first text is taken even if it is longer.
     """
     first, window = waiting[0], waiting[:WINDOW]
@@ -209,8 +209,8 @@ class Batcher:
         """Queue the texts of a request; cancelling the future drops those that still wait.
 
         Args:
-            texts: At least one.
-            tokens: Of each text.
+            texts: One text or more.
+            tokens: Number of tokens of each text.
             task: A task, an alias or a blend.
             prompt_name: None is the task's default.
 

@@ -57,13 +57,13 @@ def broken() -> ApiError:
 
 
 async def on_api_error(request: Request, error: Exception) -> JSONResponse:
-    """Of an endpoint."""
+    """Answer to an error of an endpoint."""
     assert isinstance(error, ApiError)
     return error.response()
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Of the framework: no such path, another method, a body that is none."""
+    """Answer to an error of the framework: unknown path, wrong method, broken body."""
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     told = f"{error.detail}: {request.method} {request.url.path}"
@@ -71,7 +71,7 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_bad_request(request: Request, error: Exception) -> JSONResponse:
-    """Of a body that is not as it should be: the first fault."""
+    """Answer to a body with wrong fields: the first error."""
     assert isinstance(error, RequestValidationError)
     return _first_fault(error.errors()[0]).response()
 

@@ -30,7 +30,7 @@ class Gate:
 
     Args:
         app: The application that answers accepted requests.
-        limits: Its ``max_bytes``, ``max_requests`` and ``read_seconds`` are used here.
+        limits: ``max_bytes``, ``max_requests`` and ``read_seconds`` are used here.
         keys: API keys, of which a request needs one; without keys every request is accepted.
         metrics: Counts.
     """

@@ -62,11 +62,11 @@ class SeveralTeachers:
         }
 
     def rows(self, texts: Sequence[str], missing_ok: bool = False) -> Array:
-        """As :meth:`TeacherStore.rows`; a text that one store lacks is missing."""
+        """Like :meth:`TeacherStore.rows`; a text that one store lacks is missing."""
         return _of_all([store.rows(texts, missing_ok) for store in self.stores])
 
     def find(self, hashes: Array) -> Array:
-        """As :meth:`TeacherStore.find`; a text that one store lacks is missing."""
+        """Like :meth:`TeacherStore.find`; a text that one store lacks is missing."""
         return _of_all([store.find(hashes) for store in self.stores])
 
     def state(self) -> list[Any]:

@@ -71,7 +71,7 @@ TEMPERATURE = r"(^|\.)log_temperature$"
 """The parameters of losses that are the logarithm of a learned temperature."""
 
 GIVE_BACK_STEPS = 5
-"""On a CPU, freed memory goes back to the system every so many steps."""
+"""Steps after which freed memory is given back to the system, on a CPU."""
 
 # ------------------------------------------------------------------------------------- batches
 
@@ -267,12 +267,12 @@ class AdapterTrainer(SentenceTransformerTrainer):
         return collator
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As in transformers, without temperatures: small is not what they should be."""
+        """As in transformers, but without temperatures, which must not decay."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if not re.search(TEMPERATURE, name)]
 
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
-        """As in sentence-transformers, with a rate of their own for temperatures."""
+        """As in sentence-transformers, with a separate learning rate for temperatures."""
         if any(re.search(TEMPERATURE, name) for name, _ in self._trained()):
             args = copy(args)  # the user's own keep what they say
             own = {TEMPERATURE: self.temperature_rate}

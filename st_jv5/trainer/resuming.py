@@ -203,7 +203,7 @@ def check_checkpoint(checkpoint: Path, processes: int | None, needed: Iterable[s
 
     Args:
         checkpoint: Folder of the checkpoint.
-        processes: How many draw random numbers; None: they start again.
+        processes: Number of processes that draw random numbers; None: they start again.
         needed: Files that it must hold beside those of every checkpoint.
 
     Raises:

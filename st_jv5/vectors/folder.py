@@ -283,7 +283,7 @@ class VectorFolder:
             yield number, *self.load(number)
 
     def faults(self) -> list[str]:
-        """All that is not as it was written, a line each; none, if the folder is whole."""
+        """A line for each file that is damaged; none, if the folder is whole."""
         lines = []
         if checksums.is_intact(self.path / MANIFEST) is False:
             lines.append(f"{self.path / MANIFEST} was changed after it was written")

@@ -32,7 +32,7 @@ NEGATIVE = re.compile(
     r"(?:hard_?)?neg(?:ative)?s?(?:_?\d+)?|negative_passages|hard_negative_ctxs|rejected"
 )
 MOST_NEGATIVES = 7
-"""That are taken of a row where a recipe names no columns."""
+"""Most negatives of a row if a recipe names no columns."""
 CHATS = ("messages", "conversations", "positive_messages", "negative_messages", "dialog")
 """Columns of chats, as for language models."""
 WANTED = (
@@ -44,8 +44,8 @@ def with_columns(name: str, spec: DataSet) -> DataSet:
     """A data set whose columns and kind are said, by the first rows of its first file.
 
     Args:
-        name: Of the data set in the recipe.
-        spec: Its settings, without columns.
+        name: Name of the data set in the recipe.
+        spec: Settings of the data set, without columns.
 
     Raises:
         RecipeError: No such file, or columns whose names or values tell no role.
@@ -68,7 +68,7 @@ def roles_of(table: Table, kind: str = "") -> dict[str, str]:
 
     Args:
         table: Column -> values.
-        kind: Of the data set; empty: what the columns say.
+        kind: Kind of the data set; empty: what the columns say.
 
     Raises:
         ValueError: What the columns lack, to go on behind the file's name.

@@ -1,4 +1,4 @@
-"""From a source to :class:`~st_jv5.recipe.data.rows.Rows`: filtered, shuffled, written, once."""
+"""Make :class:`~st_jv5.recipe.data.rows.Rows` of a source: filter, shuffle, write once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from st_jv5.teacher.shard import Array, hash_texts
 logger = logging.getLogger("st_jv5.recipe")
 
 FORMAT = 1
-"""Of the files, and of how rows are chosen: another number prepares all rows again."""
+"""Version of the files and of how rows are chosen; with another, all are prepared again."""
 BLOCK_BYTES = 64 << 20
 """About so much text is in memory at once."""
 BLOCK_ROWS = 100_000
@@ -74,10 +74,10 @@ def read_rows(
     (:func:`read_held_out`), nor others that share a text with them.
 
     Args:
-        name: Of the data set in the recipe.
-        spec: Its settings.
+        name: Name of the data set in the recipe.
+        spec: Settings of the data set.
         seed: Draws the order.
-        folder: Where prepared rows lie; those of other settings or of a changed file lie beside.
+        folder: Folder of prepared rows; those of other settings or of a changed file are beside.
         barred: Hashes of texts that must not be trained on.
         held: Hashes of the texts of other sets' held-out rows (:func:`held_texts`).
 
@@ -101,9 +101,9 @@ def read_held_out(
 
     Args:
         name: As in :func:`read_rows`.
-        spec: Its settings.
+        spec: Settings of the data set.
         seed: Draws the rows, by a hash of their text.
-        folder: Where prepared rows lie.
+        folder: Folder of prepared rows.
         barred: Hashes of texts that must not be tested on, either.
 
     Raises:
@@ -140,7 +140,7 @@ def _prepared(preparation: _Preparation, folder: Path) -> Rows:
 
 
 class _Preparation:
-    """From a source to rows: which of its rows are taken, and in what order; then they are written.
+    """Choose and order the rows of a source, and write them.
 
     Only row numbers and a hash of each row are held; texts are read a block at a time, twice.
     """
@@ -162,7 +162,7 @@ class _Preparation:
         """Negative -> rows that have another row's."""
 
     def key(self) -> dict[str, Any]:
-        """All that decides the rows."""
+        """Everything that the rows depend on."""
         spec = self.spec
         settings = row_settings(replace(spec, held_out=spec.held_out if self.held_out else 0))
         del settings["negatives"]
@@ -428,7 +428,7 @@ class _Preparation:
             yield block
 
     def _givers(self, order: Array) -> dict[str, Array]:
-        """Of each negative that some rows lack: the rows that it is taken of, its own where it has.
+        """For each negative that some rows lack: the rows whose negatives are used.
 
         A query meets all negatives of its batch anyway, so one of another row does no harm.
         """

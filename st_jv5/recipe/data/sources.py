@@ -84,7 +84,7 @@ def first_table(name: str, spec: DataSet) -> tuple[Path, Table]:
 
 @dataclass(frozen=True)
 class Source:
-    """All rows of a data set's source, as they stand there."""
+    """All rows of a data set's source, unchanged."""
 
     table: pa.Table
     """Memory mapped; the columns that are asked for."""
@@ -109,8 +109,8 @@ def open_source(name: str, spec: DataSet, cache: Path) -> Source:
     ``datasets`` keeps it, unless it has columns of lists to spread.
 
     Args:
-        name: Of the data set in the recipe.
-        spec: Its settings.
+        name: Name of the data set in the recipe.
+        spec: Settings of the data set.
         cache: A folder, which is made.
 
     Raises:

@@ -54,7 +54,7 @@ class ChanceEncoder(AbsEncoder):
         )
 
     def describe(self, task_type: str) -> dict[str, Any]:
-        """For the record."""
+        """Description for the record of scores."""
         return {
             "adapter": None,
             "prompts": {"query": "", "document": ""},
@@ -289,7 +289,7 @@ def validation_means(
         model: An st_jv5 model.
         task: An adapter, scored on the tasks that are routed to it, without those whose labels it
             was trained on, if there are others; or the base, scored on all.
-        folder: Of the record.
+        folder: Folder of the record.
 
     Returns:
         ``near``, ``far`` (whichever there are), and ``both``: the mean of the two; of a base also

@@ -90,7 +90,7 @@ def _tell_places(run: Run, folder: Path, unstated: str) -> None:
 
 
 def best_adapters(records: Records, adapters: list[str], tasks: list[str], resamples: int) -> Table:
-    """For each task: its own adapter against the best of base and the four, paired bootstrap."""
+    """For each task, compare its adapter with the best of base and adapters by paired bootstrap."""
     header = ["task", "adapter", "score", "best of base and adapters", "difference, 95%", "verdict"]
     rows: list[list[Cell]] = []
     for task in tasks:
