@@ -227,7 +227,8 @@ class Student:
     """How the states of a text's tokens become one vector. Empty: as the base does, and the last
     token if the base names no pooling."""
     prompts: Literal["own", "paper", "none"] = "own"
-    """own: the base's prompts, and the paper's if it names none; paper: "Query: " and "Document: "; none: empty prompts."""
+    """own: the base's prompts, and the paper's if it names none; paper: "Query: " and "Document: ";
+    none: empty prompts."""
     matryoshka_dims: tuple[int, ...] = ()
     """Dims to train; empty: the default dims."""
     max_tokens: int = 512
