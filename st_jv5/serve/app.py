@@ -127,7 +127,7 @@ class Service:
     # ------------------------------------------------------------------------------- the paths
 
     async def embeddings(self, body: EmbeddingsRequest, request: Request) -> Response:
-        """Vectors of texts, as OpenAI's and Jina's servers return them."""
+        """Vectors of texts, as OpenAI's and Jina's servers give them."""
         asked = self.names.asked(body.model, body.task, body.prompt_name)
         self._check_dim(body.dimensions)
         vectors, tokens = await self._vectors(request, "input", body.input, asked, body.truncate)
