@@ -1,4 +1,4 @@
-"""Rows and texts from a file, as they stand there: no type is guessed, no name is a pattern."""
+"""Read rows and texts from a file, unchanged: no types are guessed, no names are patterns."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ending(path: str | Path) -> str:
 
 
 def read_tables(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Table]:
-    """A file's rows, :data:`READ_ROWS` at a time, in memory that does not grow (but of ``.json``).
+    """A file's rows, :data:`READ_ROWS` at a time; memory does not grow (except for ``.json``).
 
     Values are as in the file: those of .csv and .tsv are all texts, ``NA`` and ``007`` too. A .txt
     has a column ``text``, one row per line; a byte order mark is not part of a text.
@@ -62,7 +62,8 @@ def read_tables(path: str | Path, columns: Sequence[str] | None = None) -> Itera
         columns: Columns to read; None reads all.
 
     Raises:
-        ValueError: No such file, or one that is not what its name says; names file and row.
+        ValueError: The file is missing, or its content does not fit its name; the message names
+            file and row.
     """
     path = Path(path)
     if not path.is_file():
@@ -196,7 +197,7 @@ READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
 
 
 def read_texts(path: str | Path, column: str | None = None) -> list[str]:
-    """The texts of a file: lines of .txt, or a column of another kind (:func:`read_tables`).
+    """The texts of a file: the lines of .txt, or one column of other kinds (:func:`read_tables`).
 
     Args:
         path: The file.

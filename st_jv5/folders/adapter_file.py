@@ -1,4 +1,4 @@
-"""One adapter outside any model: a folder in PEFT's format that knows its task and its base."""
+"""One adapter in a folder of PEFT's format, which also names its task and its base."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What ``adapters/<task>/`` holds; ``PeftModel.from_pretrained(backbone, folder)`` reads it.
+    """The content of ``adapters/<task>/``; ``PeftModel.from_pretrained(backbone, folder)`` reads
+    it.
 
-    Task and base stand in the header of the weights, so the folder can travel alone.
+    Task and base are named in the header of the weights, so the folder is complete by itself.
 
     Example:
         >>> save_adapter(model, "retrieval", task_folder)
@@ -62,9 +63,10 @@ class Adapter:
         write_tensors(Path(folder) / WEIGHTS_FILE, self.tensors, {"st_jv5": json.dumps(header)})
 
     def scaled(self, strength: float) -> Adapter:
-        """The same adapter with its update times ``strength`` (>= 0; 0 is the base, exactly).
+        """The same adapter with its update multiplied by ``strength`` (>= 0; 0 gives exactly the
+        base).
 
-        B is scaled, not alpha: every engine reads the weights.
+        B is scaled and not alpha, because every engine reads the weights.
         """
         if not strength >= 0:
             raise ValueError(f"strength must be 0 or more, not {strength}")
@@ -80,12 +82,12 @@ class Adapter:
 
         Args:
             folder: Where ``adapter_config.json`` is, or a checkpoint.
-            weights: Tensor -> shape of the backbone that it is for; a layer that does not fit is
-                refused before any weight is read.
+            weights: Tensor -> shape in the backbone; a layer that does not fit is an error before
+                any weight is read.
 
         Raises:
-            FileNotFoundError: Names the file that is missing.
-            ValueError: A file does not fit, or a checkpoint holds several adapters.
+            FileNotFoundError: A file is missing; the message names it.
+            ValueError: A file is wrong, or a checkpoint holds several adapters.
         """
         folder = Path(folder)
         within = sorted(path.parent for path in folder.glob(f"adapters/*/{CONFIG_FILE}"))

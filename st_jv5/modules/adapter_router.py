@@ -1,4 +1,4 @@
-"""A Transformer module with any number of named LoRA adapters, one chosen per forward."""
+"""A Transformer module with any number of named LoRA adapters, one chosen per forward pass."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ class AdapterRouter(Transformer):
             make_tokenizer_append_eos(self.tokenizer)
 
     def _load_model(self, *args: Any, **model_kwargs: Any) -> Any:
-        """The backbone, every tensor of it from the checkpoint, every number finite."""
+        """The backbone; an error if a tensor is missing in the checkpoint or a number is not
+        finite."""
         path, config = args[0], args[2]
         if "attn_implementation" not in model_kwargs:
             check_kernels(f"{path}/config.json", config.to_dict())
@@ -170,13 +171,14 @@ class AdapterRouter(Transformer):
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Name -> text of the model's ``prompts``; of a router without a model, the base's."""
+        """Prompt name -> text: the model's ``prompts``; for a router without a model, the
+        base's."""
         own = getattr(self._model(), "prompts", {})
         return {**self.base_prompts, **{name: t for name, t in own.items() if t is not None}}
 
     @property
     def base_task(self) -> Task:
-        """Stage 1's: the query prompt on queries, the document prompt elsewhere."""
+        """The task of stage 1: the query prompt for queries, the document prompt for all others."""
         return Task(BASE, prompts=self.prompts)
 
     # -------------------------------------------------------------- a batch, from text to tokens
@@ -192,18 +194,18 @@ class AdapterRouter(Transformer):
     ) -> dict[str, Any]:
         """Tokenise texts, each with the prompt of its task in front.
 
-        sentence-transformers resolves ``prompt`` before it calls this and falls back to the
-        default prompt (``document``, where the model's user names no other), so ``task="query"``
-        turns that prompt into the query prompt, and ``task="document"`` into the document prompt.
-        Where there is no prompt at all (a trainer's
-        ``router_mapping``), ``"query"`` and ``"document"`` bring theirs. A prompt is known by its
-        text: of a model whose document prompt is empty, ``prompt=""`` is the document prompt.
+        sentence-transformers resolves ``prompt`` before it calls this and falls back to the default
+        prompt (``document``, where the model's user names no other), so ``task="query"`` turns that
+        prompt into the query prompt, and ``task="document"`` into the document prompt. If no prompt
+        is given at all (by a trainer's ``router_mapping``), ``"query"`` and ``"document"`` add
+        their prompts. A prompt is recognised by its text: if a model's document prompt is empty,
+        ``prompt=""`` is the document prompt.
 
         Args:
-            inputs: Texts; anything else raises with its index.
+            inputs: Texts; anything else is an error that names its index.
             prompt: The prompt's text, or None.
-            task: Task, alias or blend; an unknown one raises here, before any forward.
-            dim: Belongs to :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate`; ignored.
+            task: Task, alias or blend; an unknown one is an error here, before any forward pass.
+            dim: Ignored here; :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate` uses it.
             mode: ``"head"``: the base's own prompt, whatever the task is.
         """
         check_texts(inputs, " of the batch")
@@ -226,7 +228,7 @@ class AdapterRouter(Transformer):
         return features
 
     def _check_length(self, features: Mapping[str, Any]) -> None:
-        """An error, before any forward, for texts that could not be cut to what the model takes."""
+        """Raise an error, before any forward pass, if texts are longer than the model takes."""
         if self.can_flatten_inputs:  # all texts stand in one row
             return
         most = getattr(self.config, "max_position_embeddings", None)
@@ -262,16 +264,17 @@ class AdapterRouter(Transformer):
         return {key: join(key) for key in blocks[0]}
 
     def prompt_for(self, task: TaskName, prompt: str | None) -> str | None:
-        """What goes in front of a task's texts: its own prompt of that name, where it has one.
+        """The prompt for a task's texts: the task's own prompt of that name, if it has one.
 
-        A blend has the prompts of its adapters, of two with one name that of the heavier.
+        A blend has the prompts of its adapters; of two with the same name, that of the larger
+        weight.
 
-        One of the model's ``prompts`` that is not as the base was given it was replaced by the
-        model's user, for every task.
+        A prompt in the model's ``prompts`` that differs from the base's was set by the user; it is
+        then used for every task.
 
         Args:
             task: Task, alias or blend.
-            prompt: The model's prompt, whose text tells its name, any other text, or None.
+            prompt: Text of one of the model's prompts, any other text, or None.
         """
         _check_type(task)
         side = next((n for n in ([task] if isinstance(task, str) else task) if n in PROMPTS), None)
@@ -298,7 +301,7 @@ class AdapterRouter(Transformer):
         return owner.prompts.get(asked, prompt)
 
     def head_prompt(self, task: TaskName | None, prompt: str | None) -> str | None:
-        """What goes in front of a text on its way to a task's head: the base's own prompt."""
+        """The prompt for a text that goes through a task's head: the base's own prompt."""
         name = getattr(self._model(), "default_prompt_name", None) or DEFAULT_PROMPT_NAME
         if isinstance(task, str) and task in PROMPTS and prompt in (None, self.prompts.get(name)):
             return self.prompts[task]
@@ -313,10 +316,10 @@ class AdapterRouter(Transformer):
         mode: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter.
+        """Set ``features["token_embeddings"]`` ``(n, tokens, width)``, computed with one adapter.
 
-        ``features["runs"]``, a list of task and number of rows, gives each row its own. In the mode
-        ``"head"`` the states are the base's.
+        With ``features["runs"]``, a list of task and number of rows, each row has its own adapter.
+        In the mode ``"head"`` the states are the base's.
         """
         if mode is not None:
             task = BASE
@@ -356,7 +359,7 @@ class AdapterRouter(Transformer):
     def resolve(self, task: TaskName | None) -> str | Blend | None: ...
 
     def resolve(self, task: TaskName | None) -> str | Blend | None:
-        """The adapter of a task name or alias, or a blend; None is the base."""
+        """The adapter that a task name or alias means, or a blend; None is the base."""
         _check_type(task)
         answered = {name for known in self.tasks.values() for name in (known.name, *known.aliases)}
         if isinstance(task, str) and task in PROMPTS and task not in answered:
@@ -388,10 +391,11 @@ class AdapterRouter(Transformer):
         raise ValueError(unknown_name("task", task, [*self.tasks, BASE], "this model"))
 
     def blend(self, weights: Mapping[str, float]) -> Blend:
-        """A blend by its adapters' own names; the base, and what weighs nothing, is left out.
+        """A blend with its adapters' own names, without the base and without weights of 0.
 
         Raises:
-            ValueError: No task, an unknown one, one named twice, a weight that is no finite number.
+            ValueError: No task is named, a task is unknown or named twice, or a weight is not
+                finite.
         """
         if not weights:
             raise ValueError(
@@ -409,19 +413,20 @@ class AdapterRouter(Transformer):
         return Blend({name: w for name, w in Blend(weights_of).items() if w and name != BASE})
 
     def prompts_of(self, blend: Blend) -> dict[str, str]:
-        """Name -> text: the prompts of a blend's adapters, of two with one name the heavier's."""
+        """Prompt name -> text: the prompts of a blend's adapters."""
         lightest_first = [self.tasks[name].prompts for name in reversed(list(blend))]
         return {name: text for prompts in lightest_first for name, text in prompts.items()}
 
     @property
     def theta_serve(self) -> float | None:
-        """RoPE's theta of every forward; None for learned positions."""
+        """RoPE's theta in use; None for learned positions."""
         return rope.theta_of(self.config)
 
     def counts_from_the_left(self) -> bool:
-        """Whether padding in front would shift a text's positions: learned ones, as BERT's.
+        """Whether padding in front would shift a text's positions (learned ones, as in BERT).
 
-        RoBERTa's kin derive theirs from the padding token, and rotary positions are relative.
+        In RoBERTa and similar models positions follow from the padding token; rotary positions are
+        relative.
         """
         embeddings = getattr(self.model, "embeddings", None)
         table = getattr(embeddings, "position_embeddings", None)
@@ -456,8 +461,8 @@ class AdapterRouter(Transformer):
         """Add an adapter for ``task``, fresh or with the given weights (PEFT's names).
 
         Raises:
-            ValueError: The name is taken or unusable, or the tensors do not fit; ``source`` names
-                the culprit, and the model is as it was.
+            ValueError: The name is already used or not allowed, or the tensors do not fit. The
+                message begins with ``source``; the model is not changed.
         """
         with self.registry.changing:
             self._check_name(task)
@@ -475,10 +480,10 @@ class AdapterRouter(Transformer):
         self.merging.clear()
 
     def remove_adapter(self, name: str) -> None:
-        """Remove an adapter; forwards that have it, in other threads, are waited for.
+        """Remove an adapter, after forward passes in other threads that use it have ended.
 
         Raises:
-            ValueError: There is none of this name, or it is (part of) the default task.
+            ValueError: There is no adapter of this name, or it is (part of) the default task.
         """
         if name not in self.tasks:
             raise ValueError(unknown_name("task", name, self.tasks, "this model"))
@@ -620,7 +625,7 @@ class AdapterRouter(Transformer):
                 yield path, layer
 
     def adapter_tensors(self, name: str) -> dict[str, Tensor]:
-        """One adapter's parameters under PEFT's names."""
+        """One adapter's parameters, under the names that PEFT uses."""
         return {
             f"base_model.model.{path}.{half}.weight": getattr(layer, half)[name].weight
             for path, layer in self.lora_layers()
@@ -629,13 +634,13 @@ class AdapterRouter(Transformer):
         }
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
-        """The backbone's own parameters, whatever adapters other threads add meanwhile."""
+        """The backbone's own parameters, without those of adapters."""
         with self.registry.changing:
             named = list(self.model.named_parameters())
         return (parameter for name, parameter in named if not _is_lora(name))
 
     def base_state_dict(self) -> dict[str, Tensor]:
-        """The backbone's weights under its stock class's names."""
+        """The backbone's weights under the names of its stock class."""
         with self.registry.changing:
             state = self.model.state_dict()
         return {
@@ -647,18 +652,19 @@ class AdapterRouter(Transformer):
     def base_sha256(self) -> str:
         """Hash of the backbone's weights: names, dtypes, shapes and bytes.
 
-        A model that was loaded with adapters keeps the hash of its folder while its base stays
-        frozen, so that loading in bfloat16 is still the same base.
+        A model that was loaded with adapters keeps the hash that its folder names while its base is
+        frozen; so a model loaded in bfloat16 still has the same base.
         """
         if self._base_sha256 and not any(p.requires_grad for p in self.base_parameters()):
             return self._base_sha256
         return self._sha256_of_weights()
 
     def checked_base_sha256(self) -> str:
-        """:meth:`base_sha256`, compared with the weights if they are as their folder has them.
+        """:meth:`base_sha256`, checked against the weights if they still have the dtype of their
+        folder.
 
         Raises:
-            ValueError: The folder that the model came from names another base than it has.
+            ValueError: The folder that the model was loaded from names another base.
         """
         recorded = self.base_sha256()
         if self._as_stored and recorded != (own := self._sha256_of_weights()):
@@ -725,9 +731,10 @@ class AdapterRouter(Transformer):
             write_json(config_path, {**config, "requirements": {"st-jv5": REQUIREMENT}})
 
     def take_adapter(self, name: str, base_sha256: str | None = None) -> Adapter:
-        """One adapter as a thing of its own; its tensors are the model's, not copies.
+        """One adapter as an :class:`~st_jv5.folders.adapter_file.Adapter`; tensors are shared, not
+        copied.
 
-        Who takes several gives :meth:`base_sha256`, which reads every weight.
+        For several adapters pass :meth:`base_sha256`, which reads every weight, once.
         """
         return Adapter(
             task=self.tasks[name],
@@ -775,7 +782,7 @@ class AdapterRouter(Transformer):
         return router
 
     def _take_settings(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Adapters, projection and all that ``st_jv5.json`` says, of a folder that is judged."""
+        """Adapters, projection and settings of ``st_jv5.json``, from a folder that was checked."""
         self.base_prompts = settings.get("prompts", dict(PROMPTS))
         self.append_eos = settings["append_eos"]
         if self.append_eos:
@@ -806,13 +813,14 @@ class AdapterRouter(Transformer):
         self.licenses = Licenses.read(settings.get("licenses", {}), folder / SETTINGS_FILE)
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        """All modules as they are at one moment: ``encode`` asks each for its device."""
+        """All modules at one moment, whatever adapters other threads add; ``encode`` reads their
+        devices."""
         with self.registry.changing:
             modules = list(super().named_modules(*args, **kwargs))
         yield from modules
 
     def train(self, mode: bool = True) -> AdapterRouter:
-        """Set training mode, which needs no merged copies: their memory is given back."""
+        """Set the training mode, and free the memory of merged copies, which it does not need."""
         if mode:
             self.merging.clear()
         with self.registry.changing:
