@@ -70,8 +70,7 @@ def encode(
     prompt: str | None = None,
     mode: str | None = None,
 ) -> Array:
-    """Like ``model.encode``, with batches filled by tokens: one long text does not pad thirty
-    others.
+    """Like ``model.encode``, with batches filled by tokens, so that there is less padding.
 
     Equal texts are computed once. Texts are tokenised once, sorted by their number of tokens and
     put into batches of up to ``batch_tokens`` padded tokens. For an empty text, or one of spaces,

@@ -203,8 +203,7 @@ def fit_projection(
     *,
     prompt_name: str = "document",
 ) -> Projection:
-    """Fit a projection from the base's vectors to the teacher's by least squares; the model keeps
-    it.
+    """Fit the model's projection to the teacher's vectors by least squares.
 
     Use it for a student before its first step: from the identity, which joins unrelated spaces,
     training would first change the student to fit the projection. Use it, too, for a base that was

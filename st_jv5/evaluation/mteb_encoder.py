@@ -195,8 +195,7 @@ class MTEBEncoder(AbsEncoder):
         }
 
     def ranges_of(self, texts: Sequence[str], task_type: str) -> Array:
-        """int8 ranges at this dim, from texts not under test; for retrieval half of them are
-        queries.
+        """int8 ranges at this dim, from texts not under test (half of them queries for retrieval).
 
         Returns:
             float32 ``(2, dim)``.

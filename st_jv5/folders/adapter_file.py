@@ -25,8 +25,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """The content of ``adapters/<task>/``; ``PeftModel.from_pretrained(backbone, folder)`` reads
-    it.
+    """The content of ``adapters/<task>/``, a folder that PEFT's ``from_pretrained`` reads.
 
     Task and base are named in the header of the weights, so the folder is complete by itself.
 
@@ -63,8 +62,7 @@ class Adapter:
         write_tensors(Path(folder) / WEIGHTS_FILE, self.tensors, {"st_jv5": json.dumps(header)})
 
     def scaled(self, strength: float) -> Adapter:
-        """The same adapter with its update multiplied by ``strength`` (>= 0; 0 gives exactly the
-        base).
+        """The same adapter with its update multiplied by ``strength`` (>= 0; 0 gives the base).
 
         B is scaled and not alpha, because every engine reads the weights.
         """

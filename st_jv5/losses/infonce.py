@@ -116,8 +116,7 @@ class InfoNCELoss(EmbeddingLoss):
     def prepare(
         self, columns: list[dict[str, Any]] | None, labels: Tensor | None
     ) -> dict[str, Tensor | None]:
-        """What false negatives are known by: the teacher's vectors, a number for each text, and
-        classes."""
+        """What shows false negatives: teacher vectors, a number for each text, and classes."""
         prepared: dict[str, Tensor | None] = {"labels": None}
         if self.false_negative_margin is not None:
             device = self.log_temperature.device

@@ -140,8 +140,7 @@ class AdapterRouter(Transformer):
             make_tokenizer_append_eos(self.tokenizer)
 
     def _load_model(self, *args: Any, **model_kwargs: Any) -> Any:
-        """The backbone; an error if a tensor is missing in the checkpoint or a number is not
-        finite."""
+        """The backbone; an error if a tensor is missing or a number is not finite."""
         path, config = args[0], args[2]
         if "attn_implementation" not in model_kwargs:
             check_kernels(f"{path}/config.json", config.to_dict())
@@ -171,8 +170,7 @@ class AdapterRouter(Transformer):
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Prompt name -> text: the model's ``prompts``; for a router without a model, the
-        base's."""
+        """Prompt name -> text, of the model; of the base, for a router without a model."""
         own = getattr(self._model(), "prompts", {})
         return {**self.base_prompts, **{name: t for name, t in own.items() if t is not None}}
 
@@ -660,8 +658,7 @@ class AdapterRouter(Transformer):
         return self._sha256_of_weights()
 
     def checked_base_sha256(self) -> str:
-        """:meth:`base_sha256`, checked against the weights if they still have the dtype of their
-        folder.
+        """:meth:`base_sha256`, compared with the weights if these are as they were loaded.
 
         Raises:
             ValueError: The folder that the model was loaded from names another base.
@@ -731,8 +728,7 @@ class AdapterRouter(Transformer):
             write_json(config_path, {**config, "requirements": {"st-jv5": REQUIREMENT}})
 
     def take_adapter(self, name: str, base_sha256: str | None = None) -> Adapter:
-        """One adapter as an :class:`~st_jv5.folders.adapter_file.Adapter`; tensors are shared, not
-        copied.
+        """One adapter as an :class:`~st_jv5.folders.adapter_file.Adapter`; its tensors are shared.
 
         For several adapters pass :meth:`base_sha256`, which reads every weight, once.
         """
@@ -813,8 +809,7 @@ class AdapterRouter(Transformer):
         self.licenses = Licenses.read(settings.get("licenses", {}), folder / SETTINGS_FILE)
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        """All modules at one moment, whatever adapters other threads add; ``encode`` reads their
-        devices."""
+        """All modules at one moment, whatever adapters other threads add meanwhile."""
         with self.registry.changing:
             modules = list(super().named_modules(*args, **kwargs))
         yield from modules

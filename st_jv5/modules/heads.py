@@ -1,5 +1,4 @@
-"""Maps from the base's vectors to each adapter's: the vectors of all tasks from one forward
-pass."""
+"""Maps from the base's vectors to each adapter's: all tasks from one forward pass."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""First checks of every request: API key, size, number of open requests. It also catches all
-errors."""
+"""First checks of every request: API key, size, open requests; it also catches all errors."""
 
 from __future__ import annotations
 

@@ -51,8 +51,7 @@ class Names:
         return [*(t.name for t in known), *(alias for t in known for alias in t.aliases), BASE]
 
     def listed(self) -> list[dict[str, Any]]:
-        """The names as ``/v1/models`` lists them; ``adapter`` is false for a plain name and for
-        aliases."""
+        """The names for ``/v1/models``; ``adapter`` is false for plain names and aliases."""
         about = {
             "object": "model",
             "created": 0,
@@ -74,8 +73,7 @@ class Names:
     def asked(
         self, model: str | None, task: str | dict[str, float] | None, prompt_name: str | None
     ) -> Asked:
-        """Task and prompt of a request; :class:`~st_jv5.serve.errors.ApiError` if the model lacks
-        them."""
+        """Task and prompt of a request; :class:`~st_jv5.serve.errors.ApiError` without them."""
         behind = self._behind(model) if model is not None else None
         if behind is not None and task is not None and behind != task:
             message = f"model names the task {behind!r} and task {task!r}; send one of them"

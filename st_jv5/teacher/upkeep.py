@@ -75,8 +75,7 @@ def verify(
 def merge(
     stores: Sequence[TeacherStore], out: str | Path, *, shards: int | None = None
 ) -> TeacherStore:
-    """Write a new store with the spaces of several; if two have a vector of a text, the first is
-    kept.
+    """Write a new store with the spaces of several; of two vectors of a text the first is kept.
 
     If it is stopped, the same call continues. Row numbers of the old stores are not valid in the
     new one.

@@ -186,8 +186,7 @@ class Planner:
 
     @cached_property
     def prompt_tokens(self) -> int:
-        """Tokens of the student's longest prompt; for a base that is not on this disk, the paper's
-        prompts are assumed."""
+        """Tokens of the student's longest prompt; of the paper's, for a base that is not here."""
         spec = self.recipe.student
         here = spec.prompts != "own" or Path(resolve_model(spec.name)).is_dir()
         longest = max(map(len, (self.run.prompts if here else PROMPTS).values()))
