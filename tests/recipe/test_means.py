@@ -75,7 +75,7 @@ def test_an_adapter_is_held_against_the_base_on_its_own_tasks_near_and_far():
     assert same[6:] == ["+0.0 [+0.0, +0.0]", "within noise"]
 
 
-def test_the_advice_rests_on_labels_that_an_adapter_was_not_told():
+def test_the_advice_rests_on_labels_that_an_adapter_was_not_trained_on():
     gaps = {
         "clustering": {"near seen": 0.2, "near new": 0.04, "far new": 0.01},
         "classification": {"near seen": 0.2, "near new": 0.0, "far new": 0.0},
@@ -97,10 +97,10 @@ def test_the_advice_rests_on_labels_that_an_adapter_was_not_told():
     told = advice(scores, [*gaps], groups, types, labels)
     assert (
         "`clustering` (near +4.0 [+4.0, +4.0], far +1.0 [+1.0, +1.0] beside the base, with labels "
-        "it was never told): take it for its tasks, on any text." in told
+        "that it was not trained on): take it for its tasks, on any text." in told
     )
     assert "`classification` (near +0.0 [+0.0, +0.0], far +0.0" in told
-    assert "never told): it brings nothing: take `base`." in told
+    assert "not trained on): it brings nothing: take `base`." in told
     assert "beside the base): worse than the base on far text: take `base` there." in told
     near_alone = advice(scores, ["clustering"], {NEAR: groups[NEAR]}, types, labels)
     assert near_alone.endswith("on text like the training text; elsewhere it is not known.")

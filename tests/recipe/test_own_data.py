@@ -156,7 +156,7 @@ PACKED = gzip.compress(jsonl(GOOD), mtime=0)
     [
         ("a.jsonl", b"", r"/a.jsonl is empty: it has no row"),
         ("a.csv", b"question,answer\n", r"/a.csv is empty: it has no row"),
-        ("a.jsonl", jsonl(GOOD) + b'{"question": "q', r"/a.jsonl, line 2: no JSON"),
+        ("a.jsonl", jsonl(GOOD) + b'{"question": "q', r"/a.jsonl, line 2: not JSON"),
         ("a.jsonl", jsonl(GOOD) + b"[1]\n", r"/a.jsonl, line 2: a row must be an object"),
         ("a.csv", "question,answer\ncaf\xe9,x\n".encode("latin-1"), r"a.csv is not UTF-8: byte 0xe9"
          r" at line 2; save the file as UTF-8"),
@@ -374,7 +374,7 @@ def test_negatives_that_no_row_has_are_refused(nothing, tmp_path, read):
         ("labelled", "label", ["a", None, "b"], r"'label' of .*a.jsonl has no label in row 1 "),
         ("labelled", "label", [["a"], "b", ["c"]], r"'label' of .*a.jsonl holds 'b' in row 1 .*an"),
         ("scored", "score", [0.5, None, 1], r"'score' of .*a.jsonl has no score in row 1 "),
-        ("scored", "score", [0.5, 1, "high"], r"'score' of .*a.jsonl holds 'high' in row 2 .*no s"),
+        ("scored", "score", [0.5, 1, "high"], r"'score' of .*a.jsonl holds 'high' in row 2 .*not a s"),
         ("scored", "score", [0.5, float("nan"), 1], r"'score' of .*a.jsonl has no score in row 1 "),
     ],
 )  # fmt: skip

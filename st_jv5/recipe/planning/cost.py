@@ -168,7 +168,7 @@ class Costs:
         checkpointing: bool = False,
         dropout: float = 0.0,
     ) -> float:
-        """Bytes that autograd keeps of the forwards of these chunks, each of which casts the weights."""
+        """Bytes that autograd keeps of these chunks; the weights are cast for each chunk."""
         rows, tokens = np.array(chunks).T
         activations = self.forward(tokens, rank, True, checkpointing, dropout).activations
         copies = 2 * self.weights(rank).linear if self.bfloat16 else 0
