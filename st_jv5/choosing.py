@@ -114,7 +114,7 @@ class Choice:
         if not self.above_base[self.task].is_certain:
             return (
                 f"Take {self.task}, the best on these examples, but within noise of the base: more "
-                f"examples may tell otherwise."
+                f"examples may change that."
             )
         told = f"Take {self.task}: better than the base by more than noise"
         return f"{told}." if self.runner_up == BASE else f"{told}; {second}"

@@ -185,18 +185,18 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
         adapters.setdefault(TASKS[own.spec.kind], []).append(own)
     of_teacher, of_base = _stated(teacher), _stated(base)
     lines = [
-        "# Run it: st-jv5 train THIS_FILE. Every setting is told in st_jv5/recipe/config.py.",
+        "# Run it: st-jv5 train THIS_FILE. st_jv5/recipe/config.py explains every setting.",
         f"name: {_flow(name)}   # the result goes to out/{name}",
-        "# The teacher is the big model that the student learns from; it embeds each text once.",
+        "# The teacher is the large model that the student learns from; it embeds each text once.",
         f"teacher: {_flow({'model': teacher, **of_teacher, 'max_tokens': min(tokens, 384)})}",
-        "# The base is what becomes your model. Texts are cut at max_tokens; fewer are faster.",
+        "# The base becomes your model. Texts are cut to max_tokens; fewer tokens are faster.",
         f"student: {_flow({'base': base, **of_base, 'max_tokens': tokens})}",
-        "# license: what the result's card says of the text; own where it is yours to publish",
-        "data_sets:   # held_out rows are never trained on: the scores at the end are theirs",
+        "# license: the text's licence, for the model card; own: the text is yours to publish",
+        "data_sets:   # held_out rows are never trained on; the model is scored on them at the end",
         *(f"  {_flow(n)}: {_flow(settings)}" for n, settings in _sets(owns).items()),
         "# The base learns the teacher's vectors of all your texts. A step reads batch_size rows.",
         f"stage1: {_flow(_phase(owns, [_general(own) for own in owns], BATCH_ROWS, 1.0e-4))}",
-        "adapters:   # then one adapter for each use, on the base, which is frozen",
+        "adapters:   # one adapter for each use, on the base, which is frozen",
     ]
     for task, of in adapters.items():
         most = LABELLED_ROWS if task == "classification" else BATCH_ROWS
@@ -205,8 +205,8 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
         lines.append(f"  # {USES[task]}; every row is read about {passes:.1f} times")
         lines.append(f"  {task}: {_flow(phase)}")
     lines += [
-        "# Better: more rows; for pairs hard negatives (columns negative_1, ...), or a second data",
-        "# set of the same pairs with `negatives: 2`: the teacher finds them. Longer: raise steps.",
+        "# For a better model add rows, or hard negatives for pairs (columns negative_1, ...); or a",
+        "# second data set of the same pairs with `negatives: 2`, which the teacher finds; or steps.",
     ]
     return "\n".join(lines) + "\n"
 

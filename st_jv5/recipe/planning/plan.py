@@ -51,9 +51,9 @@ def plan(run: Run, measured: bool = True) -> str:
     told = [f"# {run.recipe.name}: the plan", "", _work(teaching, phases).markdown(), ""]
     told += ["## Rows", "", _rows(planner).markdown(), ""]
     told += [
-        "A process needs so much memory of its own for rows. Their texts are memory mapped: the "
-        "pages are shared by all processes and given back when others want the memory. While a set "
-        "is prepared, a file of this disk lies there once more.",
+        "Each process needs this much memory for rows. Their texts are memory mapped: all processes "
+        "share the pages, which are freed when memory is needed. While a data set is prepared, a "
+        "local file is on the disk twice.",
         "",
     ]
     told += ["## Memory per device, in GiB", "", _memory(phases).markdown(), ""]
@@ -61,7 +61,7 @@ def plan(run: Run, measured: bool = True) -> str:
     told += ["## On a GPU", "", _gpus(teaching, phases).markdown(), ""]
     told += [
         f"At {UTILISATION:.0%} of the data sheet's dense bfloat16 operations, and at prices that "
-        "are guesses of ours. What does not fit needs smaller chunks (loss.mini_batch_tokens).",
+        "are our guesses. What does not fit needs smaller chunks (loss.mini_batch_tokens).",
         "",
     ]
     told += list(_warnings(run, planner))
