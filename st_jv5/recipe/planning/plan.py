@@ -51,7 +51,7 @@ def plan(run: Run, measured: bool = True) -> str:
     told = [f"# {run.recipe.name}: the plan", "", _work(teaching, phases).markdown(), ""]
     told += ["## Rows", "", _rows(planner).markdown(), ""]
     told += [
-        "Each process needs this much memory for rows. Their texts are memory mapped: all processes "
+        "Each process needs this much memory for rows. Their texts are memory mapped: processes "
         "share the pages, which are freed when memory is needed. While a data set is prepared, a "
         "local file is on the disk twice.",
         "",
