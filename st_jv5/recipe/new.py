@@ -205,7 +205,7 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
         lines.append(f"  # {USES[task]}; every row is read about {passes:.1f} times")
         lines.append(f"  {task}: {_flow(phase)}")
     lines += [
-        "# For a better model add rows, steps, or hard negatives for pairs: columns negative_1, ...,",
+        "# For a better model add rows, steps, or hard negatives of pairs (negative_1, ...),",
         "# or a second data set of the same pairs with `negatives: 2`, which the teacher finds.",
     ]
     return "\n".join(lines) + "\n"
