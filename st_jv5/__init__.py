@@ -1,7 +1,9 @@
 """Distil a large text-embedding model into a small one with four LoRA task adapters.
 
-Importing this package makes its module classes known to sentence-transformers, so that a saved
-model loads as plain ``SentenceTransformer(path)``. It imports neither torch nor
+An *st_jv5 model* is a SentenceTransformer whose first module is an ``AdapterRouter``: what
+``new_student`` and ``load_jina_v5`` return, and what is loaded from a folder that st_jv5 saved.
+Importing this package makes its module classes known to sentence-transformers, so that such a
+folder loads as plain ``SentenceTransformer(path)``. It imports neither torch nor
 sentence-transformers: each name is imported from its module when it is first used.
 """
 
@@ -125,7 +127,7 @@ _LOADABLE = (
 
 
 class _ModuleClasses(dict[str, Any]):
-    """Class as ``modules.json`` names it -> class; None is imported when a model names it."""
+    """Name of a class in ``modules.json`` -> class; None is imported when a model names it."""
 
     def __getitem__(self, reference: str) -> Any:
         found = super().__getitem__(reference)

@@ -14,12 +14,12 @@ from torch.nn.functional import pad
 from st_jv5.modules.padding import Padding
 
 BUDGET = {"cpu": 2048}
-"""Padded tokens of one batch by device type; 32 rows of 64 tokens measured fastest on two cores."""
+"""Padded tokens of a batch, by device type; 32 rows of 64 tokens were the fastest on two cores."""
 BUDGET_ELSEWHERE = 65536
 
 
 def default_budget(device_type: str) -> int:
-    """Padded tokens of one batch where none are asked for."""
+    """Default number of padded tokens of a batch."""
     return BUDGET.get(device_type, BUDGET_ELSEWHERE)
 
 

@@ -57,7 +57,7 @@ class Difference:
 
     @property
     def is_certain(self) -> bool:
-        """Whether it is more than noise: the interval leaves 0 out."""
+        """Whether it is more than noise: 0 lies outside the interval."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -69,23 +69,24 @@ class Choice:
     """The task that serves some examples best, and how sure that is."""
 
     task: str | Blend
-    """What to give ``encode``: a task's name or a blend."""
+    """What to pass to ``encode`` as ``task``: a task's name or a blend."""
     scores: Mapping[str | Blend, float]
-    """Candidate -> score in percent, the base first."""
+    """Candidate -> its score in percent; the base is first."""
     above_base: Mapping[str | Blend, Difference]
     """Candidate -> its score minus the base's."""
     runner_up: str | Blend | None
-    """The best of those that differ from the choice; None: no candidate does."""
+    """The best candidate whose vectors differ from the choice's; None if there is none."""
     above_runner_up: Difference | None
-    """Below 0 where the choice is the usual task, which nothing beats by more than noise."""
+    """The choice's score minus that of ``runner_up``; below 0 if the choice is the task made for
+    this kind of example and ``runner_up`` is better, but only within noise."""
     examples: int
-    """How many there were, each counted once."""
+    """Number of examples, repeats counted once."""
     measure: str
-    """What the scores are."""
+    """What the scores measure, in words."""
 
     @property
     def is_certain(self) -> bool:
-        """Whether the choice is better than every candidate that differs, by more than noise."""
+        """Whether the choice beats every candidate that differs from it by more than noise."""
         return self.above_runner_up is not None and self.above_runner_up.low > 0
 
     def __str__(self) -> str:
@@ -113,7 +114,7 @@ class Choice:
         if not self.above_base[self.task].is_certain:
             return (
                 f"Take {self.task}, the best on these examples, but within noise of the base: more "
-                f"examples may tell otherwise."
+                f"examples may change that."
             )
         told = f"Take {self.task}: better than the base by more than noise"
         return f"{told}." if self.runner_up == BASE else f"{told}; {second}"
@@ -127,9 +128,9 @@ def choose_task(
     labelled: Sequence[tuple[str, Hashable]] | None = None,
     candidates: Sequence[TaskName] | None = None,
 ) -> Choice:
-    """The task that serves a use best, judged by examples of it: 8 at least, best 64 or more.
+    """Find the task that serves a use best, by examples of it: at least 8, better 64 or more.
 
-    Give one kind of example:
+    Pass one kind of example:
 
     ========  =======================  ===========================================================
     kind      an example               a candidate's score, in percent
@@ -141,29 +142,31 @@ def choose_task(
                                        labels
     ========  =======================  ===========================================================
 
-    Ranks and accuracies hardly move on so few examples. These scores do, and do not move where all
-    cosines are scaled alike, as a stronger adapter may do. They compare candidates on the same
-    examples, and tell nothing of other examples' scores. The choice has the best score, unless a
-    task that is made for the kind (:data:`USUAL`) is within noise of it: then it is that task. Of
-    equal scores it is the first, and the base is before all others. Queries and documents get their
-    prompts; other texts get the document prompt. Two that are equally near count as in the wrong
+    On so few examples, ranks and accuracies hardly differ between candidates. The scores above do.
+    They also stay the same when all cosines are scaled by one factor, as a stronger adapter may
+    scale them. They compare candidates on the same examples; scores on different examples cannot be
+    compared. The candidate with the best score is chosen, unless a task that is made for this kind
+    of example (:data:`USUAL`) is within noise of it: then that task is chosen. Of equal scores the
+    first counts, and the base comes before all others. Queries and documents get their prompts;
+    other texts get the document prompt. Two pairs that are equally near count as in the wrong
     order.
 
     Args:
-        model: A model of ours.
+        model: An st_jv5 model.
         pairs: 8 or more ``(query, document)``.
-        scored: 8 or more ``(text, text, number)``; numbers on any scale, 0 and 1 also.
-        labelled: 8 or more ``(text, label)``, of two labels or more.
+        scored: 8 or more ``(text, text, number)``; the numbers may be on any scale, or only 0 and
+            1.
+        labelled: 8 or more ``(text, label)``, with at least two different labels.
         candidates: Tasks, and blends as mappings; None: each of the model's adapters. The base is
-            always one.
+            always a candidate, too.
 
     Returns:
         A :class:`Choice`; ``print`` shows its table and advice.
 
     Raises:
-        ValueError: No kind or several; fewer than 8 different examples, or one that has not the
-            shape of its kind; one document, number or label for all, or a label of its own for
-            each text; a candidate that the model lacks.
+        ValueError: No kind of example is given, or several; there are fewer than 8 different
+            examples, or one has not the shape of its kind; all have the same document, number or
+            label, or every text has a label that no other has; the model lacks a candidate.
 
     Example:
         >>> topics = [("a sonata", "music"), ("an opera", "music"), ("a proton", "physics")]
@@ -243,8 +246,7 @@ def checked_examples(kind: str, examples: Sequence[Any]) -> list[tuple[Any, ...]
     checked = list(dict.fromkeys(checked))
     if len(checked) < LEAST_EXAMPLES:
         raise ValueError(
-            f"{len(checked)} different examples tell nothing; give {LEAST_EXAMPLES} or more, "
-            f"best 64"
+            f"{len(checked)} different examples are too few; give {LEAST_EXAMPLES} or more, best 64"
         )
     values = {parts[-1] for parts in checked}
     if len(values) == 1:
@@ -257,7 +259,7 @@ def checked_examples(kind: str, examples: Sequence[Any]) -> list[tuple[Any, ...]
         raise ValueError(f"all {len(checked)} examples have the query {told}; give two or more")
     if kind == "labelled" and len(values) == len(checked):
         raise ValueError(
-            f"each of {len(checked)} texts has a label of its own; give some in common"
+            f"each of {len(checked)} texts has a different label; some must share a label"
         )
     return checked
 

@@ -29,7 +29,7 @@ EPILOG = """from your own text to a model:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
+    """Run the command line.
 
     Example:
         >>> save_adapter(model, "retrieval", task_folder)
@@ -78,7 +78,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run a command: a line for what its user can mend, a traceback for a fault of ours."""
+    """Run a command: one line for an error that its user can mend, a traceback for a bug."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal may lack a character of a text
             stream.reconfigure(errors="backslashreplace")
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         with quiet():
             args.run(args)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from here" if args.resumes else ""
+        goes_on = "; run the same command again to continue" if args.resumes else ""
         raise SystemExit(f"stopped{goes_on}") from None
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,13 +100,13 @@ def run(args: argparse.Namespace) -> None:
             raise
         if not isinstance(error, mendable()):
             traceback.print_exc()
-            told = "this is a fault of st-jv5; please report it with the lines above"
+            told = "this is a bug in st-jv5; please report it with the lines above"
             raise SystemExit(told) from error
         raise SystemExit(f"error: {error}") from error
 
 
 def mendable() -> tuple[type[Exception], ...]:
-    """What the user of a command can mend: settings, files, packages, memory."""
+    """Errors that the user of a command can mend: settings, files, packages, memory."""
     import torch
 
     return OSError, ValueError, ImportError, MemoryError, torch.OutOfMemoryError

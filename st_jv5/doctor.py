@@ -1,4 +1,4 @@
-"""What this machine has, how a model runs on it, and what would be faster."""
+"""Show what this machine has, how a model runs on it, and what would be faster."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class Probe:
 
 
 def doctor(model: str | None = None, task: str | None = None, compiled: bool = False) -> list[str]:
-    """Lines that say what was found and what to change; with a model, ways to run it, measured.
+    """Return lines about this machine; with a model, also measure several ways to run it.
 
     Args:
-        model: A model of ours: folder or Hub id.
+        model: Folder or Hub id of an st_jv5 model.
         task: The task to measure; None is the first.
         compiled: Also try torch.compile, which takes a minute.
 

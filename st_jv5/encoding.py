@@ -1,4 +1,4 @@
-"""Encoding beyond ``model.encode``: batches by tokens, mixed tasks, all tasks."""
+"""Encoding in ways that ``model.encode`` lacks: batches by tokens, mixed tasks, all tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHARED_TOKENS = 64
 
 
 class NotFiniteError(ValueError):
-    """A vector that is NaN or infinite; ``index`` is its text's."""
+    """A vector is NaN or infinite; ``index`` is the index of its text."""
 
     def __init__(self, index: int, text: str) -> None:
         super().__init__(
@@ -55,7 +55,7 @@ class Progress(Protocol):
     """A progress bar, such as tqdm's."""
 
     def update(self, n: int) -> Any:
-        """So many texts more are done."""
+        """Add this many texts to those that are done."""
 
 
 def encode(
@@ -70,30 +70,31 @@ def encode(
     prompt: str | None = None,
     mode: str | None = None,
 ) -> Array:
-    """``model.encode`` with batches filled by tokens, so that one long text does not pad thirty.
+    """Like ``model.encode``, with batches filled by tokens, so that there is less padding.
 
     Equal texts are computed once. Texts are tokenised once, sorted by their number of tokens and
-    batched up to ``batch_tokens`` padded tokens. An empty text, or one of spaces, is its prompt and
-    the tokenizer's special tokens; where it has neither, an error names it.
+    put into batches of up to ``batch_tokens`` padded tokens. For an empty text, or one of spaces,
+    the model sees the prompt and the tokenizer's special tokens alone; if there are none of these
+    either, an error names the text.
 
     Args:
-        model: A model of ours, or any text model (which knows no task and no dim).
-        texts: Texts.
+        model: An st_jv5 model, or any other text model (without ``task``, ``dim`` and ``mode``).
+        texts: ``n`` texts.
         task: Task or alias; or a blend, ``{"retrieval": 0.7, "classification": 0.3}``.
-        prompt_name: Prompt's name; None is the task's default.
-        dim: Cut to so many dims, unit rows.
-        batch_tokens: Padded tokens per batch; None fits the device.
-        show_progress_bar: Show a bar in texts, with the time left; or the caller's own bar, which
-            is moved on.
-        prompt: The prompt's text, instead of its name.
-        mode: ``"head"`` takes the task's head on the base's vectors instead of its adapter
-            (:func:`st_jv5.fit_heads`).
+        prompt_name: Name of the prompt; None is the task's default.
+        dim: Cut the vectors to this many dims; they have length 1 again.
+        batch_tokens: Most padded tokens of a batch; None chooses by the device.
+        show_progress_bar: Show a progress bar that counts texts; or a bar of the caller's own,
+            which is updated.
+        prompt: Text of the prompt, in place of ``prompt_name``.
+        mode: ``"head"`` runs the base and then the task's head, a linear map, instead of its
+            adapter (:func:`st_jv5.fit_heads`).
 
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
 
     Raises:
-        ValueError: A text that is no string, an unknown task, prompt or dim; a vector that is not
+        ValueError: A text is not a string; a task, prompt or dim is unknown; a vector is not
             finite (:class:`NotFiniteError`, with the text's index).
 
     Example:
@@ -133,19 +134,20 @@ def encode_mixed(
     batch_tokens: int | None = None,
     show_progress_bar: bool | Progress = False,
 ) -> Array:
-    """Encode texts that each have a task of their own; equal ones are computed once.
+    """Encode texts of several tasks in one call; each text has its own task.
 
-    All are tokenised together. A task with many tokens gets batches of its own, in which its
-    adapter is merged; tasks with few share batches, a row each with its adapter.
+    All texts are tokenised together, and equal ones with equal tasks are computed once. A task with
+    many tokens gets its own batches, in which its adapter is merged; tasks with few tokens share
+    batches, in which each row runs through its own adapter.
 
     Args:
-        model: A model of ours.
+        model: An st_jv5 model.
         texts: ``n`` texts.
         tasks: ``n`` tasks, aliases or blends.
         prompt_names: ``n`` prompt names, or None for each task's default.
-        dim: Cut to so many dims, unit rows.
-        batch_tokens: Padded tokens per batch; None fits the device.
-        show_progress_bar: Show a bar in texts, with the time left.
+        dim: Cut the vectors to this many dims; they have length 1 again.
+        batch_tokens: Most padded tokens of a batch; None chooses by the device.
+        show_progress_bar: Show a progress bar that counts texts.
 
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
@@ -159,8 +161,8 @@ def encode_mixed(
     prompt_names = [None] * len(texts) if prompt_names is None else prompt_names
     if not len(texts) == len(tasks) == len(prompt_names):
         raise ValueError(
-            f"{len(texts)} texts, {len(tasks)} tasks and {len(prompt_names)} prompt names must be "
-            f"as many"
+            f"{len(texts)} texts, {len(tasks)} tasks and {len(prompt_names)} prompt names: give "
+            f"one task and one prompt name for each text"
         )
     named = [Blend(task) if isinstance(task, Mapping) else task for task in tasks]
     how = {
@@ -194,10 +196,11 @@ def encode_all_tasks(
     show_progress_bar: bool | Progress = False,
     mode: str | None = None,
 ) -> dict[str, Array]:
-    """Encode texts with every adapter and its default prompt: task -> float32 ``(n, dim)``.
+    """Encode texts with every adapter and its default prompt.
 
-    ``mode="head"`` encodes them once, with the base and its default prompt, and gives the vectors
-    to the head of each task (:func:`st_jv5.fit_heads`).
+    Returns a dict from task to float32 ``(n, dim)``. ``mode="head"`` encodes the texts once, with
+    the base and its default prompt, and passes these vectors to the head of each task
+    (:func:`st_jv5.fit_heads`).
 
     Example:
         >>> sorted(encode_all_tasks(model, ["a cat"]))
@@ -242,13 +245,13 @@ def _all_heads(
 def head_vectors(
     model: SentenceTransformer, vectors: Array, task: str, dim: int | None = None
 ) -> Array:
-    """Vectors of a model's base as those of a task, by its head; no text is needed.
+    """Turn vectors of a model's base into those of a task, by the task's head; no text is needed.
 
     Args:
-        model: A model of ours with heads.
-        vectors: Of its base, at full width: ``(n, D)``.
+        model: An st_jv5 model with heads.
+        vectors: ``(n, D)``, vectors of its base at full width.
         task: Task or alias.
-        dim: Cut to so many dims.
+        dim: Cut the result to this many dims.
 
     Returns:
         float32 ``(n, dim)``, unit rows.
@@ -271,10 +274,10 @@ def head_vectors(
 def checked_texts(texts: Sequence[str]) -> list[str]:
     """A list of texts; an error says what else was given, and names the first that is no text."""
     if isinstance(texts, str):
-        raise ValueError(f"texts must be a list; put the one text into one: [{texts[:60]!r}]")
+        raise ValueError(f"texts must be a list, not one text; write [{texts[:60]!r}]")
     if isinstance(texts, bytes | Mapping | Set) or hasattr(texts, "columns"):
         raise ValueError(
-            f"texts must be a list of str, not {type(texts).__name__}; of a table pass one column"
+            f"texts must be a list of str, not {type(texts).__name__}; pass one column of a table"
         )
     texts = list(texts)
     check_texts(texts)

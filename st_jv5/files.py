@@ -35,7 +35,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a folder beside the target; it becomes the target when the block ends well."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already and not empty; choose another folder")
+        raise ValueError(f"{folder} exists already and is not empty; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""One name for all that a model's vectors come from."""
+"""A hash of everything that a model's vectors depend on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sentence_transformers import SentenceTransformer
 
 
 def fingerprint(model: SentenceTransformer, *, heads: bool = False) -> str:
-    """Hash of all weights and of how they are wired: 16 hexadecimal digits.
+    """Hash of a model's weights, modules and settings: 16 hexadecimal digits.
 
-    A model's heads, which concern the mode ``"head"`` alone, count if ``heads``.
+    A model's heads, which only the mode ``"head"`` uses, are included if ``heads``.
 
     Example:
         >>> len(fingerprint(student))

@@ -1,4 +1,4 @@
-"""Fit a map from the base's vectors to each adapter's, so that one forward gives all tasks."""
+"""Fit a map from the base's vectors to each adapter's, so that one forward pass gives all tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from st_jv5.task_table import BASE, unknown_name
 __all__ = ["fit_heads", "ridge"]
 
 STRENGTHS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-"""Of the regularisation, per row; the best on held-out rows is taken."""
+"""Strengths of the regularisation, per row; the best one on held-out rows is taken."""
 HELD_OUT = 10
 """Every so many-th row is held out."""
 
@@ -28,25 +28,26 @@ HELD_OUT = 10
 def fit_heads(
     model: SentenceTransformer, texts: Sequence[str], *, tasks: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """Give a model heads: linear maps from its base's vectors to each adapter's, in place.
+    """Fit heads, linear maps from the base's vectors to each adapter's, and add them to the model.
 
-    Then ``encode(texts, task=..., mode="head")`` costs what the base costs, and
-    ``encode_all_tasks(..., mode="head")`` one forward for all tasks. An index of the base's vectors
-    is turned into a task's without the texts (:func:`st_jv5.vectors.convert`). The maps are ridge
-    regressions in closed form, their strength chosen on held-out rows. What goes before a text is
-    the base's own prompt of that name, also for tasks with prompts of their own.
+    Then ``encode(texts, task=..., mode="head")`` costs as much as encoding with the base, and
+    ``encode_all_tasks(..., mode="head")`` costs one forward pass for all tasks together. Stored
+    vectors of the base can be turned into a task's vectors without the texts
+    (:func:`st_jv5.vectors.convert`). The maps are ridge regressions in closed form; the strength of
+    the regularisation is chosen on held-out rows. With ``mode="head"`` texts get the base's
+    prompts, even for a task whose prompts differ from the base's.
 
-    A head is no adapter: of what one adds to its base a head keeps about half (of six layers of
-    MiniLM: 97.5% of the retrieval adapter's score, 99.7% of text-matching's, 94% of clustering's,
-    95% of classification's; eval/studies/heads.py).
+    A head is less than its adapter: it keeps about half of what the adapter gains over the base.
+    With six layers of MiniLM a head had 97.5% of the retrieval adapter's score, 99.7% of
+    text-matching's, 94% of clustering's and 95% of classification's (eval/studies/heads.py).
 
-    Heads are saved with the model. An adapter that changes needs a new one: fit again.
+    Heads are saved with the model. When an adapter changes, fit its head again.
 
     Args:
-        model: A model of ours with adapters.
-        texts: Texts like those to come, ten times as many as the model has dims or more. A task
-            with several prompts sees each text with each of them.
-        tasks: Adapters; None takes all. Heads of others that are there stay.
+        model: An st_jv5 model with adapters.
+        texts: Texts like those that will be encoded; at least ten times as many as the model has
+            dims are best. A task with several prompts encodes each text with each prompt.
+        tasks: Adapters to fit heads for; None takes all. Heads of other adapters are kept.
 
     Returns:
         Task -> mean cosine of the head's vectors with the adapter's, on held-out rows.
@@ -106,15 +107,15 @@ def _fitted(
 
 
 def ridge(inputs: Array, targets: Array) -> tuple[Array, Array, float]:
-    """The linear map of least squared error, its weights held small.
+    """Fit a linear map by ridge regression: least squared error, with small weights.
 
     Args:
         inputs: ``(n, D)``.
         targets: ``(n, E)`` unit rows.
 
     Returns:
-        Weights ``(D, E)`` and bias ``(E,)``, float64, of all rows; and the mean cosine with the
-        targets of the held-out rows, by the map of all others.
+        Weights ``(D, E)`` and bias ``(E,)``, float64, fitted on all rows; and the mean cosine with
+        the targets on held-out rows, by a map fitted on the other rows.
 
     Example:
         >>> rows = unit(np.random.default_rng(0).standard_normal((100, 4)))
@@ -152,7 +153,7 @@ class _Ridge:
 
 
 def _prompts(router: AdapterRouter, task: str) -> list[tuple[str, str]]:
-    """Of each of a task's prompts: the base's of that name, and the task's own; equal ones once."""
+    """For each of a task's prompts: the base's prompt of that name, and the task's."""
     own = router.prompts
     named = [name for name in router.tasks[task].prompts if name in own]
     pairs = [(own[name], router.prompt_for(task, own[name]) or "") for name in named]

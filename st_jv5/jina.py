@@ -58,12 +58,12 @@ def load_model(
     dtype: str | None = None,
     device: str | None = None,
 ) -> SentenceTransformer:
-    """Load a model by folder or Hub id: a published jina v5, one of ours, or a stock model.
+    """Load a published jina v5 model, an st_jv5 model or a stock one, by folder or Hub id.
 
     Args:
         name: Folder or Hub id.
         revision: Branch, tag or commit of a Hub model.
-        dtype: Dtype of the weights, such as ``bfloat16``; None as they are stored.
+        dtype: Dtype of the weights, such as ``bfloat16``; None loads them as they are stored.
         device: A torch device such as ``cuda:1``; None: sentence-transformers chooses.
     """
     if is_jina_v5(name, revision):
@@ -92,32 +92,34 @@ def load_jina_v5(
     default_task: str | None = None,
     **kwargs: Any,
 ) -> SentenceTransformer:
-    """Load a published jina-embeddings-v5-text model (small or nano) as a model of ours.
+    """Load a published jina-embeddings-v5-text model (small or nano) as an st_jv5 model.
 
-    The backbone is the stock Qwen3 or EuroBERT class, which has the same weights' names; the
-    folder's remote code is neither imported nor asked about. The tokenizer is taken as published:
-    small's pooled token is the last content token, nano's its EOS.
+    The backbone is the stock Qwen3 or EuroBERT class of transformers, whose weights have the same
+    names. The folder's remote code is never run, so ``trust_remote_code`` is not needed. The
+    tokenizer is used as published: small pools the last token of the text, nano pools its EOS.
 
-    A merged sibling, which holds one task in its weights (``...-retrieval``), becomes a model
-    without adapters: its base is the task, and ``encode(texts)`` needs no ``task``.
+    The publisher also offers models with one task merged into the weights (``...-retrieval``). Such
+    a model loads without adapters: its base is the task, and ``encode(texts)`` needs no ``task``.
 
-    The weights are CC BY-NC 4.0, which is logged once and kept by every copy
-    (:class:`~st_jv5.folders.licenses.Licenses`).
+    The licence of the weights is CC BY-NC 4.0. It is logged once, and saved with every copy of the
+    model (:class:`~st_jv5.folders.licenses.Licenses`).
 
     Args:
         path_or_id: Folder or Hub id.
         revision: Branch, tag or commit of the Hub repository, for backbone, tokenizer and
             adapters.
-        dtype: Dtype of the weights; None as the config says.
-        default_task: Task of calls that name none.
-        kwargs: ``token``, ``cache_folder`` and ``local_files_only`` for the Hub; all else goes to
-            ``SentenceTransformer``: ``device``, ``truncate_dim``, ``prompts``, ...
+        dtype: Dtype of the weights; None takes the one in the config.
+        default_task: Task of calls that name no task.
+        kwargs: ``token``, ``cache_folder`` and ``local_files_only`` are used for the Hub; all
+            others are passed to ``SentenceTransformer``: ``device``, ``truncate_dim``, ``prompts``,
+            ...
 
     Returns:
         A model with the adapters of the folder.
 
     Raises:
-        ValueError: The folder is not of this kind, or names what it lacks.
+        ValueError: The folder is not a jina-embeddings-v5-text model, or a file is missing or
+            broken; the message names it.
 
     Example:
         >>> model = load_jina_v5(jina_folder, default_task="retrieval")
@@ -196,7 +198,7 @@ def _read(source: Path) -> tuple[dict[str, Any], list[Path], dict[str, Path]]:
         raise ValueError(f"{source} has no adapters/<task>/{CONFIG_FILE}")
     for name in names:
         if not TASK_NAME.fullmatch(name):
-            raise ValueError(f"{source}/adapters has {name!r}, which can be no task's name")
+            raise ValueError(f"{source}/adapters has {name!r}, which cannot be the name of a task")
         if not (source / "adapters" / name / WEIGHTS_FILE).is_file():
             raise ValueError(f"{source}/adapters/{name} has no {WEIGHTS_FILE}")
     names.sort(key=lambda name: list(TASKS).index(name) if name in TASKS else len(TASKS))

@@ -1,4 +1,4 @@
-"""Vectors as an index stores them: what is left of a cosine at fewer bytes."""
+"""Vectors at the precisions of an index: float32, float16, int8 and binary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ BITS: Mapping[str, int] = {
     "binary": 1,
     "binary-rescored": 1,
 }
-"""Precision -> bits of one dimension."""
+"""Precision -> bits per dimension. ``binary-rescored`` stores documents as binary, and ranks the
+nearest of them again by the query's float vector."""
 
 
 def check_precision(precision: str) -> None:
@@ -28,7 +29,7 @@ def check_precision(precision: str) -> None:
 
 
 def bytes_per_vector(dim: int, precision: str) -> int:
-    """Bytes of one stored vector.
+    """Number of bytes of one stored vector.
 
     Example:
         >>> [bytes_per_vector(256, precision) for precision in ("float32", "int8", "binary")]
@@ -45,7 +46,7 @@ def unit(vectors: Array) -> Array:
 
 
 def ranges_of(vectors: Array) -> Array:
-    """Least and largest value of each dimension: float32 ``(2, dim)``, for int8.
+    """Smallest and largest value of each dimension: float32 ``(2, dim)``, needed for int8.
 
     Example:
         >>> ranges_of(np.array([[0.6, 0.8], [1.0, 0.0]])).tolist()
@@ -58,17 +59,17 @@ def ranges_of(vectors: Array) -> Array:
 
 
 def codes(vectors: Array, precision: str, ranges: Array | None = None) -> Array:
-    """What is kept of vectors at a precision.
+    """Encode vectors at a precision, as an index stores them.
 
     Args:
         vectors: ``(n, dim)`` unit rows.
         precision: One of :data:`st_jv5.choices.PRECISIONS`.
-        ranges: ``(2, dim)``, for int8: :func:`ranges_of` other texts' vectors. Values beyond
-            are clipped.
+        ranges: ``(2, dim)``, for int8: the result of :func:`ranges_of` for the vectors of other
+            texts. Values outside are clipped.
 
     Returns:
-        ``(n, dim)`` float32, float16 or int8 (sentence-transformers' codes); for binary uint8
-        ``(n, ceil(dim / 8))``, a bit per sign, the first dim highest.
+        ``(n, dim)`` float32, float16 or int8 (as sentence-transformers encodes it). For binary,
+        uint8 ``(n, ceil(dim / 8))``: one bit per sign, the first dim in the highest bit.
 
     Example:
         >>> codes(np.array([[0.5, -0.5, 0.1, 0.7]]), "binary").tolist()
@@ -91,10 +92,10 @@ def codes(vectors: Array, precision: str, ranges: Array | None = None) -> Array:
 
 
 def from_codes(kept: Array, precision: str, dim: int, *, ranges: Array | None = None) -> Array:
-    """Vectors out of :func:`codes`: float32 ``(n, dim)``, unit rows.
+    """Read back what :func:`codes` returned: float32 ``(n, dim)``, unit rows.
 
-    int8 codes are taken back to the middle of their steps; a sign becomes plus or minus
-    ``1 / sqrt(dim)``, so that the cosine of two binary rows is ``1 - 2 * hamming / dim``.
+    An int8 code becomes the middle of its range of values. A sign becomes plus or minus ``1 /
+    sqrt(dim)``, so the cosine of two binary rows is ``1 - 2 * hamming / dim``.
 
     Example:
         >>> from_codes(np.array([[176]], dtype=np.uint8), "binary", 4).tolist()
@@ -115,8 +116,8 @@ def from_codes(kept: Array, precision: str, dim: int, *, ranges: Array | None = 
 def stored(vectors: Array, precision: str, ranges: Array | None = None) -> Array:
     """Write vectors at a precision and read them back: :func:`codes`, then :func:`from_codes`.
 
-    Differs from mteb's CompressionWrapper, which takes int8 ranges from the texts under test
-    themselves, compares int8 codes without their zero point, and binary as 0 and 1.
+    It differs from mteb's CompressionWrapper, which takes int8 ranges from the texts under test,
+    compares int8 codes without their zero point, and compares binary vectors as zeros and ones.
 
     Example:
         >>> stored(np.array([[0.5, -0.5, 0.1, 0.7]]), "binary").tolist()

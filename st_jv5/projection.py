@@ -1,4 +1,4 @@
-"""The projection between student and teacher space, and its home in the model's folder."""
+"""The projection from the student's vectors to the teacher's, and its files in a model folder."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ class Projection(nn.Module):
     r"""The linear map :math:`\psi(z) = W z + b` of Eq. 1 of arXiv:2602.15547.
 
     ``student_up`` maps student vectors to the teacher's width, ``teacher_down`` maps teacher
-    vectors to the student's width (the paper's ablation). ``W`` starts as the rectangular
-    identity and ``b`` as zero: the paper does not publish the start; this one keeps the student's
-    cosines as they are when student and teacher share a space.
+    vectors to the student's width (the paper's ablation). ``W`` starts as the rectangular identity
+    and ``b`` as zero. The paper does not publish its start; this one keeps the student's cosines if
+    student and teacher share a space.
 
     Args:
         student_dim: Width of the student's vectors.
         teacher_dim: Width of the teacher's vectors.
         placement: Which side is projected.
-        own_map_dims: Dims at which a cut student meets a map of its own, started as W's first
-            columns, instead of W's first columns themselves.
-        info: What the projection was trained against (teacher, revision, prompts, ...); free-form
-            JSON that travels with the weights.
+        own_map_dims: Dims at which a cut student vector is projected by a separate map, which
+            starts as a copy of W's first columns. At all other dims it is projected by W's first
+            columns.
+        info: What the projection was trained on (teacher, revision, prompts, ...): free-form JSON
+            that is saved with the weights.
 
     Example:
         >>> up, teacher_rows = Projection(384, 768)(torch.ones(2, 384), torch.ones(2, 768))
@@ -82,11 +83,11 @@ class Projection(nn.Module):
         return linear
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Bring both sides to one width.
+        """Bring student and teacher vectors to one width.
 
-        A student cut to its first ``d`` dimensions meets W's first ``d`` columns (student up) or
-        first ``d`` rows (teacher down), or the map of its own that ``own_map_dims`` gives it: our
-        choice, the paper does not say.
+        A student vector cut to its first ``d`` dims is projected by W's first ``d`` columns
+        (student up) or first ``d`` rows (teacher down), or by its separate map if ``d`` is in
+        ``own_map_dims``. The paper does not say how; this is our choice.
 
         Args:
             student: ``(n, d)`` with ``d <= student_dim``.
@@ -119,13 +120,14 @@ class Projection(nn.Module):
         info: dict[str, Any] | None = None,
         own_map_dims: Sequence[int] = (),
     ) -> Projection:
-        """The student-up projection of least squared error, and so each map of its own.
+        """Fit a ``student_up`` projection, and each separate map, by least squares.
 
         Args:
             student: Unit rows ``(n, student_dim)``, with ``n > student_dim``.
             teacher: ``(n, teacher_dim)``, of the same texts.
             info: As in the constructor.
-            own_map_dims: As in the constructor; each is fitted to the student cut to it.
+            own_map_dims: As in the constructor; each map is fitted to the student's vectors cut to
+                its dim.
 
         Example:
             >>> rows = torch.nn.functional.normalize(torch.randn(50, 8), dim=-1)
@@ -169,7 +171,7 @@ class Projection(nn.Module):
         return {name.removeprefix("linear."): tensor for name, tensor in self.state_dict().items()}
 
     def fill(self, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-        """Replace the weights; ``source`` names the culprit if they do not fit."""
+        """Replace the weights; an error begins with ``source`` if they do not fit."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         expected = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
         if shapes != expected:
@@ -182,7 +184,8 @@ class Projection(nn.Module):
     def load(cls, folder: str | Path) -> Projection:
         """Read a projection; errors name the file that does not fit.
 
-        The file's header is held against ``projection.json`` before a map of that size is made.
+        The file's header is compared with ``projection.json`` before a projection of that size is
+        created.
         """
         info_path, weights_path = Path(folder) / INFO_FILE, Path(folder) / WEIGHTS_FILE
         info = check_projection(info_path, shapes_of(weights_path))
@@ -200,16 +203,18 @@ def fit_projection(
     *,
     prompt_name: str = "document",
 ) -> Projection:
-    """Fit a projection to a base by least squares, and make it the model's.
+    """Fit the model's projection to the teacher's vectors by least squares.
 
-    For a student before its first step (the identity joins unrelated spaces, and the student bends
-    to meet it), and for a base that came without the projection of its stage 1.
+    Use it for a student before its first step: from the identity, which joins unrelated spaces,
+    training would first change the student to fit the projection. Use it, too, for a base that was
+    saved without the projection of its stage 1.
 
     Args:
-        model: A model of ours; encoded as its base.
-        store: A space of a teacher store, or several as one.
-        texts: Texts whose vectors are in the store; more than the student has dims.
-        prompt_name: The student's prompt for them.
+        model: An st_jv5 model; its base is used.
+        store: A space of a teacher store, or a view of several.
+        texts: Texts whose vectors are in the store; there must be more texts than the student has
+            dims.
+        prompt_name: Name of the student's prompt for these texts.
 
     Returns:
         The projection, which is now ``model[0].projection``.
@@ -220,7 +225,7 @@ def fit_projection(
     """
     width = model.get_embedding_dimension()
     if len(texts) <= width:
-        raise ValueError(f"{len(texts)} texts cannot fit {width} dims; pass more")
+        raise ValueError(f"{len(texts)} texts are too few to fit {width} dims; pass more")
     teacher = store.gather(store.rows(texts))
     student = model.encode(
         list(texts), task="base", prompt_name=prompt_name, convert_to_tensor=True

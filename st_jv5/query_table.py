@@ -1,4 +1,4 @@
-"""Queries at the price of a look-up, in the space of a model's documents."""
+"""Query vectors by look-up in a table; they match the document vectors of a model."""
 
 from __future__ import annotations
 
@@ -49,41 +49,42 @@ def fit_query_table(
     seed: int = 0,
     show_progress_bar: bool = False,
 ) -> SentenceTransformer:
-    r"""A model whose queries are looked up in a table, and whose documents are the model's own.
+    r"""Make a model that looks queries up in a table and encodes documents as the given model does.
 
-    A query is the mean of its tokens' rows, at unit length. The rows begin as the model's vectors
-    of each token alone, frequent tokens weighing less, and learn the model's own vectors of whole
-    queries:
+    A query's vector is the mean of its tokens' rows in the table, scaled to unit length. Each row
+    starts as the model's vector of that token alone, shorter for frequent tokens. Then the rows are
+    trained to give the model's vectors of whole queries:
 
     .. math:: L = \frac{1}{B} \sum_i 1 - \cos(x_i, q_i)
 
-    with ``x`` the table's vectors and ``q`` the model's. No labels and no documents are asked for:
-    an index of the model's documents stays as it is. The more queries, the better, and they need
-    not have been asked: titles, lines and sentences will do.
+    where ``x`` are the table's vectors and ``q`` the model's. No labels and no documents are
+    needed, and an existing index of the model's document vectors can be used as it is. The more
+    queries, the better; they need not be real queries: titles, lines and sentences will do.
 
-    What comes back has modules of sentence-transformers alone, so it is saved and loaded without
-    this package: ``encode_query`` looks up, ``encode_document`` and plain ``encode`` run the model
-    with its task's adapter merged. Loaded again, :func:`remember_words` makes look-ups as fast as
-    they are here. The modules of a stock model are shared with it, not copied. No
-    prompt stands before a query: what the model's own prompt does is in the table.
+    The result has only modules of sentence-transformers, so it can be loaded without this package.
+    ``encode_query`` uses the table; ``encode_document`` and ``encode`` run the model with the
+    task's adapter merged. After loading, call :func:`remember_words` to make look-ups as fast as
+    before saving. The modules of a stock model are shared with the result, not copied. Queries get
+    no prompt: the table has learnt its effect.
 
     Args:
-        model: A model of ours, or any SentenceTransformer of texts with a fast tokenizer.
-        queries: Texts like those that will be asked; tens of thousands. Equal ones count once.
-        task: Of a model of ours: its adapter, or a blend; None is retrieval, or the base where
-            there are no adapters. A stock model has none.
+        model: An st_jv5 model, or any SentenceTransformer for texts with a fast tokenizer.
+        queries: Tens of thousands of texts like the queries to come. Repeats count once.
+        task: An adapter of an st_jv5 model, or a blend; None is retrieval, or the base if there are
+            no adapters. Leave it out for a stock model.
         epochs: Passes over the queries.
         batch_size: Queries per step.
-        learning_rate: The highest; it rises for 50 steps and falls to zero.
-        seed: Of the order of the queries; one seed gives one table.
-        show_progress_bar: Over encoding and steps.
+        learning_rate: Peak learning rate; it rises for 50 steps and then falls to zero.
+        seed: Seed of the order of the queries; the same seed gives the same table.
+        show_progress_bar: Show progress bars of encoding and training.
 
     Returns:
-        A SentenceTransformer of the model's width. A query without any token has the zero vector.
+        A SentenceTransformer with vectors of the model's width. A query without any token gets a
+        zero vector.
 
     Raises:
-        ValueError: No query has a token, a text that is none, a task that is not known, or a
-            tokenizer that is not fast.
+        ValueError: No query has a token, a query is not a string, the task is unknown, or the
+            tokenizer is not a fast one.
 
     References:
         LightRetriever, arXiv:2505.12260 (tokens encoded alone, then summed); model2vec (weights by
@@ -124,25 +125,27 @@ def fit_query_encoder(
     encoder_task: TaskName | None = None,
     show_progress_bar: bool = False,
 ) -> SentenceTransformer:
-    """A small model's queries on a large model's documents: joined by a linear map.
+    """Make a model that encodes queries with a small model and documents with a large one.
 
-    The map is of least squares from the small model's query vectors to the large one's; neither is
-    trained. Useful where the small one learned the space of the large one, as a student does.
+    A linear map, fitted by least squares, leads from the small model's query vectors to the large
+    one's; neither model is trained. This is useful where the small model has learnt from the large
+    one, as a student from its teacher.
 
     Args:
-        model: Whose documents are searched; as in :func:`fit_query_table`.
-        queries: Texts like those that will be asked; more than the encoder has dims.
+        model: The large model, which encodes the documents; as in :func:`fit_query_table`.
+        queries: Texts like the queries to come; there must be more texts than ``encoder`` has dims.
         encoder: The small model.
-        task: Of ``model``, as in :func:`fit_query_table`.
-        encoder_task: Of ``encoder``, likewise.
-        show_progress_bar: Over encoding.
+        task: Task of ``model``, as in :func:`fit_query_table`.
+        encoder_task: Task of ``encoder``, likewise.
+        show_progress_bar: Show progress bars of encoding.
 
     Returns:
-        A SentenceTransformer: ``encode_query`` runs the small model, its query prompt and the map;
-        ``encode_document`` the large one.
+        A SentenceTransformer: ``encode_query`` runs the small model with its query prompt and then
+        the map; ``encode_document`` runs the large model.
 
     Raises:
-        ValueError: Fewer queries than dims, a text that is none, or a task that is not known.
+        ValueError: There are fewer queries than dims, a query is not a string, or a task is
+            unknown.
 
     Example:
         >>> joined = fit_query_encoder(student, texts, rotary_student)
@@ -174,10 +177,10 @@ def fit_query_encoder(
 
 
 def remember_words(model: SentenceTransformer) -> None:
-    """Keep the ids of words that a model with a table has met: look-ups get twice as fast.
+    """Make look-ups of a model with a query table twice as fast: each word is tokenised only once.
 
-    Most of a look-up's time goes to the tokenizer. Vectors stay what they are, and the model is
-    saved as it was: call this after loading.
+    Most of a look-up's time is spent in the tokenizer. The vectors do not change. The setting is
+    not saved with the model: call this after loading.
 
     Args:
         model: Made by :func:`fit_query_table`, or loaded from its folder.
@@ -225,7 +228,7 @@ class WordMemory:
         self.known: dict[str, list[int]] = {}
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[_Ids]:
-        """As the tokenizer's, without special tokens."""
+        """Like the tokenizer's method, without special tokens."""
         truncation = self.tokenizer.truncation
         most = truncation["max_length"] if truncation else None
         found = []
@@ -259,7 +262,9 @@ def _of_documents(model: SentenceTransformer, task: TaskName | None) -> Sentence
         usual = "retrieval" if router.tasks else BASE
         return merge_task(model, usual if task is None else task)
     if task is not None:
-        raise ValueError(f"a model of {type(router).__name__} knows no task, so not {task!r}")
+        raise ValueError(
+            f"a model of {type(router).__name__} has no tasks; leave out task={task!r}"
+        )
     return model
 
 
@@ -314,7 +319,7 @@ class _Bags:
     """Texts and their tokens' ids, one after the other; texts without tokens are left out.
 
     Args:
-        tokenizer: Of the table.
+        tokenizer: The table's tokenizer.
         texts: Without repeats.
     """
 

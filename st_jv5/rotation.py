@@ -1,4 +1,4 @@
-"""A model's axes in the order of what they say, so that its vectors can be cut to a few dims."""
+"""Rotate a model's vectors so that the first dims say the most and the others can be cut off."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["rotate", "unrotate"]
 DIMS = (16, 32, 64, 128)
 """Dims that a rotation is refined for, those below the width."""
 TEMPERATURE = 0.05
-"""Of the neighbours' softmax."""
+"""Temperature of the neighbours' softmax."""
 BATCH = 512
 """Texts or pairs of a step."""
 RATE = 0.005
-"""Of a step, as the mean angle of an axis, about."""
+"""Size of a step: about the mean angle by which an axis turns."""
 
 
 def rotate(
@@ -37,34 +37,36 @@ def rotate(
     tasks: Sequence[str] | None = None,
     steps: int = 400,
 ) -> None:
-    """Rotate a model's space, in place, so that the first dims of its vectors say the most.
+    """Rotate a model's vectors, in place, so that their first dims carry the most information.
 
-    Full-width vectors have the cosines that they had, within 1e-6 (of a stock model in half
-    precision, whose ``Dense`` is in it, too: to its rounding). One rotation serves all tasks,
-    so that vectors of two adapters can still be compared. It begins with the eigenvectors of the
-    cross-covariance of queries and documents, made symmetric (of texts: of their second moment),
-    the largest eigenvalue first, and is turned on until cut vectors have the neighbours that whole
-    ones have (:func:`refined`). The model itself is not trained.
+    Cosines of full-width vectors stay the same, within 1e-6 (in a stock model of half precision,
+    whose ``Dense`` has half precision, too: within its rounding). One rotation serves all tasks, so
+    vectors of two adapters can still be compared. The rotation starts with the eigenvectors of the
+    symmetrised cross-covariance of queries and documents (of the second moment, for single texts),
+    largest eigenvalue first. Then :func:`refined` trains it until cut vectors have the same
+    neighbours as full vectors. The model's weights are not trained.
 
-    Cut vectors gain, signs do not: binary vectors at full width keep about a point less than before
-    (int8 keeps all). Whoever stores signs is better off with :func:`unrotate`.
+    Cut vectors become better, but binary vectors of full width score about a point lower than
+    before (int8 ones score the same). If you store binary vectors, do not rotate, or call
+    :func:`unrotate`.
 
-    A model of ours gets a :class:`~st_jv5.modules.Rotation` behind its pooling, any other a stock
-    ``Dense``, so it loads where it did. Save it as ever. An index of vectors from before does not
-    fit the rotated model (its hash is another one). A model that is rotated already is rotated
-    anew.
+    An st_jv5 model gets a :class:`~st_jv5.modules.Rotation` behind its pooling. Any other model
+    gets a stock ``Dense``, so it loads wherever it loaded before. Save the model as usual. An index
+    made before the rotation does not fit the rotated model, and the model's hash changes. A model
+    that is already rotated gets a new rotation in place of the old one.
 
     Args:
-        model: A model of ours, a published jina v5, or any text model of sentence-transformers.
-        texts_or_pairs: Texts like those to come, or pairs of a query and a document, which get the
-            prompts of their sides. At least as many texts as the model has dims; some thousands are
-            enough.
-        tasks: Adapters whose vectors count; None takes all, and the base of a model that has none.
-        steps: Of turning on; 0 stays with the eigenvectors.
+        model: An st_jv5 model, a published jina v5, or any text model of sentence-transformers.
+        texts_or_pairs: Texts like those that will be encoded, or pairs of a query and a document,
+            which get the query and the document prompt. At least as many texts as the model has
+            dims; some thousands are enough.
+        tasks: Adapters whose vectors are used; None takes all, or the base if the model has no
+            adapters.
+        steps: Training steps of the rotation; 0 keeps the eigenvectors.
 
     Raises:
-        ValueError: Too few texts, an unknown task, tasks for a model that has none, or a projection
-            with maps of its own for cut vectors.
+        ValueError: There are too few texts, a task is unknown, tasks are given for a model without
+            adapters, or the model's projection has separate maps for cut vectors.
 
     Example:
         >>> before = student.encode(texts)
@@ -77,7 +79,9 @@ def rotate(
     router = model[0]
     ours = isinstance(router, AdapterRouter)
     if tasks is not None and not ours:
-        raise ValueError(f"a model of {type(router).__name__} has no tasks, so not {list(tasks)}")
+        raise ValueError(
+            f"a model of {type(router).__name__} has no tasks; leave out tasks={list(tasks)}"
+        )
     if ours:
         _check_projection(router)
     sides = _sides(texts_or_pairs)
@@ -106,10 +110,10 @@ def rotate(
 
 
 def unrotate(model: SentenceTransformer) -> None:
-    """Take a model's rotation out again, in place; a model without one is left as it is.
+    """Remove a model's rotation, in place; a model without a rotation is left as it is.
 
-    The vectors are the ones from before :func:`rotate`, to rounding. This is the way to engines
-    that have no place for a rotation (GGUF).
+    The vectors are then those from before :func:`rotate`, up to rounding. Call it before an export
+    to a format that cannot hold a rotation (GGUF).
 
     Example:
         >>> unrotate(student)
@@ -123,10 +127,10 @@ def unrotate(model: SentenceTransformer) -> None:
 
 
 def moment_of(rows: Array) -> Array:
-    """Mean of ``x xᵀ`` over texts, or of ``x yᵀ`` over pairs, the latter made symmetric.
+    """Mean of ``x xᵀ`` over texts; over pairs, mean of ``x yᵀ``, made symmetric.
 
     Args:
-        rows: Unit rows, ``(n, 1, D)`` of texts, ``(n, 2, D)`` of pairs.
+        rows: Unit rows: ``(n, 1, D)`` for texts, ``(n, 2, D)`` for pairs.
 
     Returns:
         float64 ``(D, D)``.
@@ -141,10 +145,10 @@ def moment_of(rows: Array) -> Array:
 
 
 def axes_of(moment: Array) -> Array:
-    """Orthonormal columns ``(D, D)``, the axis of the largest eigenvalue first.
+    """The eigenvectors as orthonormal columns ``(D, D)``, largest eigenvalue first.
 
-    An eigenvector's sign is free: the element of largest size is positive, so that equal moments
-    give equal axes.
+    An eigenvector has no fixed sign; here its element of largest absolute value is positive, so
+    that equal moments give equal axes.
 
     Example:
         >>> axes_of(np.diag([1.0, 3.0])).tolist()
@@ -158,17 +162,17 @@ def axes_of(moment: Array) -> Array:
 
 
 def refined(axes: Array, groups: Sequence[Array], steps: int, seed: int = 0) -> Array:
-    """Turn axes on until vectors cut to few dims have the neighbours that they have whole.
+    """Train axes until vectors cut to few dims have the same neighbours as at full width.
 
-    Gradient descent over rotations (Cayley's transform of a skew step, with momentum) on the KL
-    divergence of a text's neighbours within a batch, by the cosines at :data:`TEMPERATURE`, at each
-    of :data:`DIMS`.
+    Gradient descent over rotations (Cayley's transform of a skew-symmetric step, with momentum).
+    The loss is the KL divergence between a text's neighbours in a batch at full width and at each
+    of :data:`DIMS`; the neighbours are a softmax over cosines divided by :data:`TEMPERATURE`.
 
     Args:
         axes: Orthonormal columns ``(D, D)``.
-        groups: Unit rows ``(n, sides, D)`` of each task, taken in turn.
+        groups: Unit rows ``(n, sides, D)``, one array per task; the steps take them in turn.
         steps: 0 leaves the axes as they are.
-        seed: Of the batches.
+        seed: Seed of the draw of batches.
 
     Returns:
         Orthonormal columns, float64 ``(D, D)``.
@@ -207,7 +211,7 @@ def refined(axes: Array, groups: Sequence[Array], steps: int, seed: int = 0) -> 
 
 
 def neighbours_lost(whole: Tensor, turned: Tensor, dims: Sequence[int]) -> Tensor:
-    """Mean KL divergence of texts' neighbours at some dims from those at full width: a scalar.
+    """Mean KL divergence between texts' neighbours at full width and at some dims: a scalar.
 
     Args:
         whole: ``(n, D)`` unit rows.
@@ -266,7 +270,7 @@ def _prompt(model: SentenceTransformer, task: str | None, side: str) -> str:
 
 
 def _place_of_rotation(model: SentenceTransformer) -> int | None:
-    """Of our module, or of a stock one that does the same."""
+    """Index of the rotation among the modules, an st_jv5 one or a stock one that does the same."""
     for place, module in enumerate(model):
         if isinstance(module, Rotation):
             return place

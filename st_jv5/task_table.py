@@ -1,7 +1,7 @@
 """The four tasks: their names, aliases, prompts and LoRA dropout.
 
-This is the one table that training, the teacher, encoding and evaluation read. A saved model
-carries its own copy in ``st_jv5.json``; this table only seeds new models.
+Training, the teacher, encoding and evaluation read this table. A saved model has its own copy in
+``st_jv5.json``; the table is used for new models only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 PROMPTS: Mapping[str, str] = {"query": "Query: ", "document": "Document: "}
 """Prompt name -> prompt, with one trailing space (section 3 of arXiv:2602.15547).
 
-A model's own ``prompts`` are what it encodes and trains with; these seed a model whose base has
-none of its own.
+A model encodes and trains with its own ``prompts``. These are used for a new model whose base has
+no prompts.
 """
 
 DEFAULT_PROMPT_NAME = "document"
@@ -42,7 +42,7 @@ DOCUMENT_COLUMN = re.compile(
 
 @dataclass(frozen=True)
 class Task:
-    """One adapter's job.
+    """What one adapter is for.
 
     An alias that is also the name of one of the task's prompts selects that prompt:
     ``task="query"`` is the retrieval adapter with the query prompt.
@@ -71,7 +71,7 @@ TASKS: Mapping[str, Task] = {
 class Blend(Mapping[str, float]):
     """Several adapters at once, each with a weight; the heaviest first.
 
-    Equal to, and as good as, a dict of the same weights, but it can be a key and never changes.
+    It equals a dict of the same weights, but is hashable and immutable.
 
     Example:
         >>> blend = Blend({"classification": 0.3, "retrieval": 0.7})
@@ -115,10 +115,10 @@ def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
     """The prompt of each text column, as the trainer's ``args.prompts`` wants it.
 
     One of several text columns is the query and gets the task's query prompt if it has one; every
-    other text column, and a single one, gets the document prompt. The query is told by its name
-    (query, anchor, question), or as the one column that has no document's name (positive, negative,
-    document, passage, answer, response, context). Where names don't tell, it is the first, with a
-    warning.
+    other text column, and a single one, gets the document prompt. The query column is known by its
+    name (query, anchor, question), or as the only column whose name is not one of a document
+    (positive, negative, document, passage, answer, response, context). If names do not decide, it
+    is the first column, and a warning is logged.
 
     Raises:
         ValueError: There is no text column.
@@ -140,15 +140,15 @@ def column_prompts(task: Task, columns: Sequence[str]) -> dict[str, str]:
         prompts_of[known or texts[0]] = query
         if known is None:
             logger.warning(
-                "no name among the columns %s tells which one is the query: %r is read behind %r, "
-                "the others behind %r; name it query, or give prompts by column",
+                "no name among the columns %s shows which one is the query: %r gets the prompt %r, "
+                "the others get %r; rename the query column to query, or set prompts by column",
                 *(texts, texts[0], query, document),
             )
     return prompts_of
 
 
 def _query_column(columns: Sequence[str]) -> str | None:
-    """The query among several text columns, by their names; None: they do not tell."""
+    """The query column among several, by their names; None if the names do not decide."""
     for known in (
         [name for name in columns if QUERY_COLUMN.fullmatch(name)],
         [name for name in columns if not DOCUMENT_COLUMN.fullmatch(name)],

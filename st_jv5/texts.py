@@ -1,4 +1,4 @@
-"""Rows and texts from a file, as they stand there: no type is guessed, no name is a pattern."""
+"""Read rows and texts from a file, unchanged: no types are guessed, no names are patterns."""
 
 from __future__ import annotations
 
@@ -62,18 +62,19 @@ def stem(path: str | Path) -> str:
 
 
 def read_tables(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Table]:
-    """A file's rows, :data:`READ_ROWS` at a time, in memory that does not grow (but of ``.json``).
+    """A file's rows, :data:`READ_ROWS` at a time; memory does not grow (except for ``.json``).
 
     Values are as in the file: those of .csv and .tsv are all texts, ``NA`` and ``007`` too. A .txt
-    has a column ``text``, a row a line; a byte order mark is no part of a text.
+    has a column ``text``, one row per line; a byte order mark is not part of a text.
 
     Args:
         path: A .txt, .parquet, .jsonl, .json, .csv or .tsv file; all but .parquet also packed, as
             .gz or .zst.
-        columns: Those to read; None reads all.
+        columns: Columns to read; None reads all.
 
     Raises:
-        ValueError: No such file, or one that is not what its name says; names file and row.
+        ValueError: The file is missing, or its content does not fit its name; the message names
+            file and row.
     """
     path = Path(path)
     if not path.is_file():
@@ -176,7 +177,7 @@ def _object(path: Path, place: str, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}, {place}: no JSON: {error}") from error
+        raise ValueError(f"{path}, {place}: not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}, {place}: a row must be an object, not {line.strip()[:80]!r}")
     return found
@@ -190,7 +191,7 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
     try:
         rows = json.loads("".join(_lines(path)))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     for row, found in enumerate(rows):
         if not isinstance(found, dict):
             raise ValueError(f"row {row} of {path} must be an object, not {str(found)[:80]!r}")
@@ -207,7 +208,7 @@ READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
 
 
 def read_texts(path: str | Path, column: str | None = None) -> list[str]:
-    """The texts of a file: lines of .txt, or a column of another kind (:func:`read_tables`).
+    """The texts of a file: the lines of .txt, or one column of other kinds (:func:`read_tables`).
 
     Args:
         path: The file.

@@ -51,5 +51,5 @@ class Vectors(VectorRows, Protocol):
         ...
 
     def state(self) -> list[Any]:
-        """What differs once rows are added or written anew."""
+        """What differs once rows are added or written again."""
         ...

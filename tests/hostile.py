@@ -667,7 +667,7 @@ OTHERS = (
     "additional_chat_templates/a.jinja", f"{RETRIEVAL}/adapter_model.bin",
     "1_TokenPooling/pytorch_model.bin",
 )  # fmt: skip
-listed("read by others", "no part of a model of ours", {name: text(name, "{}") for name in OTHERS})
+listed("read by others", "not part of an st_jv5 model", {name: text(name, "{}") for name in OTHERS})
 
 CASES = {
     f"{group}: {name}": case for group, found in FAMILIES.items() for name, case in found.items()

@@ -123,14 +123,16 @@ def test_a_checkpoint_that_was_cut_by_a_kill_is_passed_over(model, pairs, tmp_pa
     state.unlink() if harm == "missing" else state.write_text(HARMS[harm])
     assert st_jv5.trainer.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     again = trained(model, pairs, tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint-6 is no whole checkpoint .*trainer_state"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-6 is not a complete checkpoint .*trainer_state"
+    ):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     again.train(resume_from_checkpoint=True)
     assert json.loads(state.read_text())["global_step"] == 6
 
 
 def test_resuming_without_a_checkpoint_says_so(model, pairs, tmp_path):
-    with pytest.raises(ValueError, match="has no whole checkpoint to resume from"):
+    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
         trained(model, pairs, tmp_path).train(resume_from_checkpoint=True)
 
 
@@ -229,7 +231,7 @@ def test_a_run_with_other_data_or_settings_is_refused_by_their_names(model, pair
     checkpoint = tmp_path / "checkpoint-1"
 
     def refused(trainer: st_jv5.AdapterTrainer) -> str:
-        with pytest.raises(ValueError, match="would go on as another run") as caught:
+        with pytest.raises(ValueError, match="would be another run") as caught:
             trainer.train(resume_from_checkpoint=str(checkpoint))
         return str(caught.value)
 
@@ -284,7 +286,10 @@ def test_resume_anyway_goes_on_and_logs_what_differs(model, pairs, store, tmp_pa
     checkpoint = str(tmp_path / "checkpoint-1")
     other.train(resume_from_checkpoint=checkpoint, resume_anyway=True)
     assert other.state.global_step == 2
-    assert "goes on as another run: arguments.learning_rate: 0.01 then, 0.001 now" in caplog.text
+    assert (
+        "continues with other settings: arguments.learning_rate: 0.01 then, 0.001 now"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -381,7 +386,7 @@ def test_one_data_set_under_two_names_has_both(model, pairs, tmp_path):
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({"a": "retrieval"}, "the data set 'b' has none"),
+        ({"a": "retrieval"}, "tasks has no task for the data set 'b'"),
         ({"a": "retrieval", "b": "base"}, "base cannot be trained together"),
         ({"a": "retrieval", "b": "retreival"}, "unknown task 'retreival'.*did you mean"),
         ({"a": "retrieval", "b": "clustering", "c": "clustering"}, "unknown data set 'c'"),

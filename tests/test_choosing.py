@@ -207,7 +207,7 @@ PAIRS = [(f"query {i}", f"document {i}") for i in range(8)]
     [
         ({}, "give examples of one kind, pairs, scored, labelled; got none"),
         ({"pairs": PAIRS, "labelled": PAIRS}, "got pairs and labelled"),
-        ({"pairs": PAIRS[:7]}, "7 different examples tell nothing; give 8 or more, best 64"),
+        ({"pairs": PAIRS[:7]}, "7 different examples are too few; give 8 or more, best 64"),
         ({"pairs": PAIRS[:7] * 2}, "7 different examples"),
         ({"labelled": []}, "0 different examples"),
         ({"pairs": [*PAIRS, "ab"]}, r"example 8 of pairs must be \(query, document\), not 'ab'"),
@@ -222,7 +222,7 @@ PAIRS = [(f"query {i}", f"document {i}") for i in range(8)]
         ({"scored": [(q, d, 1.0) for q, d in PAIRS]}, "all 8 examples have the score 1.0"),
         ({"pairs": [(q, "same") for q, _ in PAIRS]}, "all 8 examples have the document 'same'"),
         ({"pairs": [("same", d) for _, d in PAIRS]}, "all 8 examples have the query 'same'"),
-        ({"labelled": PAIRS}, "each of 8 texts has a label of its own"),
+        ({"labelled": PAIRS}, "each of 8 texts has a different label"),
         ({"pairs": PAIRS, "candidates": ["retreival"]}, "did you mean 'retrieval'"),
         ({"pairs": PAIRS, "candidates": ["base"]}, "only the base to choose"),
         ({"pairs": PAIRS, "candidates": [{"retrieval": float("inf")}]}, "a finite number"),

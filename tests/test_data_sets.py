@@ -181,7 +181,7 @@ def test_the_query_is_told_by_the_columns_names(columns, query, caplog):
 def test_where_names_do_not_tell_the_first_is_the_query_with_a_warning(columns, caplog):
     prompts = column_prompts(TASKS["retrieval"], columns)
     assert prompts == {columns[0]: "Query: ", columns[1]: "Document: "}
-    assert f"{columns[0]!r} is read behind 'Query: '" in caplog.text
+    assert f"{columns[0]!r} gets the prompt 'Query: '" in caplog.text
     caplog.clear()
     column_prompts(TASKS["clustering"], columns)  # one prompt for all
     column_prompts(TASKS["retrieval"], ["body"])

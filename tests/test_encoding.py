@@ -101,7 +101,7 @@ def test_bad_requests_are_named(model):
         st_jv5.encode_mixed(model, ["x"], ["retreival"])
     with pytest.raises(ValueError, match=r"texts must be str, but text 1 is None"):
         st_jv5.encode(model, ["x", None], task="retrieval")
-    with pytest.raises(ValueError, match=r"texts must be a list; put the one text into one"):
+    with pytest.raises(ValueError, match=r"texts must be a list, not one text; write"):
         st_jv5.encode(model, "x", task="retrieval")
 
 
@@ -131,8 +131,8 @@ def test_a_vector_that_is_not_finite_is_an_error_with_the_texts_index(model, tex
         (np.array(["a", "b"]), None),
         ((text for text in "ab"), None),
         (pa.array(["a", "b"]), r"text 0 is .* of type StringScalar; .*to_pylist"),
-        (pd.DataFrame({"a": ["a"], "b": ["b"]}), "not DataFrame; of a table pass one column"),
-        (pl.DataFrame({"a": ["a"], "b": ["b"]}), "not DataFrame; of a table pass one column"),
+        (pd.DataFrame({"a": ["a"], "b": ["b"]}), "not DataFrame; pass one column of a table"),
+        (pl.DataFrame({"a": ["a"], "b": ["b"]}), "not DataFrame; pass one column of a table"),
         ({"a": 1, "b": 2}, "not dict"),
         ({"a", "b"}, "not set"),
         (b"ab", "not bytes"),

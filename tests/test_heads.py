@@ -181,7 +181,7 @@ def test_a_mode_or_a_task_without_a_head_is_refused(headed):
     with pytest.raises(ValueError, match="A blend has none"):
         encode(headed, ["a"], task={"retrieval": 0.5, "clustering": 0.5}, mode="head")
     st_jv5.add_task(headed, "fresh")
-    with pytest.raises(ValueError, match="'fresh' has no head; those that have: retrieval"):
+    with pytest.raises(ValueError, match="'fresh' has no head; tasks with a head: retrieval"):
         headed.encode(["a"], task="fresh", mode="head")
 
 
@@ -254,7 +254,7 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(
     for task, settings, told in (
         ("retrieval", {}, r"of the task 'retrieval'; convert takes those of 'base'"),
         ("base", {"dim": 16}, "vectors of 16 dims; a head takes all 48"),
-        ("base", {"precision": "binary"}, "binary vectors say too little"),
+        ("base", {"precision": "binary"}, "binary vectors hold too little"),
     ):
         folder = tmp_path / f"{task}{len(settings)}{settings.get('dim')}"
         encode_corpus(with_heads_once, corpus, folder, task=task, **settings)

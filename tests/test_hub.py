@@ -83,7 +83,7 @@ def test_after_a_cut_only_what_is_missing_is_sent(hub, ready, monkeypatch):
     weights = sorted(Path(ready).rglob("*.safetensors"))
     assert len(weights) == 5
     hub.cut_after = 2
-    with pytest.raises(ConnectionError, match=r"team/mini: .*the same call goes on"):
+    with pytest.raises(ConnectionError, match=r"team/mini: .*call it again to continue"):
         send(hub, ready)
     assert len(hub.commits["team/mini"]) == 1  # nothing half done is seen
     assert len(hub.received) == 2
@@ -104,7 +104,7 @@ def test_only_a_models_files_are_sent_and_only_they_are_deleted(hub, ready):
         (folder / name).write_text("x")
     (folder / "NOTICE").write_text("thanks")
     (told,) = [line for line in send(hub, ready) if line.startswith("left out")]
-    assert told == "left out, no part of a model: " + ", ".join(sorted(private))
+    assert told == "left out, not part of a model: " + ", ".join(sorted(private))
     sent = hub.commits["team/mini"][-1]
     assert not set(private) & set(sent)
     hub.commits["team/mini"].append({**sent, "plot.png": b"by hand"})
@@ -214,7 +214,7 @@ def other_weights(folder: Path) -> None:
         ),
         (
             lambda f: (f / "pytorch_model.bin").write_bytes(b"x"),
-            r"pytorch_model.bin is no part of a model",
+            r"pytorch_model.bin is not part of an st_jv5 model",
         ),
         (
             lambda f: (f / "README.md").write_text(f"{CARD} hf_{'a' * 34}"),
@@ -302,7 +302,9 @@ def test_one_vector_for_all_texts_is_refused(ready, monkeypatch):
         return np.eye(48)[[0] * len(texts)]
 
     monkeypatch.setattr("st_jv5.publish.self_test.encode", same)
-    with pytest.raises(ValueError, match=r"have one vector; tokenizer\.json does not tell"):
+    with pytest.raises(
+        ValueError, match=r"have the same vector; tokenizer\.json does not distinguish"
+    ):
         self_test(ready)
 
 

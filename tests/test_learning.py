@@ -84,13 +84,13 @@ class Scaled(InfoNCELoss):
 def test_a_weight_that_would_learn_in_half_precision_is_refused(model, pairs, tmp_path, dtype):
     loss = CompositeLoss(model, {"own": (Scaled(model, dtype), 1.0)})
     settings = {"tasks": "retrieval", "train_dataset": pairs.remove_columns("label"), "loss": loss}
-    says = f"losses.own.scale would learn in {str(dtype)[6:]}.*loss.float.*bf16=True"
+    says = f"losses.own.scale would be trained in {str(dtype)[6:]}.*loss.float.*bf16=True"
     with pytest.raises(ValueError, match=says):
         st_jv5.AdapterTrainer(model, arguments(tmp_path), **settings)
     loss.float()
     trainer = st_jv5.AdapterTrainer(model, arguments(tmp_path), **settings)
     model.to(dtype)  # as an evaluation with bf16_full_eval leaves it
-    with pytest.raises(ValueError, match="would learn in"):
+    with pytest.raises(ValueError, match="would be trained in"):
         trainer.train()
 
 

@@ -62,7 +62,7 @@ def test_fitting_finds_the_map_that_made_the_teacher(student, texts, tmp_path):
     assert torch.allclose(up, teacher, atol=1e-3)
     assert projection.info["teacher"] == "big"
     assert student[0].projection is projection
-    with pytest.raises(ValueError, match="48 texts cannot fit 48 dims"):
+    with pytest.raises(ValueError, match="48 texts are too few to fit 48 dims"):
         st_jv5.projection.fit_projection(student, store, texts[:48])
 
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_fitted_is_told(ours, queries, settings, message):
 
 def test_a_stock_model_knows_no_task(backbones):
     with pytest.raises(
-        ValueError, match="a model of Transformer knows no task, so not 'retrieval'"
+        ValueError, match="a model of Transformer has no tasks; leave out task='retrieval'"
     ):
         st_jv5.fit_query_table(stock(backbones["bert"]), ["a cat"], task="retrieval")
 

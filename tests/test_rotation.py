@@ -234,7 +234,7 @@ def test_one_graph_is_rotated_too(model, texts, tmp_path):
 
 def test_gguf_has_no_place_for_a_rotation(model, texts, tmp_path):
     st_jv5.rotate(model, texts, steps=9)
-    with pytest.raises(ValueError, match=r"no place for a rotation.*unrotate"):
+    with pytest.raises(ValueError, match=r"cannot hold a rotation.*unrotate"):
         export(model, "retrieval", tmp_path / "gguf", kind="gguf")
     assert not (tmp_path / "gguf").exists()
 
@@ -296,7 +296,7 @@ def test_what_cannot_be_fitted_is_refused(model, rows, settings, told):
 
 
 def test_a_stock_model_has_no_tasks_to_rotate(stock, texts):
-    with pytest.raises(ValueError, match="has no tasks, so not \\['retrieval'\\]"):
+    with pytest.raises(ValueError, match="has no tasks; leave out tasks=\\['retrieval'\\]"):
         st_jv5.rotate(stock, texts, tasks=["retrieval"])
 
 
@@ -310,7 +310,9 @@ def rotated(model, texts, tmp_path) -> Path:
 def test_a_folder_whose_matrix_is_no_rotation_is_refused(rotated):
     path = rotated / "2_Rotation/model.safetensors"
     save_file({"linear.weight": 1.01 * load_file(path)["linear.weight"]}, path)
-    with pytest.raises(ValueError, match=r"2_Rotation/model.safetensors is no orthogonal matrix"):
+    with pytest.raises(
+        ValueError, match=r"2_Rotation/model.safetensors is not an orthogonal matrix"
+    ):
         SentenceTransformer(str(rotated))
 
 

@@ -179,11 +179,11 @@ def test_what_the_user_can_mend_is_one_line(error, capsys):
         cli.run(ends(error, debug=True))
 
 
-def test_a_fault_of_ours_shows_where_it_is(capsys):
-    with pytest.raises(SystemExit, match="a fault of st-jv5; please report it"):
+def test_a_bug_shows_where_it_is(capsys):
+    with pytest.raises(SystemExit, match="a bug in st-jv5; please report it"):
         cli.run(ends(TypeError("unhashable")))
     assert "TypeError: unhashable" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+    with pytest.raises(SystemExit, match="stopped; run the same command again"):
         cli.run(ends(KeyboardInterrupt(), resumes=True))
     with pytest.raises(SystemExit, match=r"^stopped$"):
         cli.run(ends(KeyboardInterrupt()))

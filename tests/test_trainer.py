@@ -342,7 +342,7 @@ def test_a_task_that_is_only_evaluated_is_not_trained(model, texts, tmp_path):
 def test_own_prompts_by_data_set_must_name_the_evaluated_ones(model, texts, tmp_path):
     rows = Dataset.from_dict({"query": texts[:8], "positive": texts[8:16]})
     args = arguments(tmp_path, prompts={"a": {"query": "Q "}})
-    with pytest.raises(ValueError, match=r"args.prompts has none for the data set 'dev'"):
+    with pytest.raises(ValueError, match=r"args.prompts has no prompts for the data set 'dev'"):
         trained_on(model, tmp_path, {"a": rows}, args=args, eval_dataset={"dev": rows})
 
 

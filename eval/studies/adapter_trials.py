@@ -136,7 +136,7 @@ def groups_of(
     for side, own in near_and_far(tasks, run.recipe.text_kinds).items():
         for task in own:
             new = labels_are_new(task, labels)
-            told = "" if new is None else ", new labels" if new else ", told labels"
+            told = "" if new is None else ", new labels" if new else ", seen labels"
             groups[f"{adapter_for(types[task])}, {side}{told}"].append(task)
     return groups
 

@@ -1,4 +1,4 @@
-"""Adapters as things: add, train, save, load, average, blend, merge."""
+"""Work on adapters: add, train, save, load, average, blend, merge."""
 
 from st_jv5.adapters.edit import (
     add_task,

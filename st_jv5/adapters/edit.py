@@ -1,4 +1,4 @@
-"""Adapters as things: add, train, take out, put in, average, blend, merge."""
+"""Work on adapters: add, train, save, load, remove, average, blend, merge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from st_jv5.task_table import BASE, TASKS, Task, TaskName, unknown_name
 
 
 def router_of(model: SentenceTransformer) -> AdapterRouter:
-    """The model's first module; an error if the model is not one of ours.
+    """The first module of an st_jv5 model; an error if the model is not one.
 
     Example:
         >>> router_of(student).get_embedding_dimension()
@@ -65,17 +65,17 @@ def add_task(
 ) -> None:
     """Add a fresh LoRA adapter on every linear layer of the blocks, and make it the one to train.
 
-    Gaussian start for A and zero for B (section 3 of arXiv:2602.15547): a fresh adapter is the
-    base, exactly.
+    A starts with Gaussian values and B with zeros (section 3 of arXiv:2602.15547), so a fresh
+    adapter gives exactly the base's vectors.
 
     Args:
-        model: A model of ours.
+        model: An st_jv5 model.
         name: One of the four tasks, or a name of your own.
         rank: LoRA rank.
         alpha: LoRA alpha; the update is scaled by ``alpha / rank``.
-        dropout: LoRA dropout; None takes the task table's (0.1; classification 0.05).
-        prompts: Prompt name -> text; None takes the model's own of the names that the task table
-            has: retrieval's are query and document, every other task's is document.
+        dropout: LoRA dropout; None: 0.05 for classification, 0.1 for all other tasks.
+        prompts: Prompt name -> text. None takes them from the model's ``prompts``: query and
+            document for retrieval, document for every other task.
         target_modules: Names of the linear layers to adapt, as PEFT takes them; None takes every
             linear layer of the blocks.
 
@@ -122,16 +122,16 @@ def _block_linears(router: AdapterRouter) -> list[str]:
 
 
 def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
-    """Freeze everything but one adapter, and give the trainer's batches to it.
+    """Make one adapter the one to train, and freeze everything else.
 
-    What is to learn becomes float32, whatever the model was loaded in; what is frozen stays as it
-    is. ``bf16=True`` of the training arguments has the forwards in bfloat16.
+    Trained weights become float32, whatever dtype the model was loaded in; frozen weights keep
+    their dtype. With ``bf16=True`` in the training arguments the forward passes run in bfloat16.
 
     Args:
-        model: A model of ours.
-        name: An adapter, or ``"base"``: unfreezes the backbone and freezes the adapters. Several
-            adapters: all learn, and each batch has to name its own
-            (``AdapterTrainer(tasks={data set: adapter})`` sees to that).
+        model: An st_jv5 model.
+        name: An adapter, or ``"base"``, which unfreezes the backbone and freezes all adapters.
+            Several names train several adapters; then each batch has to name its adapter
+            (``AdapterTrainer(tasks={data set: adapter})`` does so).
 
     Example:
         >>> train_task(model, "clustering")
@@ -150,7 +150,7 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
         raise ValueError("no task to train")
     adapters = [] if names == [BASE] else [router.resolve(asked) for asked in names]
     if None in adapters:
-        raise ValueError(f"{names} cannot be trained together: the base is no adapter")
+        raise ValueError(f"{names} cannot be trained together: the base is not an adapter")
     with router.registry.changing:  # other threads may add adapters or remove them
         for parameter in router.model.parameters():
             parameter.requires_grad_(False)
@@ -168,7 +168,7 @@ def train_task(model: SentenceTransformer, name: str | Sequence[str]) -> None:
 
 
 def save_adapter(model: SentenceTransformer, name: str, folder: str | Path) -> None:
-    """Write one adapter to a folder of its own; the model keeps it.
+    """Write one adapter to a folder that PEFT reads, too; the model keeps it.
 
     Example:
         >>> save_adapter(model, "clustering", task_folder)
@@ -180,9 +180,9 @@ def save_adapter(model: SentenceTransformer, name: str, folder: str | Path) -> N
 
 
 def load_adapter(model: SentenceTransformer, folder: str | Path | Adapter) -> None:
-    """Put an adapter from a folder (or :func:`average_adapters`) into a model.
+    """Add an adapter from a folder, or from :func:`average_adapters`, to a model.
 
-    A task that the model already has gets the new weights.
+    If the model already has a task of this name, its weights are replaced.
 
     Raises:
         ValueError: The adapter was trained on another base (by the hash of the base's weights).
@@ -221,15 +221,16 @@ def load_adapter(model: SentenceTransformer, folder: str | Path | Adapter) -> No
 def remove_task(model: SentenceTransformer, name: str) -> None:
     """Remove an adapter from a model.
 
-    Other threads may encode meanwhile. This waits for those that use the task, which still get its
-    exact vectors; later calls are told that there is no such task.
+    Other threads may encode meanwhile. The call waits for those that are using the task; they still
+    get its exact vectors. Later calls raise an error for an unknown task.
 
     Args:
-        model: A model of ours.
-        name: One of its adapters, by its own name.
+        model: An st_jv5 model.
+        name: Name of one of its adapters, not an alias.
 
     Raises:
-        ValueError: There is none of this name, or it is (part of) the model's default task.
+        ValueError: The model has no adapter of this name, or the adapter is (part of) the model's
+            default task.
 
     Example:
         >>> remove_task(model, "clustering")
@@ -248,16 +249,16 @@ def average_adapters(
     """Average adapters of one base, such as two checkpoints of a run.
 
     Args:
-        folders: Adapter folders, or checkpoints that hold one adapter each; all of one task, base,
-            rank and alpha.
-        weights: One each, scaled to sum 1; None weighs all alike.
-        method: ``"product"`` averages the updates B·A and factors the mean back to the rank by
-            SVD: the closest adapter to the mean. ``"factors"`` averages A and B each for itself:
-            exact only where one of them is shared.
+        folders: Adapter folders, or checkpoints that hold one adapter each; all with the same task,
+            base, rank and alpha.
+        weights: One per folder, scaled to sum to 1; None gives all the same weight.
+        method: ``"product"`` averages the updates B·A and factors the mean back to the rank by SVD:
+            the adapter closest to the mean. ``"factors"`` averages A and B separately, which is
+            exact only where all adapters share one of the two.
 
     Returns:
-        The adapter, and the share of the mean's squared norm that its rank could not hold, in
-        0..1 (0 for ``"factors"``, which keeps no mean to compare with).
+        The adapter, and the share, in 0..1, of the mean's squared norm that is lost because of the
+        rank (0 for ``"factors"``, which computes no mean to compare with).
 
     Example:
         >>> save_adapter(model, "retrieval", task_folder)
@@ -336,23 +337,23 @@ def blend_tasks(
     *,
     prompts: Mapping[str, str] | None = None,
 ) -> None:
-    """Add an adapter that is several others at once: the weighted sum of their updates.
+    """Add an adapter that is a blend of others: the weighted sum of their updates.
 
-    It is exact: the others' A stand one above the other, their scaled B side by side, so its rank
-    is the sum of theirs. Afterwards it is an adapter like any other. ``encode(texts,
-    task=weights)`` gives the same vectors without adding one.
+    The sum is exact: the A matrices are stacked and the scaled B matrices put side by side, so the
+    rank of the blend is the sum of the ranks. Afterwards it is an adapter like any other.
+    ``encode(texts, task=weights)`` gives the same vectors without adding an adapter.
 
     Args:
-        model: A model of ours.
+        model: An st_jv5 model.
         name: Name of the new adapter: one of the four tasks, or a name of your own.
-        weights: Task -> weight, any finite number. They need not sum to 1: what is missing is the
-            base's, and ``"base"`` itself adds nothing.
-        prompts: Prompt name -> text; None takes those of the blended adapters. Where two have a
-            prompt of one name, the heavier adapter's counts.
+        weights: Task -> weight, any finite number. They need not sum to 1: the rest is the base's
+            weight. ``"base"`` may be named, too, and adds nothing.
+        prompts: Prompt name -> text; None takes the prompts of the blended adapters. Where two
+            adapters have a prompt of the same name, the one with the larger weight counts.
 
     Raises:
-        ValueError: No task, an unknown one, a weight that is no finite number, only weights of 0,
-            or a name that is taken or cannot be one.
+        ValueError: No task is given or a task is unknown, a weight is not finite, all weights are
+            0, or the name is already used or not allowed.
 
     Example:
         >>> blend_tasks(model, "news", {"retrieval": 0.7, "classification": 0.3})
@@ -408,12 +409,12 @@ def blend_tasks(
 
 @contextmanager
 def merged(model: SentenceTransformer, name: TaskName) -> Iterator[SentenceTransformer]:
-    """Inside the block every encoding of this task is merged, from its first batch on.
+    """Encode with this task's adapter merged into copies of the weights, while the block runs.
 
-    ``encode`` merges batches of some size by itself, if there is memory
-    (:class:`~st_jv5.modules.merging.MergedAdapters`); here small ones are, too, whatever memory is
-    left. Other tasks, threads, training and saving go on as ever: the backbone's own tensors are
-    not touched.
+    ``encode`` does so by itself for batches that are large enough, if there is memory
+    (:class:`~st_jv5.modules.merging.MergedAdapters`). Inside the block it does so for every batch
+    of the task, whatever memory is left. Other tasks, threads, training and saving are not
+    affected: the backbone's own tensors are not touched.
 
     Example:
         >>> with merged(model, "retrieval"):
@@ -426,10 +427,10 @@ def merged(model: SentenceTransformer, name: TaskName) -> Iterator[SentenceTrans
 
 
 def merge_task(model: SentenceTransformer, name: TaskName) -> SentenceTransformer:
-    """A new model of stock modules only: one task's adapter, or a blend, in the backbone.
+    """Make a model of stock modules only, with one task's adapter, or a blend, merged into it.
 
-    The task's prompts come along, and the model's rotation, as a ``Dense``. Its vectors have unit
-    length at full width; cut vectors of a stock model need ``normalize_embeddings=True``.
+    The new model has the task's prompts, and the model's rotation as a ``Dense``. Its vectors have
+    unit length at full width; to cut them, pass ``normalize_embeddings=True``.
 
     Example:
         >>> stock = merge_task(model, "retrieval")

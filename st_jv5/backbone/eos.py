@@ -13,7 +13,7 @@ OF_THIS_RUN = (
     "is_local", "local_files_only", "max_length", "pad_to_multiple_of", "pad_token_type_id",
     "stride", "truncation_strategy", "backend", "auto_map",
 )  # fmt: skip
-"""Keys of tokenizer_config.json that tell how it was loaded and last called."""
+"""Keys of tokenizer_config.json about how the tokenizer was loaded and last called."""
 
 
 def append_eos(tokenizer: PreTrainedTokenizerBase) -> None:

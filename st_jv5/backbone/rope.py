@@ -1,10 +1,10 @@
-"""RoPE's theta: one for each phase of training, one for serving, in both keys that readers know.
+"""RoPE's theta: one value for each phase of training, and one for use.
 
 The paper trains at a lower theta than it serves at (1M and 3.5M for small), so that positions
-beyond the training length fall among angles that were seen. transformers 5 keeps ``rope_theta``
+beyond the training length get angles that training has seen. transformers 5 keeps ``rope_theta``
 inside ``rope_parameters`` and drops the top-level key when it saves; other engines read the
-top-level key. Where the two disagree transformers silently takes the inner one, so we refuse such
-a folder.
+top-level key. Where the two disagree transformers silently takes the inner one, so we refuse such a
+folder.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def theta_of(config: Any) -> float | None:
 
 
 def train_at(model: SentenceTransformer, theta: float, task: str = BASE) -> None:
-    """Let a model's positions turn with ``theta`` from now on, as the one that ``task`` trains at.
+    """Set RoPE's theta for training ``task``, and record it in the model.
 
     Args:
-        model: A model of ours with a rotary backbone.
-        theta: Above 1; a larger one turns more slowly.
-        task: An adapter, or ``"base"``: the model's ``theta_train`` keeps one for each.
+        model: An st_jv5 model with a rotary backbone.
+        theta: RoPE's base, above 1; with a larger one, positions rotate more slowly.
+        task: An adapter, or ``"base"``; the model's ``theta_train`` records one theta for each.
 
     Raises:
         ValueError: The backbone has learned positions, or several thetas.
@@ -49,7 +49,7 @@ def train_at(model: SentenceTransformer, theta: float, task: str = BASE) -> None
 
 
 def serve_at(model: SentenceTransformer, theta: float) -> None:
-    """Let a model's positions turn with ``theta``, in every task: what is saved and served.
+    """Set RoPE's theta for the use of a model, in every task; it is saved with the model.
 
     Raises as :func:`train_at`.
 

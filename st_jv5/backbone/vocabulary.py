@@ -21,10 +21,11 @@ MODELS = ("WordPiece", "BPE", "Unigram")
 
 
 def cut_vocabulary(folder: str | Path, texts: Iterable[str]) -> tuple[int, int]:
-    """Drop the tokens of a stock model's folder that no text of a corpus needs.
+    """Remove the tokens that no text of a corpus needs from the folder of a stock model.
 
-    Texts of the corpus keep their tokens and vectors exactly. Others are spelled in smaller pieces
-    where theirs are gone: single characters (or bytes) stay, and so do special and added tokens.
+    Texts of the corpus keep exactly their tokens and vectors. In other texts, removed tokens are
+    replaced by smaller ones: single characters (or bytes) are kept, and so are special and added
+    tokens.
 
     Args:
         folder: Model and fast tokenizer, as ``save_pretrained`` writes them; changed in place.

@@ -1,1 +1,1 @@
-"""The groups of `st-jv5`'s commands; their modules import at call what they need."""
+"""The commands of `st-jv5`, by group; a command imports what it needs when it runs."""

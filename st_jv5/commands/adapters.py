@@ -1,4 +1,4 @@
-"""``st-jv5 average`` and ``st-jv5 choose``: adapters, and which one to take."""
+"""``st-jv5 average`` and ``st-jv5 choose``: average adapters; find the best task for a use."""
 
 from __future__ import annotations
 
@@ -14,46 +14,53 @@ def add_commands(commands: Any) -> None:
     average = add_command(
         commands,
         "average",
-        "average adapters of one task and base, such as two checkpoints of a run",
+        "average adapters with the same task and base, such as checkpoints of a run",
         "st-jv5 average checkpoint-30 checkpoint-40 --weights 1 3 --out averaged",
         run_average,
     )
-    average.add_argument("folders", nargs="+", help="adapters, or checkpoints that hold one each")
-    average.add_argument("--weights", nargs="+", type=float, help="one per folder; default: equal")
+    average.add_argument(
+        "folders", nargs="+", help="adapters, or checkpoints that hold one adapter each"
+    )
+    average.add_argument(
+        "--weights", nargs="+", type=float, help="one number per folder; default: all equal"
+    )
     average.add_argument(
         "--method",
         choices=["product", "factors"],
         default="product",
-        help="of the products B·A, re-factored to the rank; or of A and B each",
+        help="product: average the updates B·A and factor the mean to the rank; factors: average A "
+        "and B separately",
     )
-    average.add_argument("--out", required=True, help="folder for the average")
+    average.add_argument("--out", required=True, help="folder to write the average to")
     parser = add_command(
         commands,
         "choose",
-        "the task that serves a use best, by some examples of it",
+        "find the task that serves a use best, by some examples of it",
         "st-jv5 choose out/demo/model examples.jsonl",
         run_choose,
     )
-    parser.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
+    parser.add_argument(
+        "model", help="folder or Hub id; also a published jina-embeddings-v5-text model"
+    )
     parser.add_argument(
         "file",
         help=".jsonl, .csv or .parquet with the columns query, document; or sentence1, sentence2, "
         "score; or text, label",
     )
-    parser.add_argument("--tasks", nargs="+", help="to compare with the base; default: all")
+    parser.add_argument("--tasks", nargs="+", help="tasks to compare with the base; default: all")
     parser.add_argument(
         "--blend",
         action="append",
         default=[],
         metavar="TASK=WEIGHT,...",
-        help="to compare, too: retrieval=0.7,classification=0.3; may be given several times",
+        help="also compare a blend: retrieval=0.7,classification=0.3; may be given several times",
     )
-    parser.add_argument("--most", type=int, default=64, help="rows to take; default 64")
-    parser.add_argument("--revision", help="of a Hub model")
+    parser.add_argument("--most", type=int, default=64, help="most rows to use; default 64")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
 
 
 def run_average(args: argparse.Namespace) -> None:
-    """Average, save and tell what the rank lost."""
+    """Average, save, and print what the rank lost."""
     from st_jv5.adapters import average_adapters
     from st_jv5.folders.adapter_file import CONFIG_FILE
 
@@ -69,7 +76,7 @@ def run_average(args: argparse.Namespace) -> None:
 
 
 def run_choose(args: argparse.Namespace) -> None:
-    """Read the examples, score the candidates, and tell which to take."""
+    """Read the examples, score the candidates, and print which one to use."""
     from st_jv5.adapters import tasks
     from st_jv5.choosing import choose_task, read_examples
     from st_jv5.jina import load_model
@@ -82,7 +89,7 @@ def run_choose(args: argparse.Namespace) -> None:
 
 
 def blend_of(told: str) -> dict[str, float]:
-    """A blend as the shell has it: ``retrieval=0.7,classification=0.3``."""
+    """A blend from the command line: ``retrieval=0.7,classification=0.3``."""
     try:
         parts = [part.split("=") for part in told.split(",")]
         return {name.strip(): float(weight) for name, weight in parts}

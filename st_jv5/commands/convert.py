@@ -13,18 +13,18 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "convert",
-        "turn a folder of a model's base vectors into a task's, without the texts",
+        "turn stored vectors of a model's base into a task's vectors, without the texts",
         "st-jv5 convert vectors --task retrieval --out retrieval-vectors",
         run_convert,
     )
-    parser.add_argument("folder", help="what st-jv5 encode --task base wrote, at full width")
-    parser.add_argument("--task", required=True, help="an adapter with a head in the model")
-    parser.add_argument("--out", required=True, help="new folder")
-    parser.add_argument("--model", help="where the model is, if not where the folder says")
+    parser.add_argument("folder", help="folder that st-jv5 encode --task base wrote, at full width")
+    parser.add_argument("--task", required=True, help="a task that has a head in the model")
+    parser.add_argument("--out", required=True, help="folder to write; it must be new")
+    parser.add_argument("--model", help="folder or Hub id of the model, if it has moved")
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    """Convert, and tell what is there."""
+    """Convert, and print a summary."""
     from st_jv5.commands.vectors import summary
     from st_jv5.vectors import convert
 

@@ -1,4 +1,4 @@
-"""``st-jv5 eval``, ``compare`` and ``report``: mteb tasks, and runs of them side by side."""
+"""``st-jv5 eval``, ``compare`` and ``report``: score models on mteb tasks, compare scores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def add_commands(commands: Any) -> None:
     report = add_command(
         commands,
         "report",
-        "write the page of a run of tasks anew",
+        "write the page of scores again",
         "st-jv5 report out/eval/out-demo-model --trained-on wikipedia wordnet",
         run_report,
     )
-    report.add_argument("record", help="a folder of results.json")
+    report.add_argument("record", help="folder with results.json")
     add_near_far(report)
 
 
@@ -48,43 +48,45 @@ def _add_eval(commands: Any) -> None:
         const="test",
         default="",
         choices=["test", "validation"],
-        help="all local tasks; settings are chosen on those over the validation split",
+        help="all local tasks, on the test split or the validation split (to choose settings by)",
     )
     parser.add_argument(
         "--own",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="files of your own: pairs, pairs with a score, or texts with a label, in columns that "
-        "a recipe knows by their names; --trained-on takes a file's name as its kind of text",
+        help="your own files: pairs, pairs with a score, or texts with a label, in columns whose "
+        "names a recipe knows; --trained-on takes a file's name as its kind of text",
     )
-    parser.add_argument("--types", nargs="+", default=[], help="such as Retrieval STS")
     parser.add_argument(
         "--languages",
         nargs="+",
         default=[],
-        help="such as eng deu: tasks in no other language, and those of --own",
+        help="keep tasks in these languages only, such as eng deu, and those of --own",
     )
     parser.add_argument(
         "--adapters",
         default="auto",
-        help="auto: by task type; none: the base; all: the whole matrix; or one adapter's name",
+        help="auto: the adapter of each task's type; none: the base; all: each on every task; "
+        "or the name of one adapter",
     )
-    parser.add_argument("--dims", nargs="+", type=int, default=[], help="cut vectors to each")
+    parser.add_argument(
+        "--dims", nargs="+", type=int, default=[], help="cut vectors to each of these dims"
+    )
     parser.add_argument(
         "--precision",
         nargs="+",
         default=["float32"],
-        help=f"of stored vectors (retrieval, STS): {' '.join(PRECISIONS)}",
+        help=f"of stored vectors, for retrieval and STS; any of: {' '.join(PRECISIONS)}",
     )
     parser.add_argument(
-        "--max-tokens", nargs="+", type=int, default=[], help="cut inputs at each of these"
+        "--max-tokens", nargs="+", type=int, default=[], help="cut inputs to each of these"
     )
     parser.add_argument(
         "--calibrate",
         nargs="+",
         metavar=("FILE", "COLUMN"),
-        help="texts for the ranges of --precision int8; by default some of the training split",
+        help="texts that give the ranges of --precision int8; default: some training texts",
     )
     add_near_far(parser)
     parser.add_argument(
@@ -98,15 +100,15 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="list what would run, and how")
     parser.add_argument("--batch-size", type=int, default=32, help="texts per forward")
-    parser.add_argument("--output", help="folder of results.json; by default out/eval/MODEL")
-    parser.add_argument("--cache", help="mteb's result cache; by default OUTPUT/mteb")
+    parser.add_argument("--output", help="folder to write; default: out/eval/MODEL")
+    parser.add_argument("--cache", help="mteb's result cache; default: OUTPUT/mteb")
 
 
 def _add_compare(commands: Any) -> None:
     parser = add_command(
         commands,
         "compare",
-        "runs of tasks side by side, with 95% intervals",
+        "compare scores of several runs, with 95% intervals",
         """
         st-jv5 compare out/eval/one out/eval/other
         st-jv5 compare out/eval/one --published
@@ -116,39 +118,36 @@ def _add_compare(commands: Any) -> None:
         run_compare,
     )
     parser.add_argument(
-        "runs", nargs="+", help="folders of results.json; the first is compared with"
-    )
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    parser.add_argument(
-        "--published", nargs="*", metavar="MODEL", help="averages of the paper; by default all"
+        "runs", nargs="+", help="folders with results.json; all others are compared with the first"
     )
     parser.add_argument(
-        "--results", nargs="+", default=[], metavar="MODEL", help="models in mteb's result files"
+        "--resamples", type=int, default=1000, help="bootstrap resamples; default 1000"
     )
-    parser.add_argument("--cache", help="folder of mteb's result files; by default mteb's own")
+    parser.add_argument("--cache", help="folder of mteb's result files; default: mteb's own")
     parser.add_argument("--html", metavar="FILE", help="also write a page with plots")
     add_near_far(parser)
 
 
 def add_near_far(parser: argparse.ArgumentParser) -> None:
-    """What a command must be told to tell near from far."""
+    """Add the options that separate near tasks from far ones."""
     parser.add_argument(
         "--trained-on",
         nargs="+",
         default=[],
         metavar="KIND",
-        help="kinds of text (wikipedia, wordnet, ...) or tasks that the model was trained on",
+        help="kinds of text (wikipedia, wordnet, ...) or tasks that the model was trained on: they "
+        "count as near, all others as far",
     )
     parser.add_argument(
         "--start",
         default="",
         metavar="FOLDER",
-        help="of results.json of the model that training began with: differences to it are shown",
+        help="folder with results.json of the model before training; differences to it are shown",
     )
 
 
 def run_eval(args: argparse.Namespace) -> None:
-    """Scores, their record and report."""
+    """Score, and write record and report."""
     from st_jv5.evaluation.run_mteb import run_mteb
     from st_jv5.evaluation.scoring import Settings
 
@@ -178,7 +177,7 @@ def run_eval(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    """The tables."""
+    """Print the tables."""
     from st_jv5.evaluation.compare import compare
 
     print(
@@ -198,7 +197,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    """The page."""
+    """Write the page."""
     from st_jv5.evaluation.report import write_report
 
     write_report(args.record, trained_on=args.trained_on, start=args.start)

@@ -1,4 +1,4 @@
-"""``st-jv5 export``, ``check``, ``publish`` and ``doctor``: what is done with a model's folder."""
+"""``st-jv5 export``, ``check``, ``publish`` and ``doctor``: work on the folder of a model."""
 
 from __future__ import annotations
 
@@ -19,55 +19,69 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "export",
-        "write one task for another engine, compared with the model on real text",
+        "export one task for another engine, and compare it with the model on real text",
         "st-jv5 export out/demo/model exported --task retrieval --to onnx",
         run_export,
     )
-    parser.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
-    parser.add_argument("folder", help="to be written; absent or empty")
-    parser.add_argument("--task", required=True, help="an adapter, or base")
-    parser.add_argument("--to", required=True, choices=EXPORTS, help="what to write")
-    parser.add_argument("--revision", help="of a Hub model")
     parser.add_argument(
-        "--int8", action="store_true", help="onnx, openvino: also int8 weights; tells the loss"
+        "model", help="folder or Hub id; also a published jina-embeddings-v5-text model"
     )
-    parser.add_argument("--llama-cpp", help="gguf: a checkout; default: $LLAMA_CPP")
+    parser.add_argument("folder", help="folder to write; it must be absent or empty")
+    parser.add_argument("--task", required=True, help="an adapter, or base")
+    parser.add_argument("--to", required=True, choices=EXPORTS, help="format to write")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="for onnx and openvino: also write int8 weights, and print their loss",
+    )
+    parser.add_argument(
+        "--llama-cpp", help="for gguf: a checkout of llama.cpp; default: $LLAMA_CPP"
+    )
     check = add_command(
         commands,
         "check",
-        "try a folder as its users will",
+        "check a model folder before it is published",
         "st-jv5 check out/demo/model",
         run_check,
     )
-    check.add_argument("folder", help="a saved model, with its card")
+    check.add_argument("folder", help="a saved model, with its model card (README.md)")
     publish = add_command(
         commands,
         "publish",
-        "check a model and send it to the Hub",
+        "check a model and upload it to the Hub",
         "st-jv5 publish out/demo/model organisation/name --siblings --dry-run",
         run_publish,
         resumes=True,
     )
-    publish.add_argument("folder", help="a saved model, with its card")
+    publish.add_argument("folder", help="a saved model, with its model card (README.md)")
     publish.add_argument("repository", help="organisation/name")
-    publish.add_argument("--siblings", action="store_true", help="each task merged, as NAME-TASK")
-    publish.add_argument("--private", action="store_true", help="if it is new")
-    publish.add_argument("--dry-run", action="store_true", help="send nothing")
+    publish.add_argument(
+        "--siblings", action="store_true", help="also upload each task merged, as NAME-TASK"
+    )
+    publish.add_argument("--private", action="store_true", help="make a new repository private")
+    publish.add_argument(
+        "--dry-run", action="store_true", help="upload nothing; print what would change"
+    )
     parser = add_command(
         commands,
         "doctor",
-        "what this machine has, and what would be faster",
+        "show what this machine has, and what would be faster",
         "st-jv5 doctor out/demo/model --task retrieval",
         run_doctor,
     )
-    parser.add_argument("model", nargs="?", help="folder or Hub id: measure the ways to run it")
-    parser.add_argument("--task", help="to measure; default: the first")
-    parser.add_argument("--compile", action="store_true", help="try torch.compile; takes a minute")
+    parser.add_argument(
+        "model", nargs="?", help="folder or Hub id of a model, to measure ways to run it"
+    )
+    parser.add_argument("--task", help="task to measure; default: the first")
+    parser.add_argument(
+        "--compile", action="store_true", help="also try torch.compile; takes a minute"
+    )
     parser.add_argument("--html", metavar="FILE", help="also write a page with a plot")
 
 
 def run_export(args: argparse.Namespace) -> None:
-    """Load in float32, write, and tell how close it is."""
+    """Load in float32, write, and print how close the export is."""
     from st_jv5.adapters import router_of
     from st_jv5.export import export
     from st_jv5.jina import load_model
@@ -84,14 +98,14 @@ def run_export(args: argparse.Namespace) -> None:
 
 
 def run_check(args: argparse.Namespace) -> None:
-    """A line for each check."""
+    """Print a line for each check."""
     from st_jv5.publish.self_test import self_test
 
     print("\n".join(self_test(args.folder)))
 
 
 def run_publish(args: argparse.Namespace) -> None:
-    """Test, send, and tell what was sent where."""
+    """Check, upload, and print what was uploaded where."""
     from st_jv5.publish import hub
 
     lines = hub.publish(
@@ -105,7 +119,7 @@ def run_publish(args: argparse.Namespace) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> None:
-    """A line for each finding."""
+    """Print a line for each finding."""
     from st_jv5.doctor import examine
 
     lines, probes = examine(args.model, args.task, args.compile)

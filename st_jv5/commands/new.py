@@ -13,7 +13,7 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "new",
-        "look at your own data and write a first recipe for it",
+        "look at your own data, and write a first recipe for it",
         "st-jv5 new faq.jsonl reviews.csv --out recipe.yaml",
         run_new,
     )
@@ -23,13 +23,15 @@ def add_commands(commands: Any) -> None:
         help=".jsonl, .json, .csv, .tsv, .txt (also .gz, .zst) or .parquet files, folders or "
         "patterns; each becomes a data set",
     )
-    parser.add_argument("--out", default="recipe.yaml", help="default recipe.yaml; a new file")
+    parser.add_argument(
+        "--out", default="recipe.yaml", help="file to write; it must be new; default recipe.yaml"
+    )
     parser.add_argument("--base", help="model to train; default all-MiniLM-L6-v2")
     parser.add_argument("--teacher", help="model to learn from; default all-mpnet-base-v2")
 
 
 def run_new(args: argparse.Namespace) -> None:
-    """Tell what the files hold, write the recipe, and tell what to do with it."""
+    """Print what the files hold, write the recipe, and print what to do next."""
     from st_jv5.recipe.new import BASE, TEACHER, new_recipe
 
     lines = new_recipe(args.files, args.out, args.base or BASE, args.teacher or TEACHER)

@@ -18,16 +18,17 @@ def add_command(
     more: str = "",
     resumes: bool = False,
 ) -> argparse.ArgumentParser:
-    """Add a command that says what it does, with an example, and is run by ``run``.
+    """Add a command with its help text and an example.
 
     Args:
-        commands: What ``ArgumentParser.add_subparsers`` gives.
-        name: Of the command.
+        commands: What ``ArgumentParser.add_subparsers`` returned.
+        name: Name of the command.
         about: What it does, in a line.
-        example: A line of the shell, or several, each a whole command.
-        run: Gets the parsed arguments; its imports are its own, so that ``--help`` is quick.
+        example: One or more lines for the shell, each a whole command.
+        run: Called with the parsed arguments; it imports what it needs itself, so that ``--help``
+            is quick.
         more: Further sentences for the command's own help.
-        resumes: Whether the same command goes on where one was stopped.
+        resumes: Whether the same command continues where it was stopped.
     """
     lines = "\n".join(f"  {line.strip()}" for line in example.strip().splitlines())
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -42,6 +43,6 @@ def add_command(
 
 
 def log_lines() -> None:
-    """Lines of a recipe's run on stderr, beside warnings of all else."""
+    """Log the lines of a recipe's run to stderr, and warnings of everything else."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("st_jv5.recipe").setLevel(logging.INFO)

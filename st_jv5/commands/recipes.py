@@ -1,4 +1,4 @@
-"""``st-jv5 train``, ``plan``, ``teach`` and ``recipes``: what is done with a recipe."""
+"""``st-jv5 train``, ``plan``, ``teach`` and ``recipes``: work with a recipe."""
 
 from __future__ import annotations
 
@@ -14,43 +14,49 @@ def add_commands(commands: Any) -> None:
     train = add_command(
         commands,
         "train",
-        "run a recipe: teacher, base, adapters, one model, its numbers",
+        "run a recipe: teacher vectors, base, adapters, one model, its scores",
         """
         st-jv5 train recipe.yaml
         st-jv5 train recipe.yaml --set stage1.steps=50 --only stage1
         torchrun --nproc-per-node 8 -m st_jv5 train recipe.yaml
         """,
         run_train,
-        more="Each stage leaves its result in the output folder and is skipped when it is there; a "
-        "stage that was interrupted goes on from its last checkpoint.",
+        more="Each stage writes its result to the output folder; it is skipped if that is there. "
+        "A stage that was interrupted continues from its last checkpoint.",
         resumes=True,
     )
-    train.add_argument("--only", choices=STAGES, help="run this stage alone")
+    train.add_argument("--only", choices=STAGES, help="run this stage only")
     train.add_argument(
-        "--report-to", nargs="+", default=["none"], help="tensorboard, trackio, wandb, ..."
+        "--report-to",
+        nargs="+",
+        default=["none"],
+        help="trackers to log to: tensorboard, trackio, wandb, ...; default: none",
     )
     train.add_argument(
         "--resume-anyway",
         action="store_true",
-        help="go on from checkpoints of other data, arguments or versions",
+        help="continue from checkpoints even if data, arguments or versions differ",
     )
-    train.add_argument("--plan", action="store_true", help="what st-jv5 plan prints, and no more")
+    train.add_argument("--plan", action="store_true", help="only print what st-jv5 plan prints")
     plan = add_command(
         commands,
         "plan",
-        "what a recipe will cost: tokens, memory, disk, hours; after a short probe",
+        "show what a recipe will cost, after a short probe: tokens, memory, disk, hours",
         "st-jv5 plan recipe.yaml",
         run_plan,
     )
     plan.add_argument("--html", metavar="FILE", help="also write a page with plots")
     for parser in (train, plan):
         parser.add_argument(
-            "--fraction", type=float, default=1.0, help="of each phase's steps: 0.2 for a trial"
+            "--fraction",
+            type=float,
+            default=1.0,
+            help="run this share of each phase's steps, such as 0.2 for a trial",
         )
     teach = add_command(
         commands,
         "teach",
-        "compute the teacher vectors that a recipe asks for, once",
+        "compute the teacher vectors that a recipe needs",
         """
         st-jv5 teach recipe.yaml
         st-jv5 teach recipe.yaml --engine ray --workers 8
@@ -65,7 +71,11 @@ def add_commands(commands: Any) -> None:
         default="local",
         help="local: this process; ray: the workers of a Ray cluster",
     )
-    teach.add_argument("--workers", type=int, help="of ray; default: one per GPU, two without")
+    teach.add_argument(
+        "--workers",
+        type=int,
+        help="number of Ray workers; default: one per GPU, or two without GPUs",
+    )
     for parser in (train, plan, teach):
         parser.add_argument("recipe", help="a YAML file")
         parser.add_argument(
@@ -73,12 +83,12 @@ def add_commands(commands: Any) -> None:
             action="append",
             default=[],
             metavar="a.b=value",
-            help="a setting of the recipe, such as stage1.steps=300; may be given several times",
+            help="change a setting, such as stage1.steps=300; may be given several times",
         )
     recipes = add_command(
         commands,
         "recipes",
-        "list the recipes that come along, or copy one",
+        "list the recipes that come with st_jv5, or copy one",
         """
         st-jv5 recipes
         st-jv5 recipes copy small
@@ -86,12 +96,12 @@ def add_commands(commands: Any) -> None:
         run_recipes,
     )
     recipes.add_argument("action", nargs="?", choices=["copy"], help="default: list them")
-    recipes.add_argument("name", nargs="?", help="of the recipe to copy")
-    recipes.add_argument("--to", default=".", help="folder to copy to; default: this one")
+    recipes.add_argument("name", nargs="?", help="name of the recipe to copy")
+    recipes.add_argument("--to", default=".", help="folder to copy to; default: the current one")
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """The stages that are asked for, or the plan."""
+    """Run the stages that are asked for, or print the plan."""
     if args.plan:
         run_plan(args)
         return
@@ -105,7 +115,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    """The tables of costs."""
+    """Print the tables of costs."""
     log_lines()
     from st_jv5.recipe.context import Run
     from st_jv5.recipe.load import load_recipe
@@ -131,7 +141,7 @@ def run_teach(args: argparse.Namespace) -> None:
 
 
 def run_recipes(args: argparse.Namespace) -> None:
-    """A line for each recipe, or for each file that was copied."""
+    """Print a line for each recipe, or for each copied file."""
     from st_jv5.recipe.shipped import copy_recipe, list_recipes
 
     if args.action == "copy":

@@ -22,26 +22,42 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "serve",
-        "answer over HTTP as OpenAI's, Jina's and TEI's servers do, all tasks from one process",
+        "serve all tasks of a model over HTTP, in the formats of OpenAI, Jina and TEI",
         "st-jv5 serve out/demo/model --port 8000",
         run_serve,
     )
-    parser.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
-    parser.add_argument("--host", default="127.0.0.1", help="default: this machine only")
-    parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
-    parser.add_argument("--name", nargs="+", help="of the model in requests; default: its own")
-    parser.add_argument("--task", help="of requests that name none")
+    parser.add_argument(
+        "model", help="folder or Hub id; also a published jina-embeddings-v5-text model"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; default: reachable from this machine only",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free port")
+    parser.add_argument(
+        "--name",
+        nargs="+",
+        help="names of the model in requests; default: its folder's name or Hub id",
+    )
+    parser.add_argument("--task", help="task of requests that name no task")
     parser.add_argument(
         "--api-key-file",
-        help=f"a key a line, any of which opens; or one key in the environment's {KEY_VARIABLE}",
+        help=f"file with one key per line; requests need one of them. Or set {KEY_VARIABLE}",
     )
     parser.add_argument(
-        "--token-ids", action="store_true", help="take token ids, of the model's own tokenizer"
+        "--token-ids",
+        action="store_true",
+        help="accept token ids of the model's own tokenizer in place of texts",
     )
-    parser.add_argument("--batch-tokens", type=int, help="padded tokens; default: by the device")
-    parser.add_argument("--access-log", action="store_true", help="a line for each request")
-    parser.add_argument("--revision", help="of a Hub model")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as stored")
+    parser.add_argument(
+        "--batch-tokens", type=int, help="most padded tokens of a batch; default: by the device"
+    )
+    parser.add_argument("--access-log", action="store_true", help="print a line for each request")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the weights; default: as they are stored"
+    )
     parser.add_argument("--device", help="such as cuda:1; default: sentence-transformers' choice")
     for limit in fields(Limits):
         parser.add_argument(
@@ -53,7 +69,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run_serve(args: argparse.Namespace) -> None:
-    """Load, then answer until a signal comes; what was taken is finished."""
+    """Load the model, and answer until a signal comes; then finish accepted requests."""
     limits = Limits(**{limit.name: getattr(args, limit.name) for limit in fields(Limits)})
     keys = api_keys(args.api_key_file)
     try:
@@ -84,7 +100,10 @@ def run_serve(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING)
     print(f"{names[0]}: {', '.join([*router.tasks, 'base'])}", flush=True)
     if not keys and args.host not in LOOPBACK:
-        print(f"anybody who reaches {args.host} may ask; set {KEY_VARIABLE}", flush=True)
+        print(
+            f"no API key: anyone who reaches {args.host} can use it; set {KEY_VARIABLE}",
+            flush=True,
+        )
     uvicorn.run(
         app,
         host=args.host,
@@ -96,7 +115,7 @@ def run_serve(args: argparse.Namespace) -> None:
 
 
 def api_keys(path: str | None) -> list[str]:
-    """The keys of a file or of the environment; an error for a file or variable without one."""
+    """The API keys of a file or of the environment; an error if it holds none."""
     told = os.environ.get(KEY_VARIABLE)
     if path is not None and told is not None:
         raise ValueError(f"keys come from --api-key-file or from {KEY_VARIABLE}, not from both")

@@ -1,4 +1,4 @@
-"""``st-jv5 teacher ...``: look into stores, check them, join them, drop a space."""
+"""``st-jv5 teacher ...``: list, check and join stores of teacher vectors, or drop a space."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``teacher`` and what it can do to a parser's commands."""
-    about = "look into stores of teacher vectors, check them, join them"
+    """Add ``teacher`` and its actions to a parser's commands."""
+    about = "list, check and join stores of teacher vectors"
     teacher = commands.add_parser("teacher", help=about, description=about)
     actions = teacher.add_subparsers(required=True, metavar="ACTION")
     ls = add_command(
-        actions, "ls", "the spaces of a store, a line each", "st-jv5 teacher ls out/teacher", run_ls
+        actions, "ls", "list the spaces of a store", "st-jv5 teacher ls out/teacher", run_ls
     )
     info = add_command(
         actions,
         "info",
-        "all there is to know of a space, as JSON",
+        "show everything about a space, as JSON",
         "st-jv5 teacher info out/teacher --space 3f",
         run_info,
     )
     check = add_command(
         actions,
         "verify",
-        "hold every vector against its checksum; with --texts, also compute a random sample again",
+        "compare every vector with its checksum; with --texts, also compute a random sample again",
         "st-jv5 teacher verify out/teacher --texts documents.parquet --column text",
         run_verify,
     )
@@ -50,20 +50,45 @@ def add_commands(commands: Any) -> None:
         run_prune,
     )
     for parser in (ls, info, check, drop):
-        parser.add_argument("store", help="its folder")
+        parser.add_argument("store", help="folder of the store")
     for parser in (info, check):
-        parser.add_argument("--space", help="its id, or the beginning of it; not for a single one")
-    check.add_argument("--texts", help=".txt, .parquet, .jsonl or .csv: to compute some again")
-    check.add_argument("--column", help="of --texts, where it has several")
-    check.add_argument("--sample", type=int, default=100, help="texts to compute; default 100")
-    check.add_argument("--seed", type=int, default=0, help="of the draw")
-    check.add_argument("--bound", type=float, default=0.999, help="least cosine; default 0.999")
-    check.add_argument("--model", help="folder, Hub id or package:NAME/FOLDER to load, or the name")
-    check.add_argument("--endpoint", metavar="URL", help="ask this server, up to /v1")
-    check.add_argument("--key-env", default="OPENAI_API_KEY", help="variable with the server's key")
-    join.add_argument("stores", nargs="+", help="folders; the first has the say on equal texts")
-    join.add_argument("--shards", type=int, help="of the new spaces; default: as they are")
-    drop.add_argument("--space", action="append", required=True, help="id of one to leave out")
+        parser.add_argument(
+            "--space", help="id of a space, or its beginning; may be left out if there is only one"
+        )
+    check.add_argument(
+        "--texts",
+        help="file of texts (.txt, .parquet, .jsonl, .csv) of which to compute some again",
+    )
+    check.add_argument("--column", help="column of --texts, if the file has several")
+    check.add_argument(
+        "--sample", type=int, default=100, help="number of texts to compute; default 100"
+    )
+    check.add_argument("--seed", type=int, default=0, help="seed of the draw; default 0")
+    check.add_argument(
+        "--bound", type=float, default=0.999, help="least cosine that is accepted; default 0.999"
+    )
+    check.add_argument(
+        "--model",
+        help="folder, Hub id or package:NAME/FOLDER of the teacher; or its name at --endpoint",
+    )
+    check.add_argument(
+        "--endpoint", metavar="URL", help="compute at this server; the address up to /v1"
+    )
+    check.add_argument(
+        "--key-env", default="OPENAI_API_KEY", help="environment variable with the server's key"
+    )
+    join.add_argument(
+        "stores", nargs="+", help="folders; of equal texts the first store's vector is kept"
+    )
+    join.add_argument(
+        "--shards", type=int, help="shards of each new space; default: as in the first store"
+    )
+    drop.add_argument(
+        "--space",
+        action="append",
+        required=True,
+        help="id of a space to leave out; may be given several times",
+    )
     for parser in (join, drop):
         parser.add_argument("--out", required=True, help="folder of the new store")
 
@@ -75,7 +100,7 @@ def run_ls(args: argparse.Namespace) -> None:
     store = TeacherStore.open(args.store)
     spaces = store.spaces()
     if not spaces:
-        print(f"{args.store} has no spaces: it is empty, or no teacher store")
+        print(f"{args.store} has no spaces: it is empty, or not a teacher store")
         return
     lines = [("space", "vectors", "MB", "dim", "dtype", "tokens", "teacher", "revision", "prompt")]
     for space in spaces:
@@ -122,7 +147,7 @@ def run_info(args: argparse.Namespace) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> None:
-    """Hold all against its checksums; then, of texts, least and mean cosine."""
+    """Compare everything with its checksums; then print cosines of texts computed again."""
     from st_jv5.teacher import TeacherStore
     from st_jv5.teacher.upkeep import space_by_id
 
@@ -134,7 +159,7 @@ def run_verify(args: argparse.Namespace) -> None:
     else:
         chosen = [TeacherStore(store.folder, space) for space in store.spaces()]
         if not chosen:
-            raise ValueError(f"{args.store} has no spaces: it is empty, or no teacher store")
+            raise ValueError(f"{args.store} has no spaces: it is empty, or not a teacher store")
     for view in chosen:
         if faults := view.faults():
             raise ValueError("\n".join(faults))
@@ -147,7 +172,7 @@ def run_verify(args: argparse.Namespace) -> None:
 
 
 def _compute_again(view: TeacherStore, args: argparse.Namespace) -> None:
-    """Least and mean cosine; an error below the bound."""
+    """Print least and mean cosine; an error if one is below the bound."""
     from st_jv5.teacher import EndpointTeacher, LocalTeacher, verify
     from st_jv5.texts import read_texts
 

@@ -1,4 +1,4 @@
-"""``st-jv5 questions`` and ``decontaminate``: texts for recipes, and texts to bar."""
+"""``st-jv5 questions`` and ``decontaminate``: make training pairs, list test texts."""
 
 from __future__ import annotations
 
@@ -13,35 +13,47 @@ def add_commands(commands: Any) -> None:
     questions = add_command(
         commands,
         "questions",
-        "ask a language model for a query to each text: pairs from documents that have none",
+        "let a language model write a query for each document, to train on the pairs",
         "st-jv5 questions --url http://localhost:8000/v1 --model MODEL --in documents.parquet "
         "--column text --out pairs.jsonl",
         run_questions,
         more="The server speaks OpenAI's /v1/chat/completions (vLLM, llama.cpp, OpenAI). Each "
-        "answer is written when it comes; the same command again asks for what is missing.",
+        "answer is written when it comes; the same command again asks for those that are missing.",
         resumes=True,
     )
-    questions.add_argument("--url", required=True, help="up to /v1")
-    questions.add_argument("--model", required=True, help="its name at the server")
+    questions.add_argument("--url", required=True, help="address of the server up to /v1")
     questions.add_argument(
-        "--key-env", default="OPENAI_API_KEY", help="variable that holds the key"
+        "--model", required=True, help="name of the language model at the server"
     )
     questions.add_argument(
-        "--in", dest="file", required=True, help="parquet, jsonl, csv, tsv or txt"
-    )
-    questions.add_argument("--column", default="text", help="of the documents; default text")
-    questions.add_argument("--out", required=True, help="jsonl of query and positive; it grows")
-    questions.add_argument(
-        "--concurrency", type=int, default=8, help="requests under way at once; default 8"
+        "--key-env", default="OPENAI_API_KEY", help="environment variable with the server's key"
     )
     questions.add_argument(
-        "--most-characters", type=int, default=16_000, help="of a document that the server sees"
+        "--in",
+        dest="file",
+        required=True,
+        help="file of documents: parquet, jsonl, csv, tsv or txt",
     )
-    questions.add_argument("--instruction", help="what the server is asked for; default: a query")
+    questions.add_argument("--column", default="text", help="column of the documents; default text")
+    questions.add_argument(
+        "--out", required=True, help="jsonl file of query and positive; answers are appended"
+    )
+    questions.add_argument(
+        "--concurrency", type=int, default=8, help="requests that are sent at a time; default 8"
+    )
+    questions.add_argument(
+        "--most-characters",
+        type=int,
+        default=16_000,
+        help="characters of a document that are sent; default 16000",
+    )
+    questions.add_argument(
+        "--instruction", help="instruction to the language model; default: to write a query"
+    )
     tests = add_command(
         commands,
         "decontaminate",
-        "list the test texts that training must not see, hashed",
+        "write a list of hashed test texts, which training must not see",
         """
         st-jv5 decontaminate --benchmark "MTEB(eng, v2)" --out mteb-eng.hashes
         st-jv5 decontaminate --local --out local.hashes
@@ -53,12 +65,14 @@ def add_commands(commands: Any) -> None:
     tests.add_argument("--benchmark", nargs="+", default=[], help='such as "MTEB(eng, v2)"')
     tests.add_argument("--tasks", nargs="+", default=[], help="mteb or local task names")
     tests.add_argument("--local", action="store_true", help="all local tasks")
-    tests.add_argument("--documents", action="store_true", help="the corpora of retrieval, too")
-    tests.add_argument("--out", required=True, help="the list to write")
+    tests.add_argument(
+        "--documents", action="store_true", help="also list the documents of retrieval tasks"
+    )
+    tests.add_argument("--out", required=True, help="file to write")
 
 
 def run_questions(args: argparse.Namespace) -> None:
-    """Ask, and tell how many queries came."""
+    """Ask for queries, and print how many came."""
     from st_jv5.recipe.queries import INSTRUCTION, write_pairs
     from st_jv5.teacher import EndpointTeacher
     from st_jv5.texts import read_texts
@@ -69,7 +83,7 @@ def run_questions(args: argparse.Namespace) -> None:
     )
     instruction = args.instruction or INSTRUCTION
     count = write_pairs(server, texts, args.out, args.most_characters, instruction)
-    print(f"{args.out}: {count} queries more")
+    print(f"{args.out}: {count} new queries")
 
 
 def run_decontaminate(args: argparse.Namespace) -> None:

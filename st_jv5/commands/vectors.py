@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from st_jv5.vectors import VectorFolder
 
 SHOWN = 100
-"""Characters of a hit's text."""
+"""Characters that are shown of a result's text."""
 
 
 def add_commands(commands: Any) -> None:
@@ -20,15 +20,17 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "encode",
-        "encode a corpus to disk, in constant memory; the same command goes on after a stop",
+        "encode a corpus to disk, in constant memory; after a stop the same command continues",
         "st-jv5 encode out/demo/model --task retrieval --in documents.parquet --column text "
         "--out vectors",
         run_encode,
         resumes=True,
     )
-    parser.add_argument("model", help="folder or Hub id; ours, or any text model")
+    parser.add_argument("model", help="folder or Hub id of any text model")
     parser.add_argument("--task", help="an adapter, or base")
-    parser.add_argument("--prompt", help="prompt's name; default: the task's, for documents")
+    parser.add_argument(
+        "--prompt", help="name of the prompt; default: the task's prompt for documents"
+    )
     parser.add_argument(
         "--in",
         dest="source",
@@ -37,12 +39,20 @@ def add_commands(commands: Any) -> None:
         metavar="FILE",
         help=".parquet, .jsonl, .csv or .txt files, or the id of a data set on the Hub",
     )
-    parser.add_argument("--column", help="of the texts, where there are several columns")
-    parser.add_argument("--id-column", help="default: id, if there is one, else the row's number")
-    parser.add_argument("--split", default="train", help="of a data set on the Hub")
-    parser.add_argument("--config", help="of a data set on the Hub")
-    parser.add_argument("--out", required=True, help="folder; one that was begun is finished")
-    parser.add_argument("--dim", type=int, help="cut to so many dims, unit rows")
+    parser.add_argument("--column", help="column of the texts, if there are several columns")
+    parser.add_argument(
+        "--id-column", help="column of ids; default: id, if there is one, else the row's number"
+    )
+    parser.add_argument(
+        "--split", default="train", help="split of a data set on the Hub; default train"
+    )
+    parser.add_argument("--config", help="configuration of a data set on the Hub")
+    parser.add_argument(
+        "--out", required=True, help="folder to write; an unfinished one is continued"
+    )
+    parser.add_argument(
+        "--dim", type=int, help="cut vectors to this many dims; they have length 1 again"
+    )
     parser.add_argument(
         "--precision",
         default="float32",
@@ -61,35 +71,45 @@ def add_commands(commands: Any) -> None:
         choices=get_args(Engine),
         help="local: processes of this machine; ray: the workers of a Ray cluster",
     )
-    parser.add_argument("--processes", type=int, help="default: one per GPU, else one")
-    parser.add_argument("--batch-tokens", type=int, help="padded tokens; default: by the device")
-    parser.add_argument("--max-tokens", type=int, help="cut texts there; default: the model's")
-    parser.add_argument("--shard-rows", type=int, default=SHARD_ROWS, help=f"default {SHARD_ROWS}")
-    parser.add_argument("--revision", help="of a Hub model")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as stored")
+    parser.add_argument(
+        "--processes", type=int, help="number of processes; default: one per GPU, else one"
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, help="most padded tokens of a batch; default: by the device"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, help="cut texts to this many tokens; default: the model's limit"
+    )
+    parser.add_argument(
+        "--shard-rows", type=int, default=SHARD_ROWS, help=f"rows of a file; default {SHARD_ROWS}"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the weights; default: as they are stored"
+    )
     parser = add_command(
         commands,
         "verify",
-        "read a folder of vectors, and hold it against its checksums",
+        "compare a folder of vectors with its checksums",
         "st-jv5 verify vectors",
         run_verify,
     )
-    parser.add_argument("folder", help="what st-jv5 encode wrote")
+    parser.add_argument("folder", help="folder that st-jv5 encode wrote")
     parser = add_command(
         commands,
         "search",
-        "the nearest vectors of a folder",
+        "find the nearest vectors of a folder",
         "st-jv5 search vectors 'a question'",
         run_search,
     )
-    parser.add_argument("folder", help="what st-jv5 encode wrote")
-    parser.add_argument("query", nargs="+", help="one text each")
-    parser.add_argument("-k", type=int, default=5, help="hits per query; default 5")
-    parser.add_argument("--model", help="where the model is, if not where the folder says")
+    parser.add_argument("folder", help="folder that st-jv5 encode wrote")
+    parser.add_argument("query", nargs="+", help="one or more texts")
+    parser.add_argument("-k", type=int, default=5, help="results per query; default 5")
+    parser.add_argument("--model", help="folder or Hub id of the model, if it has moved")
 
 
 def run_encode(args: argparse.Namespace) -> None:
-    """Encode, and tell what is there."""
+    """Encode, and print a summary."""
     from st_jv5.vectors import Corpus, encode_corpus
 
     source = args.source[0] if len(args.source) == 1 else args.source
@@ -117,7 +137,7 @@ def run_encode(args: argparse.Namespace) -> None:
 
 
 def summary(folder: VectorFolder) -> str:
-    """A line."""
+    """One line about a folder of vectors."""
     from st_jv5.precision import bytes_per_vector
 
     size = bytes_per_vector(folder.dim, folder.precision)
@@ -128,14 +148,14 @@ def summary(folder: VectorFolder) -> str:
 
 
 def run_verify(args: argparse.Namespace) -> None:
-    """Read all, and tell what is there, or what is wrong."""
+    """Read everything, and print a summary, or what is wrong."""
     from st_jv5.vectors import verify
 
     print(summary(verify(args.folder)))
 
 
 def run_search(args: argparse.Namespace) -> None:
-    """Rank, score, id and the beginning of the text."""
+    """Print rank, score, id and the beginning of the text."""
     from st_jv5.vectors import Corpus, VectorFolder, search
 
     folder = VectorFolder(args.folder)
@@ -146,7 +166,7 @@ def run_search(args: argparse.Namespace) -> None:
         rows = {hit.row: hit.id for hits in found for hit in hits}
         texts = corpus.texts_of(rows, folder.manifest["corpus_sha256"])
     except (OSError, ValueError, TypeError) as error:
-        print(f"without texts: {error}")
+        print(f"texts are not shown: {error}")
     for query, hits in zip(args.query, found, strict=True):
         print(query)
         for rank, hit in enumerate(hits, start=1):

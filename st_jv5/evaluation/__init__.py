@@ -1,4 +1,4 @@
-"""Evaluation: a model as an mteb encoder, and vectors as an index stores them."""
+"""Evaluation: a model as an mteb encoder, and vectors at the precisions of an index."""
 
 try:
     from st_jv5.evaluation.mteb_encoder import ADAPTER_OF_TYPE, MTEBEncoder

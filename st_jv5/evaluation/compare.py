@@ -22,7 +22,7 @@ SETTINGS = ("dim", "precision", "max_tokens")
 
 
 def read_runs(folders: Sequence[str]) -> dict[str, dict[str, Row]]:
-    """Name -> task -> its main row; names are as short as tells them apart."""
+    """Name -> task -> its main row; names are as short as they can be while they differ."""
     runs: dict[str, dict[str, Row]] = {}
     for folder in folders:
         parts = Path(folder).parts
@@ -30,7 +30,9 @@ def read_runs(folders: Sequence[str]) -> dict[str, dict[str, Row]]:
         if sum(Path(other).name == name for other in folders) > 1:
             name = "/".join(parts[-2:])
         if name in runs:
-            raise ValueError(f"{folder} is named twice, or no name tells it apart")
+            raise ValueError(
+                f"{folder} is given twice, or cannot be named differently from the others"
+            )
         runs[name] = main_rows(read_record(folder)["results"])
     return runs
 

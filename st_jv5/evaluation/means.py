@@ -11,7 +11,7 @@ from st_jv5.evaluation.record import Row
 from st_jv5.evaluation.report import curve_rows
 from st_jv5.task_table import BASE
 
-TOLD, NEW, NO_LABELS = "told", "new", ""
+SEEN, NEW, NO_LABELS = "seen", "new", ""
 """How a task's labels relate to training: some were trained on; none was; it has none."""
 BOTH_SIDES = "near and far"
 
@@ -25,13 +25,13 @@ def own_tasks(
         adapter: An adapter of the recipe.
         groups: near and far.
         types: Task -> its mteb type.
-        labels: Task -> told, new or nothing.
+        labels: Task -> seen, new or nothing.
     """
     by_side = {side: [t for t in every if adapter_for(types[t]) == adapter]
            for side, every in groups.items()}  # fmt: skip
     named = {
         (side, kind): [task for task in tasks if labels[task] == kind]
-        for kind in (NO_LABELS, NEW, TOLD)
+        for kind in (NO_LABELS, NEW, SEEN)
         for side, tasks in by_side.items()
     }
     named[BOTH_SIDES, NEW] = [t for tasks in by_side.values() for t in tasks if labels[t] == NEW]
@@ -50,9 +50,9 @@ def adapters_table(
     Args:
         scores: Scores of the adapters and the base.
         adapters: The adapters of the recipe.
-        groups: near and far, told apart.
+        groups: near and far, separately.
         types: Task -> its mteb type.
-        labels: Task -> whether its labels were trained on: told, new or nothing.
+        labels: Task -> whether its labels were trained on: seen, new or nothing.
     """
     rows: list[list[Cell]] = []
     for adapter in adapters:
@@ -98,7 +98,7 @@ def advice(
         gaps = {
             side: scores.mean(adapter, tasks) - scores.mean(BASE, tasks)
             for (side, kind), tasks in named.items()
-            if side != BOTH_SIDES and kind != TOLD
+            if side != BOTH_SIDES and kind != SEEN
         }
         if not gaps:
             continue
@@ -108,7 +108,7 @@ def advice(
         if worse:
             do = f"worse than the base on {' and '.join(worse)} text: take `base` there"
         figures = ", ".join(f"{side} {gap.shown('+')}" for side, gap in gaps.items())
-        new = ", with labels it was never told" if (BOTH_SIDES, NEW) in named else ""
+        new = ", with labels that it was not trained on" if (BOTH_SIDES, NEW) in named else ""
         sentences.append(f"`{adapter}` ({figures} beside the base{new}): {do}.")
     return (
         " ".join(["When to use which adapter, by these numbers:", *sentences]) if sentences else ""

@@ -44,7 +44,7 @@ ADAPTER_OF_TYPE: Mapping[str, str] = {
     "BitextMining": "text-matching",
     "Summarization": "text-matching",
 }
-"""mteb task type -> adapter."""
+"""mteb's task type -> the adapter that is used for it."""
 
 
 def adapter_for(task_type: str, modalities: Sequence[str] = ("text",)) -> str:
@@ -66,22 +66,24 @@ RETRIEVAL_TYPES = frozenset(
 COMPARED_TYPES = RETRIEVAL_TYPES | {"STS"}
 """Types that are scored at every precision; the others train something on the vectors."""
 RESCORED = 40
-"""Documents per query that ``binary-rescored`` ranks anew: four times nDCG@10's ten."""
+"""Documents per query that ``binary-rescored`` ranks again: four times nDCG@10's ten."""
 
 
 class MTEBEncoder(AbsEncoder):
-    """An mteb encoder around a SentenceTransformer: ours, or any other.
+    """An mteb encoder around any SentenceTransformer, with adapters for an st_jv5 model.
 
     Args:
-        model: A model of ours gets the adapter of each task's type and the query prompt for mteb's
-            queries alone; any other model encodes with the prompts of that name that it has.
-        adapter: Use this adapter (or ``"base"``) for every task instead.
-        dim: Cut the vectors to this many dims, unit rows; None is the full width.
-        precision: How vectors are stored, queries and documents alike; one of
+        model: An st_jv5 model runs the adapter that fits each task's type, and puts the query
+            prompt before mteb's queries only. Any other model uses its own prompts ``query`` and
+            ``document``, if it has them.
+        adapter: Use this adapter, or ``"base"``, for every task.
+        dim: Cut the vectors to this many dims (their length is 1 again); None is the full width.
+        precision: Precision at which the vectors of queries and documents are stored; one of
             :data:`~st_jv5.choices.PRECISIONS`.
-        ranges: ``(2, dim)``, what int8 needs: :meth:`ranges_of` texts that are not under test.
-        remember: Keep every vector at full width in memory and encode no text twice, across tasks,
-            dims and precisions, until :meth:`forget`.
+        ranges: ``(2, dim)``, needed for int8: the result of :meth:`ranges_of` for texts that are
+            not under test.
+        remember: Keep all vectors at full width in memory until :meth:`forget`, so that no text is
+            encoded twice for several tasks, dims and precisions.
 
     Example:
         >>> encoder = MTEBEncoder(student, dim=64)
@@ -140,7 +142,7 @@ class MTEBEncoder(AbsEncoder):
             self._memory.clear()
 
     def remember_nothing(self) -> None:
-        """From now on encode what is asked for, and keep none of it."""
+        """From now on keep no vectors in memory."""
         self._memory = None
 
     def settings(self) -> str:
@@ -194,7 +196,7 @@ class MTEBEncoder(AbsEncoder):
         }
 
     def ranges_of(self, texts: Sequence[str], task_type: str) -> Array:
-        """int8 ranges at this dim from other texts; for retrieval half of them are queries.
+        """int8 ranges at this dim, from texts not under test (half of them queries for retrieval).
 
         Returns:
             float32 ``(2, dim)``.
@@ -233,7 +235,7 @@ class MTEBEncoder(AbsEncoder):
             self.clock["encode"] += time.perf_counter() - started
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosines; under ``binary-rescored`` those of the nearest documents alone count.
+        """Cosines; at ``binary-rescored`` only the nearest documents are ranked by them.
 
         The ``RESCORED`` documents nearest to a query by Hamming distance are ranked by the cosine
         of the query's float vector with their binary one, and stand before all others.

@@ -60,18 +60,18 @@ class About(NamedTuple):
 
     text_kind: str
     labels: Collection[str] = ()
-    """Those that it asks for."""
+    """The labels of the task."""
 
 
 def labels_are_new(
     task: str, trained_on: Mapping[str, Collection[str]], own: Mapping[str, About] | None = None
 ) -> bool | None:
-    """Whether a model has been told none of a task's labels; None: the task asks for no labels.
+    """Whether a model was trained on none of a task's labels; None: the task has no labels.
 
     Args:
         task: A classification or clustering task of either split.
         trained_on: Kind of text -> the labels of it that were trained on.
-        own: Tasks of one's own rows.
+        own: Tasks of your own rows.
 
     Example:
         >>> labels_are_new("TopicClustering", {"wikipedia": ["Arts"]})
@@ -140,7 +140,7 @@ class Scores:
 
     Args:
         sides: Who -> task -> row.
-        tasks: That every side has.
+        tasks: Tasks that every side has.
         resamples: Resamples of the bootstrap.
 
     Raises:
@@ -165,7 +165,7 @@ class Scores:
                 self._found[who, task] = Estimate(100 * row["main_score"], 100 * own)
 
     def mean(self, who: str, tasks: Sequence[str]) -> Estimate:
-        """Over tasks, every one alike."""
+        """The mean over tasks, all with the same weight."""
         own = [self._found[who, task] for task in tasks]
         values, drawn = [one.value for one in own], [one.drawn for one in own]
         return Estimate(float(np.mean(values)), np.mean(drawn, axis=0))
@@ -218,10 +218,10 @@ def groups_table(
 
     Args:
         scores: Scores of all sides.
-        heads: Over the parts of a group's name.
+        heads: Heads of the columns with the parts of a group's name.
         groups: Name in parts -> tasks; those without are left out.
         labels: Who -> its name in the table; a column each.
-        models: Those whose difference to the start is told.
+        models: Models whose difference to the start is shown.
         start: Who is the model that training began with, if it was measured.
     """
     header = [*heads, "tasks", *labels.values()]
@@ -325,7 +325,7 @@ def in_words(
 
 
 def trained_on(model: str) -> tuple[str, ...]:
-    """The kinds of text that a recipe's run trained on, told beside its folder ``model``."""
+    """The kinds of text that a recipe's run trained on, as recorded beside its folder ``model``."""
     told = Path(model).parent / "run.json"
     return tuple(read_json(told).get("text_kinds", ())) if told.is_file() else ()
 
@@ -336,7 +336,7 @@ def near_far_parts(
     start: str = "",
     resamples: int = 1000,
 ) -> list[Part]:
-    """Near and far means of records; by kind of text, where nothing tells near from far.
+    """Near and far means of records; by kind of text if near and far are not known.
 
     Args:
         runs: Name -> task -> row; of tasks that all have.
@@ -363,9 +363,7 @@ def near_far_parts(
         by_kind: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for task in tasks:
             by_kind[known.get(task, "not known"),].append(task)
-        unknown = (
-            "Near and far are not told apart: what was trained on is not known (--trained-on)."
-        )
+        unknown = "Near and far are not separated: nothing says what was trained on (--trained-on)."
         table = groups_table(scores, ["kind of text"], by_kind, labels, list(models), began)
         return [unknown, table]
     groups = near_and_far(tasks, kinds, own)

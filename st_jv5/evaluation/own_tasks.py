@@ -1,4 +1,4 @@
-"""mteb tasks over rows of one's own: the held-out part of a data set, or a file.
+"""mteb tasks over rows of your own: the held-out part of a data set, or a file.
 
 ===============  ==================  ==============================================================
 rows             mteb type           asked
@@ -48,12 +48,12 @@ Row = Mapping[str, Any]
 """Role -> text, label or score."""
 
 DISTRACTORS = 10_000
-"""Documents for training that a query's own is told from (our choice): with more a score is lower,
-and takes longer."""
+"""Number of training documents among which a query must find its own (our choice): with more,
+scores are lower and take longer."""
 MOST_READ = 100_000
 """Rows for training that are read for texts of each label."""
 MOST_ROWS = 10_000
-"""Of a file."""
+"""Most rows of a file that are used."""
 LEAST_PER_LABEL = 5
 """Texts that a cluster has at least."""
 NOT_KNOWN = "und"
@@ -61,7 +61,7 @@ NOT_KNOWN = "und"
 
 
 class Own(Local):
-    """A task of one's own rows."""
+    """A task of your own rows."""
 
     def __init__(self, data: Any, labels: Collection[str] = ()) -> None:
         self.data = data
@@ -120,7 +120,7 @@ def own_tasks(
     """The tasks that rows under test make.
 
     Args:
-        name: Of the data set or file; a task is called ``name (part)``.
+        name: Name of the data set or file; a task is called ``name (part)``.
         rows: Under test, all of the same roles.
         training: Rows of the same set that may be trained on: distractors, and the classifiers' few
             texts. So many are read as are needed.

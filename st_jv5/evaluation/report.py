@@ -226,7 +226,7 @@ def _where(rows: Sequence[Row]) -> list[Part]:
 def near_far(
     record: dict[str, Any], rows: dict[str, Row], kinds: Sequence[str], start: str
 ) -> list[Part]:
-    """A record's near and far means; ``kinds`` empty: those that a recipe's run has told."""
+    """A record's near and far means; ``kinds`` empty: those that a recipe's run recorded."""
     model = record["model"]
     return near_far_parts({model: rows}, kinds or trained_on(model), start)
 
@@ -262,7 +262,7 @@ def add_details(page: Page, record: dict[str, Any], scores: Scores | None = None
 
 
 def write_report(folder: str | Path, *, trained_on: Sequence[str] = (), start: str = "") -> None:
-    """Write the page of a record anew.
+    """Write the page of a record again.
 
     Args:
         folder: Of the record.

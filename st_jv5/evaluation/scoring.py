@@ -106,10 +106,11 @@ def evaluate(
 ) -> list[Row]:
     """Score one model at all settings into ``folder``: a :class:`~st_jv5.evaluation.record.Record`.
 
-    One encode pass serves all dims and precisions of an adapter. Scores that stand in the folder
-    are not computed again; mteb's own cache keeps them, too, under a name made from the weights and
-    a revision made from the settings. A score belongs to its data: where a task of mteb has another
-    dataset revision, or one of your own other data (:func:`data_revision`), it is computed anew.
+    Texts are encoded once per adapter, for all dims and precisions. Scores that are in the folder
+    are not computed again; they are also in mteb's own cache, under a name made from the weights
+    and a revision made from the settings. A score is computed again if the data has changed: if a
+    task of mteb has another dataset revision, or one of your own tasks other data
+    (:func:`data_revision`).
 
     Args:
         encoder: An :class:`~st_jv5.evaluation.MTEBEncoder`, whose own adapter, dim and precision
@@ -161,10 +162,10 @@ def evaluate(
 
 
 def data_revision(task: AbsTask) -> str:
-    """What a task's data is told by: mteb's revision of its own tasks, which stand on the Hub.
+    """What identifies a task's data: for mteb's own tasks, which are on the Hub, mteb's revision.
 
-    Of any other task: the hash of all that it loads. Under a name, or a revision that somebody has
-    to raise, the scores of data that has changed would stay.
+    For any other task: a hash of everything that it loads. With a name, or a revision that somebody
+    has to change by hand, scores of old data would be kept when the data changes.
     """
     if type(task).__module__.partition(".")[0] == "mteb" or isinstance(task, AbsTaskAggregate):
         return task.metadata.revision
@@ -235,7 +236,7 @@ class _Scorer:
         self.undefined: list[str] = []
         """Scores that were not numbers."""
         self.revisions: dict[str, str] = {}
-        """Task -> what its data is told by."""
+        """Task -> what identifies its data."""
 
     def score(self, task: AbsTask, points: Sequence[Point | None], bar: Any) -> None:
         """A task at all points of one adapter, those that the record has left out."""

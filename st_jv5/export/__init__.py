@@ -1,4 +1,4 @@
-"""One task for other engines: merged weights, ONNX, OpenVINO and GGUF, each checked as written."""
+"""Export one task to other engines: merged weights, ONNX, OpenVINO and GGUF."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def export(
     llama_cpp: str | Path | None = None,
     texts: Sequence[str] | None = None,
 ) -> list[Parity]:
-    """Write one task for another engine, and compare what was written with the model.
+    """Export one task to another engine, and compare the export with the model.
 
     ========  ===================================================================================
     merged    stock modules with the adapter in the weights, under class names that
@@ -45,24 +45,25 @@ def export(
     gguf      ``model-f16.gguf``, by llama.cpp's own converter from the merged folder
     ========  ===================================================================================
 
-    The folder appears when all is written and compared, or not at all.
+    The folder is created when everything is written and compared, or not at all.
 
     Args:
-        model: A model of ours.
+        model: An st_jv5 model.
         task: An adapter, or ``"base"``.
         folder: Must be absent or empty.
         kind: One of :data:`KINDS`.
-        int8: For onnx and openvino, also a graph with int8 weights, whose loss is measured and
-            bound by nothing.
-        llama_cpp: For gguf, a checkout of llama.cpp; None takes the environment's ``LLAMA_CPP``.
-        texts: To compare on; None takes 200 texts of six languages that come along.
+        int8: For onnx and openvino: also write a graph with int8 weights. Its loss is measured;
+            there is no bound.
+        llama_cpp: For gguf: a checkout of llama.cpp; None takes the environment variable
+            ``LLAMA_CPP``.
+        texts: Texts to compare on; None takes 200 texts in six languages that come with st_jv5.
 
     Returns:
-        A comparison for each file.
+        A :class:`~st_jv5.export.parity.Parity`, the comparison, for each file.
 
     Raises:
-        ValueError: Bad arguments, or the export differs from the model by more than its bound; the
-            folder is then not written.
+        ValueError: An argument is wrong, or the export differs from the model by more than its
+            bound; then no folder is written.
 
     Example:
         >>> (parity,) = export(model, "retrieval", export_folder, kind="merged", texts=["a cat"])

@@ -46,7 +46,7 @@ def check_modules(model: SentenceTransformer) -> None:
     """An error for what llama.cpp has no place for."""
     if rotation_in(model) is not None:
         raise ValueError(
-            "gguf has no place for a rotation, behind the pooling; take it out first "
+            "gguf cannot hold a rotation after the pooling; remove it first "
             "(st_jv5.rotation.unrotate(model)): full-width cosines are the same without it, but "
             "its vectors cannot be compared with rotated ones, nor cut to as few dims"
         )

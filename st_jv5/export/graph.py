@@ -48,7 +48,7 @@ class TokensToVectors(nn.Module):
         backbone: Merged weights.
         absolute: Its positions are learned and absolute, so that padding in front would shift them.
         pooling: ``"mean"``, ``"cls"`` or ``"lasttoken"``.
-        rotation: Of the pooled states, if the model has one.
+        rotation: Rotation of the pooled states, if the model has one.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How far an export is from its source, on real text."""
+"""Compare an export with its source on real text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOUNDS = {"merged": 0.99999, "onnx": 0.9999, "openvino": 0.9999, "gguf": 0.999}
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Cosines of the same texts' vectors, before and after."""
+    """Cosines between the vectors of the same texts, before and after the export."""
 
     what: str
     """The file that was run."""
@@ -33,7 +33,7 @@ class Parity:
     least: float
     mean: float
     bound: float | None
-    """What ``least`` may not fall below; None only measures."""
+    """Least value that ``least`` may have; None: no bound."""
 
     def __str__(self) -> str:
         bound = "no bound" if self.bound is None else f"bound {self.bound}"

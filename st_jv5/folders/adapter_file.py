@@ -1,4 +1,4 @@
-"""One adapter outside any model: a folder in PEFT's format that knows its task and its base."""
+"""One adapter in a folder of PEFT's format, which also names its task and its base."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What ``adapters/<task>/`` holds; ``PeftModel.from_pretrained(backbone, folder)`` reads it.
+    """The content of ``adapters/<task>/``, a folder that PEFT's ``from_pretrained`` reads.
 
-    Task and base stand in the header of the weights, so the folder can travel alone.
+    Task and base are named in the header of the weights, so the folder is complete by itself.
 
     Example:
         >>> save_adapter(model, "retrieval", task_folder)
@@ -62,9 +62,9 @@ class Adapter:
         write_tensors(Path(folder) / WEIGHTS_FILE, self.tensors, {"st_jv5": json.dumps(header)})
 
     def scaled(self, strength: float) -> Adapter:
-        """The same adapter with its update times ``strength`` (>= 0; 0 is the base, exactly).
+        """The same adapter with its update multiplied by ``strength`` (>= 0; 0 gives the base).
 
-        B is scaled, not alpha: every engine reads the weights.
+        B is scaled and not alpha, because every engine reads the weights.
         """
         if not strength >= 0:
             raise ValueError(f"strength must be 0 or more, not {strength}")
@@ -80,12 +80,12 @@ class Adapter:
 
         Args:
             folder: Where ``adapter_config.json`` is, or a checkpoint.
-            weights: Tensor -> shape of the backbone that it is for; a layer that does not fit is
-                refused before any weight is read.
+            weights: Tensor -> shape in the backbone; a layer that does not fit is an error before
+                any weight is read.
 
         Raises:
-            FileNotFoundError: Names the file that is missing.
-            ValueError: A file does not fit, or a checkpoint holds several adapters.
+            FileNotFoundError: A file is missing; the message names it.
+            ValueError: A file is wrong, or a checkpoint holds several adapters.
         """
         folder = Path(folder)
         within = sorted(path.parent for path in folder.glob(f"adapters/*/{CONFIG_FILE}"))
@@ -116,16 +116,16 @@ def _told(metadata: str, path: str | Path) -> dict[str, Any]:
         texts = [header["task"], header["base_sha256"], header["prompts"]["document"]]
         texts += [*header["prompts"].values(), *header["aliases"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} has a header of ours that cannot be read: {error!r}") from error
+        raise ValueError(f"{path} has an st_jv5 header that cannot be read: {error!r}") from error
     if not all(isinstance(text, str) for text in texts) or not TASK_NAME.fullmatch(header["task"]):
-        raise ValueError(f"{path} has a header of ours that is none: {metadata[:80]}")
+        raise ValueError(f"{path} has an st_jv5 header that is not valid: {metadata[:80]}")
     check_plain(path, header)
     found: dict[str, Any] = header
     return found
 
 
 def base_of(metadata: Mapping[str, str], path: str | Path) -> str | None:
-    """The hash of the base that a file's header names; None where it is not of ours."""
+    """The hash of the base that a file's header names; None if it is not an st_jv5 file."""
     return str(_told(metadata["st_jv5"], path)["base_sha256"]) if "st_jv5" in metadata else None
 
 
@@ -175,4 +175,4 @@ def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
             continue
         # One pass that makes no tensor as large; a number that is none comes through both.
         if not all(math.isfinite(float(end)) for end in torch.aminmax(tensor.detach())):
-            raise ValueError(f"{path}: {name} has a number that is infinite or none")
+            raise ValueError(f"{path}: {name} has a number that is infinite or NaN")

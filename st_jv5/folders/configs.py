@@ -38,7 +38,7 @@ def check_plain(path: str | Path, config: Any) -> None:
     """No number is infinite or none, no text longer than a person would write."""
     for key, value in leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{path}: {key} is {value}, which is no finite number")
+            raise ValueError(f"{path}: {key} is {value}, which is not a finite number")
         if isinstance(value, str) and len(value) > MOST_CHARACTERS and "template" not in key:
             raise ValueError(f"{path}: {key} has {len(value)} characters, over {MOST_CHARACTERS}")
 
@@ -119,10 +119,10 @@ def check_modules(path: str | Path, ours: bool = False) -> list[dict[str, Any]]:
             raise ValueError(f"{path} has a module at {entry['path']!r}, outside the folder")
         kind = entry.get("type")
         if not isinstance(kind, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", kind):
-            raise ValueError(f"{path} has a module of type {kind!r}, which is no class")
+            raise ValueError(f"{path} has a module of type {kind!r}, which is not a class")
         if ours and not kind.startswith(("st_jv5.modules.", "sentence_transformers.")):
             raise ValueError(
-                f"{path} has a module of type {kind!r}, which is neither ours nor of "
+                f"{path} has a module of type {kind!r}, which is neither of st_jv5 nor of "
                 f"sentence-transformers"
             )
         first = kind == "st_jv5.modules.adapter_router.AdapterRouter" and entry["path"] == ""
@@ -135,15 +135,15 @@ def check_modules(path: str | Path, ours: bool = False) -> list[dict[str, Any]]:
 
 
 def check_model_config(path: str | Path) -> None:
-    """``config_sentence_transformers.json`` of a model of ours."""
+    """``config_sentence_transformers.json`` of an st_jv5 model."""
     config = read_json(path)
     if config.get("auto_map"):
-        raise ValueError(f"{path} names code of its own (auto_map); a model of ours needs none")
+        raise ValueError(f"{path} names code of its own (auto_map); an st_jv5 model needs none")
     check_plain(path, config)
     kind = config.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise ValueError(
-            f"{path}: model_type is {str(kind)[:80]!r}; a model of ours is a SentenceTransformer"
+            f"{path}: model_type is {str(kind)[:80]!r}; an st_jv5 model is a SentenceTransformer"
         )
     prompts = check_prompts(path, config)
     name = config.get("default_prompt_name")
@@ -175,11 +175,11 @@ LEAST_COUNT = 1024
 
 
 def check_config(path: str | Path, tensors: int) -> dict[str, Any]:
-    """The backbone's ``config.json`` of a model of ours: no code, no reach, no untrue number."""
+    """The backbone's ``config.json`` of an st_jv5 model: no code, no reach, no untrue number."""
     config = read_json(path)
     if config.get("auto_map"):
         raise ValueError(
-            f"{path} names code of its own (auto_map); a model of ours needs none. A published "
+            f"{path} names code of its own (auto_map); an st_jv5 model needs none. A published "
             f"jina-embeddings-v5 folder is read by st_jv5.load_jina_v5, which ignores it"
         )
     check_reach(path, config)
@@ -207,7 +207,7 @@ def check_numbers(path: str | Path, config: Mapping[str, Any], tensors: int) -> 
                     f"{path}: {key} is {value}, but the weights have {tensors} tensors"
                 )
         elif type(value) is int and abs(value) > 1 << 31:
-            raise ValueError(f"{path}: {key} is {value}, which is no size of a model")
+            raise ValueError(f"{path}: {key} is {value}, which is not a possible size")
         if last.endswith(("eps", "epsilon")) and not (
             type(value) in (int, float) and 0 <= value < 1
         ):
@@ -230,11 +230,11 @@ BACKBONE_SETTINGS: Mapping[str, tuple[type, ...]] = {
 
 
 def check_backbone_settings(path: str | Path, config: Mapping[str, Any]) -> None:
-    """``sentence_bert_config.json`` of a model of ours: what goes to the backbone's constructor."""
+    """``sentence_bert_config.json`` of an st_jv5 model: what goes to the backbone's constructor."""
     settings = read_json(path)
     if unknown := sorted(settings.keys() - BACKBONE_SETTINGS.keys()):
         raise ValueError(
-            f"{path}: {unknown[0]} is none of the keys that a model of ours has: "
+            f"{path}: {unknown[0]} is not a key that an st_jv5 model has: "
             f"{', '.join(BACKBONE_SETTINGS)}"
         )
     check_plain(path, settings)
@@ -259,12 +259,12 @@ def check_tokenizer_config(path: str | Path, config: dict[str, Any] | None = Non
     """``tokenizer_config.json``, or what of it is used: no code of its own, no file elsewhere."""
     config = read_json(path) if config is None else config
     if config.get("auto_map"):
-        raise ValueError(f"{path} names code of its own (auto_map); a model of ours needs none")
+        raise ValueError(f"{path} names code of its own (auto_map); an st_jv5 model needs none")
     check_plain(path, config)
     check_reach(path, {k: v for k, v in config.items() if k != "token"}, TOKEN_TEXTS)
     kind = config.get("tokenizer_class")
     if kind is not None and not re.fullmatch(r"[A-Za-z_]\w*", str(kind)):
-        raise ValueError(f"{path}: tokenizer_class {str(kind)[:80]!r} is no class")
+        raise ValueError(f"{path}: tokenizer_class {str(kind)[:80]!r} is not a class")
 
 
 def check_words(path: str | Path, config: Mapping[str, Any]) -> None:
@@ -277,7 +277,7 @@ def check_words(path: str | Path, config: Mapping[str, Any]) -> None:
     ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
     ids += [token.get("id") if isinstance(token, dict) else None for token in added]
     if not all(type(number) is int and number >= 0 for number in ids):
-        raise ValueError(f"{path} has a token whose id is no number")
+        raise ValueError(f"{path} has a token whose id is not a number")
     rows = config.get("vocab_size")
     if type(rows) is not int:
         return
@@ -337,7 +337,7 @@ def check_settings(path: str | Path) -> dict[str, Any]:
     if not all(type(theta) in (int, float) and theta > 0 for theta in thetas.values()):
         raise ValueError(f"{path}: theta_train must be numbers above 0, not {str(thetas)[:80]}")
     if not re.fullmatch(r"[0-9a-f]{64}", settings["base_sha256"]):
-        raise ValueError(f"{path}: base_sha256 is no hash: {settings['base_sha256'][:80]!r}")
+        raise ValueError(f"{path}: base_sha256 is not a hash: {settings['base_sha256'][:80]!r}")
     Licenses.read(settings.get("licenses", {}), path)
     prompts = _texts(path, settings.get("prompts", PROMPTS), "prompts")
     if missing := set(PROMPTS) - set(prompts):
@@ -376,7 +376,7 @@ def _check_task(path: str | Path, name: str, task: Any) -> None:
     if not isinstance(aliases, list) or not all(
         isinstance(text, str) for text in (*aliases, *prompts.values())
     ):
-        raise ValueError(f"{path}: task {name!r} has aliases or prompts that are no texts")
+        raise ValueError(f"{path}: task {name!r} has aliases or prompts that are not texts")
     if max(len(prompts), len(aliases)) > MOST_NAMES:
         raise ValueError(f"{path}: task {name!r} has more than {MOST_NAMES} prompts or aliases")
 

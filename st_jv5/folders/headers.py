@@ -22,7 +22,7 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def shapes_of(path: str | Path) -> Shapes:
-    """Tensors and their shapes by the header of a safetensors file, held against its size."""
+    """Tensors and their shapes by the header of a safetensors file, compared with its size."""
     path = Path(path)
     check_regular(path)
     try:
@@ -106,7 +106,9 @@ def check_architecture(folder: Path, weights: Shapes) -> None:
         with torch.device("meta"):
             backbone: torch.nn.Module = kind(config)
     except Exception as error:  # of many kinds, by the class
-        raise ValueError(f"{path} describes no model: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{path} does not describe a model: {type(error).__name__}: {error}"
+        ) from error
     wanted = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     tied = set(getattr(backbone, "all_tied_weights_keys", None) or ())
     file = "model.safetensors"
@@ -154,7 +156,7 @@ def check_lora_shapes(
     for name, shape in shapes.items():
         found = LORA_TENSOR.fullmatch(name)
         if not found or len(shape) != 2:
-            raise ValueError(f"{path}: {name[:200]} {shape} is no half of a LoRA layer")
+            raise ValueError(f"{path}: {name[:200]} {shape} is not part of a LoRA layer")
         layer, half = found.groups()
         own = shape[0] if half == "A" else shape[1]
         if own != rank:

@@ -1,4 +1,4 @@
-"""The licenses of what a model was made of; they travel with its weights."""
+"""The licences of what a model was made of; they are saved with its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _shown: set[tuple[str, str]] = set()
 
 @dataclass
 class Licenses:
-    """Name -> license (the Hub's ids: ``apache-2.0``, ``cc-by-nc-4.0``) for each kind of source.
+    """Name -> licence (the Hub's ids: ``apache-2.0``, ``cc-by-nc-4.0``) for each kind of source.
 
     Example:
         >>> licenses = Licenses(base={"some/model": "cc-by-nc-4.0"})
@@ -27,9 +27,9 @@ class Licenses:
     """
 
     base: dict[str, str] = field(default_factory=dict)
-    """The backbone's weights that training began with."""
+    """Licences of the backbone's weights before training."""
     teacher: dict[str, str] = field(default_factory=dict)
-    """The models whose vectors were distilled."""
+    """Licences of the models whose vectors were distilled."""
     data: dict[str, str] = field(default_factory=dict)
     """The texts."""
 
@@ -48,7 +48,7 @@ class Licenses:
         return cls(**{kind: dict(named) for kind, named in stored.items()})
 
     def binding(self) -> str | None:
-        """The license that the weights must keep: their base's, if it bars commercial use."""
+        """The licence that the weights must keep: the base's, if it forbids commercial use."""
         return next((license for license in self.base.values() if is_noncommercial(license)), None)
 
     def check_card(self, license: str) -> None:

@@ -1,8 +1,8 @@
-"""What a model folder may hold: judged here, before a file of it is believed.
+"""Check a model folder before any of its files is used.
 
-A folder comes from anywhere. Nothing in it may lead outside it, run code, or claim more memory than
-its own files take. What is not on a list here is not part of a model: it is refused where a library
-would read it, and named elsewhere.
+A folder may come from anyone. Nothing in it may lead outside it, run code, or make a library take
+more memory than its files need. A file that is not on a list here is not part of a model: it is an
+error if a library would read it, and is logged otherwise.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ MEMBERS = re.compile(
     r"|\d+_\w+/(config\.json|model\.safetensors)"
     r"|adapters/[\w-]+/(adapter_config\.json|adapter_model\.safetensors|README\.md)"
 )
-"""What a model folder holds. Nothing else of it is published."""
+"""Files of a model folder. No other files are published."""
 
 READ_FROM_HUB = (
     "*.json", "model*.safetensors", "projection.safetensors", "*.txt", "*.model",
     "chat_template.jinja", "adapters/*/*.safetensors", "[0-9]*_*/model.safetensors",
 )  # fmt: skip
-"""What is fetched of a model of ours: no code, no pickle, no other engine's weights."""
+"""Files that are downloaded for an st_jv5 model: no code, no pickle, no other engine's weights."""
 
 READ_BY_OTHERS = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors"
@@ -88,7 +88,7 @@ MOST_TEXT_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a folder, as paths relative to it."""
+    """The files of a folder, as relative paths."""
 
     members: tuple[str, ...]
     """What a model folder holds."""
@@ -97,11 +97,11 @@ class Contents:
 
 
 def contents_of(folder: str | Path) -> Contents:
-    """Sort a folder's files; each is a regular one inside it.
+    """List a folder's files; each must be a regular file inside the folder.
 
     Raises:
-        ValueError: Names a link that leaves the folder, a device, a pipe, or a file that is not
-            part of a model of ours and that a library would read.
+        ValueError: There is a link that leaves the folder, a device, a pipe, or a file that is not
+            part of an st_jv5 model but that a library would read; the message names it.
 
     Example:
         >>> contents_of(saved_folder).others
@@ -117,8 +117,8 @@ def contents_of(folder: str | Path) -> Contents:
             members.append(name)
         elif READ_BY_OTHERS.fullmatch(name) and not TRAINER_FILES.fullmatch(path.name):
             raise ValueError(
-                f"{path} is no part of a model of ours, but a library would read it in place of "
-                f"what is, some kinds by running code; remove it"
+                f"{path} is not part of an st_jv5 model, but a library would read it in place of "
+                f"the model's own files, and some kinds run code; remove it"
             )
         else:
             strangers.append(name)
@@ -126,12 +126,12 @@ def contents_of(folder: str | Path) -> Contents:
 
 
 def warn_of_others(folder: str | Path, contents: Contents) -> None:
-    """Tell of files beside a model that nothing reads, a trainer's own left out."""
+    """Log files that nothing reads, except those that a trainer writes."""
     strange = [n for n in contents.others if not TRAINER_FILES.fullmatch(n.rpartition("/")[-1])]
     if strange:
         shown = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
         logger.warning(
-            "%s holds %d files that are no part of a model of st_jv5 and are not read: %s",
+            "%s holds %d files that are not part of an st_jv5 model and are not read: %s",
             folder,
             len(strange),
             shown,
@@ -158,19 +158,20 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def check_folder(folder: str | Path) -> Contents:
-    """Judge a model folder of ours, without reading its weights: headers only.
+    """Check the folder of an st_jv5 model; of its weights only the headers are read.
 
     Args:
-        folder: A model of ours, or a checkpoint that holds one.
+        folder: An st_jv5 model, or a checkpoint that holds one.
 
     Returns:
-        What it holds.
+        The files of the folder.
 
     Raises:
         FileNotFoundError: Names the file that is missing.
-        ValueError: Names the file and says what is wrong with it: a link or path that leaves the
-            folder, a pipe, code of its own, a key that reaches out, a number out of its range, a
-            tensor that the architecture lacks or does not know, JSON that is none or has no end.
+        ValueError: A file is wrong; the message names it and says why: a link or path that leaves
+            the folder, a pipe, code, a key that makes a library read elsewhere, a number out of its
+            range, a tensor that is missing or that the architecture does not have, broken or
+            endless JSON.
 
     Example:
         >>> "model.safetensors" in check_folder(saved_folder).members
@@ -231,7 +232,7 @@ def _check_widths(
         )
     info = folder / "projection.json"
     if info.exists() != (folder / "projection.safetensors").exists():
-        raise ValueError(f"{folder} has one of projection.json and projection.safetensors alone")
+        raise ValueError(f"{folder} has only one of projection.json and projection.safetensors")
     if info.exists():
         stated = check_projection(info, shapes_of(folder / "projection.safetensors"))
         if stated["student_dim"] != width:
@@ -264,10 +265,10 @@ def check_size(path: Path) -> None:
 
 
 def check_stock(folder: str | Path) -> None:
-    """Refuse a base of others whose configs lead out of it; all else is left to its library.
+    """Check a model that is not an st_jv5 one: its configs must not lead out of its folder.
 
     Raises:
-        ValueError: Names the file and the key.
+        ValueError: A config leads out of the folder; the message names the file and the key.
 
     Example:
         >>> check_stock(teacher_folder)
@@ -282,7 +283,9 @@ def check_stock(folder: str | Path) -> None:
         elif path.name.endswith(".safetensors.index.json"):
             for shard in set(index_map(path).values()):
                 if "/" in shard or not is_within(shard) or not shard.endswith(".safetensors"):
-                    raise ValueError(f"{path} names the shard {shard[:80]!r}, which is none")
+                    raise ValueError(
+                        f"{path} names the shard {shard[:80]!r}, which is not the name of a file"
+                    )
 
 
 def check_stock_settings(path: str | Path) -> None:

@@ -31,35 +31,36 @@ Terms = Mapping[str, tuple[nn.Module, Weight]]
 class CompositeLoss(nn.Module):
     """A weighted sum of losses that share one forward per batch, at one or more Matryoshka dims.
 
-    At each dim the embeddings are cut and normalised anew, and every term is computed on them; a
-    term's value is its weighted mean over the dims. What a term needs beside the embeddings
+    At each dim the embeddings are cut and normalised again, and every term is computed on them; a
+    term's value is its weighted mean over the dims. Whatever a term needs besides the embeddings
     (teacher vectors, the base's vectors) is prepared once per batch.
 
     Args:
         model: The model being trained.
-        terms: Name -> (loss, weight). A loss of ours or any stock sentence-transformers loss with
-            ``compute_loss_from_embeddings``; a weight >= 0, or a :class:`Schedule` of weights over
-            the steps, which needs :class:`~st_jv5.AdapterTrainer`.
-        dims: Matryoshka dims; None is the full width alone. Which stages and losses train
-            Matryoshka is not published; all of them at all dims is our choice.
-        dim_weights: One per dim, scaled to sum 1; None weighs all alike.
-        dims_per_step: How many dims, drawn anew each step, to train (the widest always among
-            them); None trains all.
-        full_width_terms: Terms to compute at the widest dim alone.
-        mini_batch_size: Keep the activations of so many rows at a time and compute the others
-            again in the backward pass (GradCache): the batch no longer has to fit in memory.
-        mini_batch_tokens: The same by padded tokens.
-        gather_across_devices: Compute the loss on the batches of all processes together: each
-            query's negatives are everyone's documents, with gradients.
+        terms: Name -> (loss, weight). The loss is one of st_jv5 or any sentence-transformers loss
+            with ``compute_loss_from_embeddings``. The weight is a number >= 0, or a
+            :class:`Schedule` of weights over the steps, which needs
+            :class:`~st_jv5.AdapterTrainer`.
+        dims: Matryoshka dims; None trains the full width only. The paper does not say which stages
+            and losses use Matryoshka dims; that every one uses all dims is our choice.
+        dim_weights: One weight per dim, scaled to sum to 1; None gives all dims the same weight.
+        dims_per_step: How many dims to train in each step, drawn at random (the widest is always
+            among them); None trains all.
+        full_width_terms: Names of terms to compute at the widest dim only.
+        mini_batch_size: GradCache: keep the activations of this many rows at a time, and compute
+            all rows again in the backward pass. The whole batch need not fit in memory.
+        mini_batch_tokens: GradCache with a limit in padded tokens instead of rows.
+        gather_across_devices: Compute the loss on the batches of all processes together: the
+            documents of every process are negatives of each query, with gradients.
 
     Attributes:
-        step: The optimizer step, which :class:`~st_jv5.AdapterTrainer` sets; None: not known.
+        step: The optimizer step, set by :class:`~st_jv5.AdapterTrainer`; None if it is not known.
 
     Inputs:
-        text columns and labels as the terms want them.
+        text columns and labels, as the terms need them.
 
     Returns:
-        One weighted scalar per term; the trainer sums and logs them.
+        Dict with one weighted scalar per term; the trainer logs them and trains on their sum.
 
     Example:
         >>> loss = CompositeLoss(student, {
@@ -161,7 +162,7 @@ class CompositeLoss(nn.Module):
         if self.step is None and weight.start != weight.end:
             raise ValueError(
                 f"the weight of {name!r} goes from {weight.start} to {weight.end}, but the loss is "
-                f"not told the step; train with st_jv5.AdapterTrainer, or give a constant weight"
+                f"not given the step; train with st_jv5.AdapterTrainer, or give a constant weight"
             )
         return weight.at(self.step or 0)
 

@@ -18,28 +18,29 @@ from st_jv5.vector_source import VectorRows
 
 
 class ProjectedCosineDistillLoss(EmbeddingLoss):
-    r"""Pull the student's vectors, projected, towards the teacher's.
+    r"""Pull the student's vectors, after a projection, towards the teacher's.
 
     .. math:: L = \sum_{c} \frac{1}{B} \sum_i \left[1 - \cos(\psi(x^c_i), t^c_i)\right]
 
     over the columns ``c`` that have teacher vectors (queries and positives).
 
-    The projection's home is the model: a model of ours that has one goes on with it, otherwise a
-    new one is made and put there, saved and resumed with the model.
+    The projection belongs to the model and is saved and resumed with it. If an st_jv5 model already
+    has a projection, it is used; otherwise a new one is created.
 
     Args:
         model: The student.
         teacher_dim: Width of the teacher's vectors.
-        placement: ``"student_up"``, the paper's; ``"teacher_down"``, its ablation.
-        train_projection: Whether the projection learns along (the paper's stage 1).
-        projection: One to use instead of the model's.
-        own_map_dims: Matryoshka dims that get a map of their own; the others meet the first
-            columns of W. None: as the model's projection has them, none for a new one.
+        placement: ``"student_up"`` projects the student to the teacher's width, as the paper does;
+            ``"teacher_down"`` projects the teacher to the student's width, as in its ablation.
+        train_projection: Whether the projection is trained, too, as in the paper's stage 1.
+        projection: A projection to use instead of the model's.
+        own_map_dims: Matryoshka dims with a separate projection; the others use the first columns
+            of W. None: as in the model's projection; none in a new one.
         store: The teacher store that int labels are rows of.
 
     Inputs:
         text columns; labels int ``(B, C)``, rows of ``store``, -1 for none, or float ``(B, C, E)``.
-        Columns beyond the first ``C`` (negatives) are not distilled.
+        Columns after the first ``C`` (negatives) are not distilled.
 
     Returns:
         ``{"distill": scalar in 0..2C}``. A row without a vector is left out of its column's mean.
@@ -50,9 +51,9 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         True
 
     References:
-        Eq. 1 of arXiv:2602.15547. Mean over the batch and sum over the columns: the paper's code
-        is not published, and a sum over the batch would swamp stage 2's weights. The projection
-        reads unit vectors (our choice). Differs from the stock ``EmbedDistillLoss``, which
+        Eq. 1 of arXiv:2602.15547. Mean over the batch and sum over the columns: the paper's code is
+        not published, and a sum over the batch would swamp stage 2's weights. The projection's
+        input are unit vectors (our choice). Differs from the stock ``EmbedDistillLoss``, which
         averages over columns, cannot skip rows and keeps the projection out of checkpoints.
     """
 
@@ -83,7 +84,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         got = (chosen.student_dim, chosen.teacher_dim, chosen.placement, chosen.own_map_dims)
         if got != asked:
             raise ValueError(
-                f"the projection at hand is {_described(*got)}, but {_described(*asked)} is "
+                f"the model's projection is {_described(*got)}, but {_described(*asked)} is "
                 f"needed; drop the old one with model[0].projection = None"
             )
         self.projection = chosen.to(model.device, F.wide(chosen.linear.weight.dtype))
@@ -106,7 +107,7 @@ class ProjectedCosineDistillLoss(EmbeddingLoss):
         vectors = teacher_vectors(labels, self.store, embeddings[0].device)
         if vectors.shape[1] > len(embeddings):
             raise ValueError(
-                f"labels name {vectors.shape[1]} columns, but the batch has {len(embeddings)}"
+                f"labels are for {vectors.shape[1]} columns, but the batch has {len(embeddings)}"
             )
         total = embeddings[0].new_zeros(())
         for student, teacher in zip(embeddings, vectors.unbind(dim=1), strict=False):

@@ -27,18 +27,18 @@ def embed_columns(
     """Embed the columns of a batch together, in length-sorted chunks.
 
     The rows of all columns are sorted by their number of tokens and run in chunks that are each as
-    wide as their longest row, then put back in order: the same vectors as one forward per column,
-    with less padding. Columns that were preprocessed differently (another task) keep forwards of
-    their own.
+    wide as their longest row, then put back in order. The vectors are the same as with one forward
+    pass per column, with less padding. Columns that were preprocessed for another task get their
+    own forward pass.
 
-    With a mini-batch size or token budget the chunks leave no graph behind and are computed again,
-    one by one, in the backward pass: GradCache (Gao et al., 2021). Unlike in
+    With a mini-batch size or a token limit, the chunks keep no autograd graph and are computed
+    again, one by one, in the backward pass: GradCache (Gao et al., 2021). Unlike in
     sentence-transformers' ``CachedLossMixin`` the loss itself stays one graph, so the outer scale
     of the loss (accumulation, mixed precision) reaches its own parameters too. The model's
     gradients then arrive in ``.grad`` only (``backward()``, not ``torch.autograd.grad``).
 
     Args:
-        model: A SentenceTransformer, perhaps wrapped (DDP, compiled).
+        model: A SentenceTransformer; it may be wrapped (DDP, compiled).
         sentence_features: One feature dict per column, as the trainer collects them.
         mini_batch_size: Most rows of a recomputed chunk.
         mini_batch_tokens: Most padded tokens of a recomputed chunk.
@@ -47,7 +47,7 @@ def embed_columns(
         One ``(B, D)`` tensor per column, with gradients.
 
     Raises:
-        ValueError: There is no column, or a mini-batch is asked for of columns that are flattened
+        ValueError: There is no column; or a mini-batch is asked for, and the columns are flattened
             into one row (flash attention), which cannot be cut.
     """
     columns = list(sentence_features)
@@ -62,7 +62,7 @@ def embed_columns(
                 "mini_batch_size and mini_batch_tokens cannot cut columns that are flattened into "
                 "one row: leave them out, load the model with "
                 "model_kwargs={'attn_implementation': 'sdpa'}, or train with AdapterTrainer, which "
-                "has its batches padded"
+                "pads its batches"
             )
         return [next(forwards)(dict(column))["sentence_embedding"] for column in columns]
     layout = Layout.of(columns)
@@ -79,11 +79,11 @@ def embed_columns(
 
 
 class EmbeddingLoss(nn.Module):
-    """A loss that embeds all columns of its batch and leaves the maths to a subclass.
+    """Base class of losses: it embeds all columns of a batch; a subclass computes the loss.
 
-    ``prepare(columns, labels)`` runs once per batch and returns what the maths needs beside the
-    embeddings; ``compute_loss_from_embeddings(embeddings, **prepared)`` returns named scalars, and
-    a composite calls it at every dim on embeddings that several losses share.
+    ``prepare(columns, labels)`` runs once per batch and returns what the formula needs besides the
+    embeddings. ``compute_loss_from_embeddings(embeddings, **prepared)`` returns named scalars;
+    :class:`CompositeLoss` calls it at every dim with the embeddings that all its terms share.
     """
 
     model: nn.Module
@@ -98,10 +98,10 @@ class EmbeddingLoss(nn.Module):
     def prepare(
         self, columns: list[dict[str, Any]] | None, labels: Tensor | None
     ) -> dict[str, Tensor | None]:
-        """Keyword arguments for the maths: None, or tensors ``(B, ...)``.
+        """Keyword arguments for ``compute_loss_from_embeddings``: None, or tensors ``(B, ...)``.
 
         Args:
-            columns: Features of each column; None where only the embeddings are known.
+            columns: Features of each column; None if only the embeddings are known.
             labels: The batch's labels.
         """
         return {"labels": labels}
@@ -186,7 +186,7 @@ def _embed_sorted(
 
 
 class _GradCache(torch.autograd.Function):
-    """Embeds chunk by chunk without a graph; the backward pass makes each chunk's anew.
+    """Embeds chunk by chunk without a graph; the backward pass makes each chunk's again.
 
     The first pass gives the vectors alone. The loss is computed on all of them at once, and its
     backward pass gives each vector's gradient. With those, the second pass runs each chunk again,

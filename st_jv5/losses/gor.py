@@ -23,7 +23,7 @@ class GORLoss(EmbeddingLoss):
         model: The model being trained.
 
     Inputs:
-        one or more text columns; columns beyond the second (hard negatives) and labels are ignored.
+        one or more text columns; columns after the second (hard negatives) and labels are ignored.
 
     Returns:
         ``{"gor": scalar >= 0}``; a batch of one row gives 0.

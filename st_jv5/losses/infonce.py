@@ -25,33 +25,35 @@ LOWEST_TEMPERATURE = 0.01
 
 
 class InfoNCELoss(EmbeddingLoss):
-    r"""Tell each query's document from all others of the batch.
+    r"""Rank each query's document above all other documents of the batch.
 
-    ``query_to_doc``: against all other positives and all hard negatives of the batch (Eq. 2).
-    ``doc_to_query``: each positive against the batch's queries. Two directions are summed (Eq. 7).
+    Direction ``query_to_doc``: a query's negatives are all other positives and all hard negatives
+    of the batch (Eq. 2). Direction ``doc_to_query``: a positive's negatives are the other queries
+    of the batch. Two directions are summed (Eq. 7).
 
     Args:
         model: The model being trained.
-        temperature: Positive; the start of a learned one.
+        temperature: Positive; the initial value if the temperature is learned.
         directions: One or both of ``"query_to_doc"``, ``"doc_to_query"``.
-        learn_temperature: Learn its logarithm. The paper's text calls it learnable, its settings
-            give 0.02.
-        false_negative_margin: Leave out negatives that the teacher finds nearer to the query than
-            its positive by more than this margin of cosine, such as 0.1; a negative without a
-            teacher vector stays in. None, the paper's: all stay in.
-        mask_equal_texts: Leave out negatives whose tokens are those of the query or of its
-            positive, and the positive of another row with the same query. The batch sampler
-            ``NO_DUPLICATES`` keeps equal texts apart within one process alone: gathered batches of
-            several processes have some. Prompts count as tokens. Of embeddings alone, given
-            without ``texts``, nothing is known and nothing is left out.
-        mask_equal_classes: Leave out negatives that share a class with the anchor; the labels name
-            the classes of every text, ``(B, columns, 1 + L)``. False, the paper's: texts of the
-            anchor's own class, 6 to 7% of a batch of topics, are pushed away too.
+        learn_temperature: Learn the logarithm of the temperature. The paper's text calls the
+            temperature learnable; its table of settings gives 0.02.
+        false_negative_margin: Leave out negatives whose cosine to the query, by the teacher's
+            vectors, is above the positive's by more than this margin, such as 0.1. A negative
+            without a teacher vector is kept. None, as in the paper, keeps all.
+        mask_equal_texts: Leave out negatives that are equal, token by token, to the query or its
+            positive, and the positives of other rows with the same query. The batch sampler
+            ``NO_DUPLICATES`` keeps equal texts apart within one process only; gathered batches of
+            several processes may contain some. Prompts count as tokens. If
+            ``compute_loss_from_embeddings`` is called without ``texts``, nothing is left out.
+        mask_equal_classes: Leave out negatives that share a class with the query (the anchor); the
+            labels hold the classes of every text, ``(B, columns, 1 + L)``. With False, as in the
+            paper, texts of the query's own class, 6 to 7% of a batch of topics, are pushed away,
+            too.
         store: The teacher store that int labels are rows of, for the margin.
 
     Inputs:
-        query, positive, negative_1..n; labels are read for the margin, the teacher's vectors as
-        :class:`ProjectedCosineDistillLoss` takes them, and for the classes.
+        query, positive, negative_1..n. Labels are needed for ``false_negative_margin`` (teacher
+        vectors, as in :class:`ProjectedCosineDistillLoss`) and for ``mask_equal_classes``.
 
     Returns:
         ``{"infonce": scalar >= 0}``; a batch of one row without negatives gives 0.
@@ -64,7 +66,7 @@ class InfoNCELoss(EmbeddingLoss):
 
     References:
         Eq. 2 and 7 of arXiv:2602.15547. Differs from the stock ``MultipleNegativesRankingLoss``:
-        directions are summed, not averaged, and the temperature may learn.
+        directions are summed, not averaged, and the temperature can be learned.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class InfoNCELoss(EmbeddingLoss):
     def prepare(
         self, columns: list[dict[str, Any]] | None, labels: Tensor | None
     ) -> dict[str, Tensor | None]:
-        """What tells false negatives: the teacher's vectors, texts by number, and classes."""
+        """What shows false negatives: teacher vectors, a number for each text, and classes."""
         prepared: dict[str, Tensor | None] = {"labels": None}
         if self.false_negative_margin is not None:
             device = self.log_temperature.device

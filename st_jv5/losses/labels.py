@@ -27,7 +27,7 @@ def teacher_vectors(
             ``(B, C, 1 + L)``, with each text's classes behind its row (:func:`class_ids`); float
             ``(B, C, E)`` or ``(B, E)``, the vectors themselves (a NaN in one: it is missing).
         store: The :class:`~st_jv5.teacher.TeacherStore` that rows are gathered from, or None.
-        device: Where they are wanted; None where there are no labels to ask about.
+        device: Device of the result; None if there are no labels.
 
     Returns:
         ``(B, C, E)``, of the dtype they are kept in; NaN where missing.
@@ -59,7 +59,7 @@ def teacher_vectors(
 
 
 def names_classes(labels: Tensor | None) -> bool:
-    """Whether the labels name each text's classes: int ``(B, C, 1 + L)``."""
+    """Whether the labels hold each text's classes: int ``(B, C, 1 + L)``."""
     return labels is not None and not labels.is_floating_point() and labels.ndim == 3
 
 

@@ -27,8 +27,8 @@ def gather_embeddings(embeddings: list[Tensor]) -> list[Tensor]:
     shapes = all_gather(shape[None])
     if not bool((shapes == shapes[0]).all()):
         raise ValueError(
-            f"every process needs as many columns, rows and dims to gather them, but they have "
-            f"{shapes.tolist()}; set dataloader_drop_last=True and one data set per step "
+            f"to gather rows, all processes need equal numbers of columns, rows and dims, but they "
+            f"have {shapes.tolist()}; set dataloader_drop_last=True and one data set per step "
             f"(st_jv5.trainer.weighted)"
         )
     together = all_gather(torch.stack(embeddings, dim=1), with_grad=True)

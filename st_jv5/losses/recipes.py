@@ -36,10 +36,11 @@ def retrieval_loss(
 ) -> CompositeLoss:
     """``1 * InfoNCE + 2 * distill + 1 * GOR`` (section 3 of arXiv:2602.15547).
 
-    A weight is a number or a :class:`Schedule`; 0 leaves its term out, and so does None as
-    ``teacher_dim``, where there is no teacher, for distillation. Whether stage 2 trains the
-    projection further is not published; it does by default (our choice). The other settings are
-    those of the terms; ``composite`` takes :class:`CompositeLoss`'s ``dims`` and the like.
+    A weight is a number or a :class:`Schedule`; a term of weight 0 is left out.
+    ``teacher_dim=None``, for training without a teacher, leaves distillation out. The paper does
+    not say whether stage 2 trains the projection further; by default it is trained (our choice).
+    The other settings are those of the terms; ``composite`` are arguments of
+    :class:`CompositeLoss`, such as ``dims``.
 
     Example:
         >>> sorted(retrieval_loss(student, teacher_dim=384).weights.items())
@@ -75,7 +76,7 @@ def text_matching_loss(
 ) -> CoSENTDistillLoss:
     """CoSENT on scored batches, ``1 * InfoNCE + 2 * distill`` on the others.
 
-    None as ``teacher_dim``, where there is no teacher, leaves distillation out.
+    ``teacher_dim=None``, for training without a teacher, leaves distillation out.
 
     Example:
         >>> sorted(text_matching_loss(student, teacher_dim=384).weights.items())
@@ -97,14 +98,15 @@ def clustering_loss(
     store: VectorRows | None = None,
     **composite: Any,
 ) -> CompositeLoss:
-    """Stage 1's distillation again, on document prompts and a teacher told to name the topic.
+    """Distillation, as in stage 1. The paper's teacher has a prompt that asks for the topic.
 
     Args:
-        teacher_dim: Width of the teacher's vectors. None, where there is no teacher, leaves
-            distillation out: all batches must have labels that name classes.
-        infonce_weight: Weight of InfoNCE, both ways, in batches whose labels name classes
-            (:func:`~st_jv5.losses.labels.class_ids`): texts of one class are told from all others.
-            These batches are not distilled. 0, the paper's: there are none.
+        teacher_dim: Width of the teacher's vectors. None, for training without a teacher, leaves
+            distillation out; then the labels of all batches must hold classes.
+        infonce_weight: Weight of InfoNCE, in both directions, in batches whose labels hold classes
+            (:func:`~st_jv5.losses.labels.class_ids`): texts of one class are drawn together, away
+            from all others. These batches are not distilled. 0, as in the paper: there are no such
+            batches.
         temperature: Temperature of InfoNCE.
         rkd_weight: Weight of relational distillation, in the same batches.
         rkd_teacher: As in :func:`classification_loss`.
@@ -133,7 +135,7 @@ def clustering_loss(
 
 
 class _DistilledOrTold(CompositeLoss):
-    """Distils texts; batches whose labels name classes train the other terms."""
+    """Distils texts; batches whose labels hold classes train the other terms."""
 
     def active_terms(self, labels: Tensor | None) -> Sequence[str]:
         others = [name for name in self.losses if name != "distill"]
@@ -159,12 +161,12 @@ def classification_loss(
     """``InfoNCE(q->d) + InfoNCE(d->q) + 20 * relational distillation`` from the base.
 
     Args:
-        teacher_dim: Ignored: relational distillation knows no width. The four compositions share
-            one signature.
-        rkd_teacher: ``"base"``, the paper's: the base without adapter. ``"labels"``: the vectors
-            that the labels name, rows of ``store``.
-        mask_equal_classes: See :class:`InfoNCELoss`. Not the paper's, and better: within a batch
-            some texts have the anchor's own class.
+        teacher_dim: Ignored: relational distillation works with any width. It is here because the
+            four compositions take the same arguments.
+        rkd_teacher: Whose distances are kept. ``"base"``, as in the paper: the base without
+            adapter. ``"labels"``: the teacher's vectors, whose rows in ``store`` are the labels.
+        mask_equal_classes: See :class:`InfoNCELoss`. The paper does not do it. It is better, since
+            some texts of a batch have the same class as the query.
 
     Example:
         >>> classification_loss(student).weights

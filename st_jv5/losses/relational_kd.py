@@ -17,19 +17,19 @@ Teacher = Literal["base", "labels"]
 
 
 class RelationalKDLoss(EmbeddingLoss):
-    r"""Keep the distances between all texts of the batch as the teacher has them (Eq. 8).
+    r"""Keep the distances between all texts of the batch as they are between the teacher's vectors.
 
     Args:
         model: The model being trained.
-        teacher: ``"base"``, the paper's: the backbone without its adapter, run without gradients
-            on the same batch. ``"labels"``: vectors given as labels.
-        include_diagonal: Whether the mean distances count each text's zero to itself (the paper
-            does not say; True is our choice).
+        teacher: ``"base"``, as in the paper: the backbone without adapter, run without gradients on
+            the same batch. ``"labels"``: the vectors that the labels hold.
+        include_diagonal: Whether the mean distances include the zero distance of each text to
+            itself (the paper does not say; True is our choice).
         store: The teacher store that int labels are rows of (``teacher="labels"``).
 
     Inputs:
-        any text columns, taken together as ``M = B x columns`` texts; for ``teacher="labels"`` the
-        columns and rows that have vectors.
+        any number of text columns, taken together as ``M = B x columns`` texts; for
+        ``teacher="labels"`` only the columns and rows that have vectors.
 
     Returns:
         ``{"rkd": scalar >= 0}``.
@@ -41,7 +41,7 @@ class RelationalKDLoss(EmbeddingLoss):
         0.0
 
     References:
-        Eq. 8 of arXiv:2602.15547. The stock losses have none.
+        Eq. 8 of arXiv:2602.15547. sentence-transformers has no such loss.
     """
 
     def __init__(

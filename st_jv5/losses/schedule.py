@@ -13,8 +13,8 @@ Shape = Literal["linear", "cosine"]
 class Schedule:
     """A weight that moves from ``start`` to ``end`` over ``steps`` optimizer steps, then stays.
 
-    :class:`~st_jv5.AdapterTrainer` tells the loss its step, also after a resume; a plain trainer
-    does not, and the loss refuses to run there.
+    :class:`~st_jv5.AdapterTrainer` sets the step in the loss, also after a resume. A plain trainer
+    does not, and there the loss raises an error.
 
     Example:
         >>> weight = Schedule(start=2.0, end=0.0, steps=100)
@@ -29,14 +29,14 @@ class Schedule:
     start: float
     """The weight until step ``begin``."""
     end: float
-    """The weight from step ``begin + steps`` on."""
+    """The weight from step ``begin + steps``."""
     steps: int
-    """Optimizer steps of the way."""
+    """Optimizer steps from ``start`` to ``end``."""
     _: KW_ONLY
     begin: int = 0
-    """The step at which it begins to move."""
+    """The step at which the weight begins to change."""
     shape: Shape = "linear"
-    """``"linear"``, or ``"cosine"``: half a wave, slow at both ends."""
+    """``"linear"``, or ``"cosine"``: half a cosine wave, slow at both ends."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.start < math.inf and 0 <= self.end < math.inf):

@@ -21,8 +21,9 @@ from st_jv5.vector_source import VectorRows
 class CoSENTLoss(EmbeddingLoss):
     """Rank scored pairs by cosine.
 
-    The stock loss says the same with ``scale = 1/temperature``; this one takes a temperature as
-    all of ours do, and refuses NaN scores with their rows.
+    The same formula as sentence-transformers' ``CoSENTLoss`` with ``scale = 1/temperature``. This
+    one takes a temperature, as all losses of st_jv5 do, and raises an error for NaN scores that
+    names their rows.
 
     Args:
         model: The model being trained.
@@ -69,31 +70,32 @@ class CoSENTLoss(EmbeddingLoss):
 
 
 class CoSENTDistillLoss(CompositeLoss):
-    """The paper's text-matching loss: each batch's labels choose its terms.
+    """The paper's text-matching loss: the kind of labels in a batch decides which terms it trains.
 
-    A batch with scores (one number per pair) trains CoSENT alone; a batch with teacher rows or
-    vectors trains ``1 * InfoNCE + 2 * distill``. All three terms are logged for every batch, the
-    idle ones as 0.
+    A batch with scores (one number per pair) trains CoSENT only. A batch with rows of the teacher
+    store, or with teacher vectors, trains ``1 * InfoNCE + 2 * distill``. All three terms are logged
+    for every batch; terms that it does not train are 0.
 
     Args:
         model: The model being trained.
-        teacher_dim: Width of the teacher's vectors. None, where there is no teacher, leaves
-            distillation out; unscored batches then need no label.
+        teacher_dim: Width of the teacher's vectors. None, for training without a teacher, leaves
+            distillation out; then batches without scores need no labels.
         temperature: Temperature of InfoNCE.
         cosent_temperature: Temperature of CoSENT.
-        infonce_weight: Weight of InfoNCE in an unscored batch, a number or a :class:`Schedule`.
-        distill_weight: Weight of distillation in an unscored batch.
-        gor_weight: Weight of :class:`GORLoss` in an unscored batch. 0, the paper's, leaves it out;
-            with hard negatives it keeps what the student knows of other text.
-        learn_temperature: Whether InfoNCE's temperature learns along (:class:`InfoNCELoss`).
-        false_negative_margin: Margin of cosine beyond which InfoNCE leaves a negative out; None:
-            all stay in.
+        infonce_weight: Weight of InfoNCE in a batch without scores, a number or a
+            :class:`Schedule`.
+        distill_weight: Weight of distillation in a batch without scores.
+        gor_weight: Weight of :class:`GORLoss` in a batch without scores. 0, as in the paper, leaves
+            it out. With hard negatives it keeps the student from getting worse on other kinds of
+            text.
+        learn_temperature: Whether InfoNCE's temperature is learned (:class:`InfoNCELoss`).
+        false_negative_margin: See :class:`InfoNCELoss`; None keeps all negatives.
         mask_equal_texts: Whether equal texts are left out of InfoNCE's negatives.
-        train_projection: Whether the projection learns along
+        train_projection: Whether the projection is trained, too
             (:class:`ProjectedCosineDistillLoss`).
-        own_map_dims: Matryoshka dims that get a projection of their own.
+        own_map_dims: Matryoshka dims with a separate projection.
         store: The teacher store that int labels are rows of.
-        composite: ``dims`` and the like, see :class:`CompositeLoss`.
+        composite: Arguments of :class:`CompositeLoss`, such as ``dims``.
 
     Returns:
         ``{"cosent": ..., "infonce": ..., "distill": ...}``, weighted.

@@ -1,4 +1,4 @@
-"""What keeps a process on a CPU small, and its training fast."""
+"""Settings that keep a process on a CPU small, and its training fast."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ which holds kernels, too. Both keep 1024 by themselves."""
 
 
 def bound_kernel_cache() -> None:
-    """Let oneDNN keep few kernels, unless its variables (:data:`KERNEL_CACHES`) say how many.
+    """Limit the kernels that oneDNN keeps, unless the variables of :data:`KERNEL_CACHES` are set.
 
-    Texts of any length give batches of any shape, and a kernel with its buffers is kept for each:
-    hundreds of megabytes in the end. Our commands call it before their first forward, which is when
-    the variables are read; a program of your own can, too.
+    Texts of many lengths give batches of many shapes, and oneDNN keeps a kernel with its buffers
+    for each: hundreds of megabytes in the end. The commands of st_jv5 call this before their first
+    forward pass, when the variables are read. Your own program can call it, too.
 
     Example:
         >>> bound_kernel_cache()
@@ -34,10 +34,10 @@ def bound_kernel_cache() -> None:
 
 
 def give_back_memory() -> None:
-    """Give freed blocks back to the system (glibc), which keeps those that no later batch fits.
+    """Give freed memory back to the system; glibc keeps blocks that no later batch fits into.
 
-    Batches of any shape leave holes of any size: a training run grew to several times what it uses.
-    A call takes some milliseconds; elsewhere than on glibc it does nothing.
+    Batches of many shapes leave holes of many sizes: a training run grew to several times the
+    memory that it used. A call takes some milliseconds. Without glibc it does nothing.
 
     Example:
         >>> give_back_memory()
@@ -48,11 +48,12 @@ def give_back_memory() -> None:
 
 @contextmanager
 def attention_in_float32() -> Iterator[None]:
-    """Train attention on a CPU in float32 where autocast has it in bfloat16.
+    """Run attention in float32 in training on a CPU, also under bfloat16 autocast.
 
     torch's CPU kernel for the backward pass of attention takes 2 to 10 times as long in bfloat16 as
-    in float32 (2.13; notes/log.md), which was two fifths of a training step. It concerns whole
-    processes: every backbone whose attention is "sdpa", forwards that have a gradient alone.
+    in float32 (2.13; notes/log.md), which was two fifths of a training step. The setting applies to
+    the whole process, to every backbone whose attention is "sdpa", and only to forward passes with
+    gradients.
 
     Example:
         >>> with attention_in_float32():

@@ -1,4 +1,4 @@
-"""A Transformer module with any number of named LoRA adapters, one chosen per forward."""
+"""A Transformer module with any number of named LoRA adapters, one chosen per forward pass."""
 
 from __future__ import annotations
 
@@ -67,34 +67,35 @@ TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_st
 class AdapterRouter(Transformer):
     """The first module of a model: tokenizer, backbone and LoRA adapters.
 
-    The adapter of a forward is the first that is named by: the ``task`` of ``encode``; the batch's
-    features (``args.router_mapping`` puts it there while training); :func:`st_jv5.train_task`, for
-    the trainer's batches only; ``default_task``. Nothing named: a model without adapters is its
-    base, a model with adapters raises. ``"base"`` is the backbone alone. A mapping of tasks to
-    weights is a blend, the weighted sum of their updates:
-    ``{"retrieval": 0.7, "classification": 0.3}``.
+    Four things can name the adapter of a forward pass; the first that does decides: the ``task`` of
+    ``encode``; the batch's features (in training ``args.router_mapping`` puts the task there);
+    :func:`st_jv5.train_task`, for the trainer's batches only; ``default_task``. If none does, a
+    model without adapters runs as its base, and a model with adapters raises an error. ``"base"``
+    is the backbone without adapters. A mapping from tasks to weights is a blend, the weighted sum
+    of their updates: ``{"retrieval": 0.7, "classification": 0.3}``.
 
     Build one with :func:`st_jv5.new_student` or load a saved folder with ``SentenceTransformer``.
 
     Args:
         model_name_or_path: Backbone folder or Hub id.
-        append_eos: Make the tokenizer end every input, also a truncated one, with EOS or SEP.
-            A tokenizer that already does so is left as it is. False leaves the tokenizer alone.
-        matryoshka_dims: Dims that the model is (to be) trained for, ascending.
-        default_task: Task of calls that name none, or None.
-        transformer_kwargs: The arguments of sentence-transformers' ``Transformer``.
+        append_eos: Make the tokenizer end every input with EOS or SEP, also one that is truncated.
+            A tokenizer that already does so is left as it is. False does not change the tokenizer.
+        matryoshka_dims: Dims that the model is trained for, or will be, in ascending order.
+        default_task: Task of calls that name no task; None: they are an error if the model has
+            adapters.
+        transformer_kwargs: Arguments of sentence-transformers' ``Transformer``.
 
     Attributes:
         registry: The :class:`~st_jv5.modules.registry.Registry` of the adapters.
         training_task: The task of the trainer's batches, set by :func:`st_jv5.train_task`.
-        merging: Which adapters are folded into copies of the weights, and when: see
-            :class:`~st_jv5.modules.merging.MergedAdapters`.
+        merging: The :class:`~st_jv5.modules.merging.MergedAdapters`: which adapters are merged into
+            copies of the weights, and when.
         projection: The :class:`~st_jv5.projection.Projection` to the teacher's space, or None.
-        base_prompts: Name -> text, as the base was given them; an adapter puts its own in their
-            place.
+        base_prompts: Prompt name -> text, as they were set for the base. An adapter may have other
+            prompts.
         licenses: The :class:`~st_jv5.folders.licenses.Licenses` of what the model was made of.
-        theta_train: Adapter, or ``"base"`` -> RoPE's theta that it was trained at, where known; set
-            by :func:`st_jv5.backbone.rope.train_at`.
+        theta_train: Adapter, or ``"base"`` -> RoPE's theta during its training, if known; set by
+            :func:`st_jv5.backbone.rope.train_at`.
 
     Example:
         >>> isinstance(model[0], AdapterRouter)
@@ -139,7 +140,7 @@ class AdapterRouter(Transformer):
             make_tokenizer_append_eos(self.tokenizer)
 
     def _load_model(self, *args: Any, **model_kwargs: Any) -> Any:
-        """The backbone, every tensor of it from the checkpoint, every number finite."""
+        """The backbone; an error if a tensor is missing or a number is not finite."""
         path, config = args[0], args[2]
         if "attn_implementation" not in model_kwargs:
             check_kernels(f"{path}/config.json", config.to_dict())
@@ -169,13 +170,13 @@ class AdapterRouter(Transformer):
 
     @property
     def prompts(self) -> dict[str, str]:
-        """Name -> text of the model's ``prompts``; of a router without a model, the base's."""
+        """Prompt name -> text, of the model; of the base, for a router without a model."""
         own = getattr(self._model(), "prompts", {})
         return {**self.base_prompts, **{name: t for name, t in own.items() if t is not None}}
 
     @property
     def base_task(self) -> Task:
-        """Stage 1's: the query prompt on queries, the document prompt elsewhere."""
+        """The task of stage 1: the query prompt for queries, the document prompt for all others."""
         return Task(BASE, prompts=self.prompts)
 
     # -------------------------------------------------------------- a batch, from text to tokens
@@ -191,18 +192,18 @@ class AdapterRouter(Transformer):
     ) -> dict[str, Any]:
         """Tokenise texts, each with the prompt of its task in front.
 
-        sentence-transformers resolves ``prompt`` before it calls this and falls back to the
-        default prompt (``document``, where the model's user names no other), so ``task="query"``
-        turns that prompt into the query prompt, and ``task="document"`` into the document prompt.
-        Where there is no prompt at all (a trainer's
-        ``router_mapping``), ``"query"`` and ``"document"`` bring theirs. A prompt is known by its
-        text: of a model whose document prompt is empty, ``prompt=""`` is the document prompt.
+        sentence-transformers resolves ``prompt`` before it calls this and falls back to the default
+        prompt (``document``, where the model's user names no other), so ``task="query"`` turns that
+        prompt into the query prompt, and ``task="document"`` into the document prompt. If no prompt
+        is given at all (by a trainer's ``router_mapping``), ``"query"`` and ``"document"`` add
+        their prompts. A prompt is recognised by its text: if a model's document prompt is empty,
+        ``prompt=""`` is the document prompt.
 
         Args:
-            inputs: Texts; anything else raises with its index.
+            inputs: Texts; anything else is an error that names its index.
             prompt: The prompt's text, or None.
-            task: Task, alias or blend; an unknown one raises here, before any forward.
-            dim: Belongs to :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate`; ignored.
+            task: Task, alias or blend; an unknown one is an error here, before any forward pass.
+            dim: Ignored here; :class:`~st_jv5.modules.matryoshka.MatryoshkaTruncate` uses it.
             mode: ``"head"``: the base's own prompt, whatever the task is.
         """
         check_texts(inputs, " of the batch")
@@ -225,7 +226,7 @@ class AdapterRouter(Transformer):
         return features
 
     def _check_length(self, features: Mapping[str, Any]) -> None:
-        """An error, before any forward, for texts that could not be cut to what the model takes."""
+        """Raise an error, before any forward pass, if texts are longer than the model takes."""
         if self.can_flatten_inputs:  # all texts stand in one row
             return
         most = getattr(self.config, "max_position_embeddings", None)
@@ -261,16 +262,17 @@ class AdapterRouter(Transformer):
         return {key: join(key) for key in blocks[0]}
 
     def prompt_for(self, task: TaskName, prompt: str | None) -> str | None:
-        """What goes in front of a task's texts: its own prompt of that name, where it has one.
+        """The prompt for a task's texts: the task's own prompt of that name, if it has one.
 
-        A blend has the prompts of its adapters, of two with one name that of the heavier.
+        A blend has the prompts of its adapters; of two with the same name, that of the larger
+        weight.
 
-        One of the model's ``prompts`` that is not as the base was given it was replaced by the
-        model's user, for every task.
+        A prompt in the model's ``prompts`` that differs from the base's was set by the user; it is
+        then used for every task.
 
         Args:
             task: Task, alias or blend.
-            prompt: The model's prompt, whose text tells its name, any other text, or None.
+            prompt: Text of one of the model's prompts, any other text, or None.
         """
         _check_type(task)
         side = next((n for n in ([task] if isinstance(task, str) else task) if n in PROMPTS), None)
@@ -297,7 +299,7 @@ class AdapterRouter(Transformer):
         return owner.prompts.get(asked, prompt)
 
     def head_prompt(self, task: TaskName | None, prompt: str | None) -> str | None:
-        """What goes in front of a text on its way to a task's head: the base's own prompt."""
+        """The prompt for a text that goes through a task's head: the base's own prompt."""
         name = getattr(self._model(), "default_prompt_name", None) or DEFAULT_PROMPT_NAME
         if isinstance(task, str) and task in PROMPTS and prompt in (None, self.prompts.get(name)):
             return self.prompts[task]
@@ -312,10 +314,10 @@ class AdapterRouter(Transformer):
         mode: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Put ``features["token_embeddings"]`` ``(n, tokens, width)``, seen through one adapter.
+        """Set ``features["token_embeddings"]`` ``(n, tokens, width)``, computed with one adapter.
 
-        ``features["runs"]``, a list of task and number of rows, gives each row its own. In the mode
-        ``"head"`` the states are the base's.
+        With ``features["runs"]``, a list of task and number of rows, each row has its own adapter.
+        In the mode ``"head"`` the states are the base's.
         """
         if mode is not None:
             task = BASE
@@ -355,7 +357,7 @@ class AdapterRouter(Transformer):
     def resolve(self, task: TaskName | None) -> str | Blend | None: ...
 
     def resolve(self, task: TaskName | None) -> str | Blend | None:
-        """The adapter of a task name or alias, or a blend; None is the base."""
+        """The adapter that a task name or alias means, or a blend; None is the base."""
         _check_type(task)
         answered = {name for known in self.tasks.values() for name in (known.name, *known.aliases)}
         if isinstance(task, str) and task in PROMPTS and task not in answered:
@@ -387,10 +389,11 @@ class AdapterRouter(Transformer):
         raise ValueError(unknown_name("task", task, [*self.tasks, BASE], "this model"))
 
     def blend(self, weights: Mapping[str, float]) -> Blend:
-        """A blend by its adapters' own names; the base, and what weighs nothing, is left out.
+        """A blend with its adapters' own names, without the base and without weights of 0.
 
         Raises:
-            ValueError: No task, an unknown one, one named twice, a weight that is no finite number.
+            ValueError: No task is named, a task is unknown or named twice, or a weight is not
+                finite.
         """
         if not weights:
             raise ValueError(
@@ -408,19 +411,20 @@ class AdapterRouter(Transformer):
         return Blend({name: w for name, w in Blend(weights_of).items() if w and name != BASE})
 
     def prompts_of(self, blend: Blend) -> dict[str, str]:
-        """Name -> text: the prompts of a blend's adapters, of two with one name the heavier's."""
+        """Prompt name -> text: the prompts of a blend's adapters."""
         lightest_first = [self.tasks[name].prompts for name in reversed(list(blend))]
         return {name: text for prompts in lightest_first for name, text in prompts.items()}
 
     @property
     def theta_serve(self) -> float | None:
-        """RoPE's theta of every forward; None for learned positions."""
+        """RoPE's theta in use; None for learned positions."""
         return rope.theta_of(self.config)
 
     def counts_from_the_left(self) -> bool:
-        """Whether padding in front would shift a text's positions: learned ones, as BERT's.
+        """Whether padding in front would shift a text's positions (learned ones, as in BERT).
 
-        RoBERTa's kin derive theirs from the padding token, and rotary positions are relative.
+        In RoBERTa and similar models positions follow from the padding token; rotary positions are
+        relative.
         """
         embeddings = getattr(self.model, "embeddings", None)
         table = getattr(embeddings, "position_embeddings", None)
@@ -455,8 +459,8 @@ class AdapterRouter(Transformer):
         """Add an adapter for ``task``, fresh or with the given weights (PEFT's names).
 
         Raises:
-            ValueError: The name is taken or unusable, or the tensors do not fit; ``source`` names
-                the culprit, and the model is as it was.
+            ValueError: The name is already used or not allowed, or the tensors do not fit. The
+                message begins with ``source``; the model is not changed.
         """
         with self.registry.changing:
             self._check_name(task)
@@ -474,10 +478,10 @@ class AdapterRouter(Transformer):
         self.merging.clear()
 
     def remove_adapter(self, name: str) -> None:
-        """Remove an adapter; forwards that have it, in other threads, are waited for.
+        """Remove an adapter, after forward passes in other threads that use it have ended.
 
         Raises:
-            ValueError: There is none of this name, or it is (part of) the default task.
+            ValueError: There is no adapter of this name, or it is (part of) the default task.
         """
         if name not in self.tasks:
             raise ValueError(unknown_name("task", name, self.tasks, "this model"))
@@ -619,7 +623,7 @@ class AdapterRouter(Transformer):
                 yield path, layer
 
     def adapter_tensors(self, name: str) -> dict[str, Tensor]:
-        """One adapter's parameters under PEFT's names."""
+        """One adapter's parameters, under the names that PEFT uses."""
         return {
             f"base_model.model.{path}.{half}.weight": getattr(layer, half)[name].weight
             for path, layer in self.lora_layers()
@@ -628,13 +632,13 @@ class AdapterRouter(Transformer):
         }
 
     def base_parameters(self) -> Iterator[nn.Parameter]:
-        """The backbone's own parameters, whatever adapters other threads add meanwhile."""
+        """The backbone's own parameters, without those of adapters."""
         with self.registry.changing:
             named = list(self.model.named_parameters())
         return (parameter for name, parameter in named if not _is_lora(name))
 
     def base_state_dict(self) -> dict[str, Tensor]:
-        """The backbone's weights under its stock class's names."""
+        """The backbone's weights under the names of its stock class."""
         with self.registry.changing:
             state = self.model.state_dict()
         return {
@@ -646,18 +650,18 @@ class AdapterRouter(Transformer):
     def base_sha256(self) -> str:
         """Hash of the backbone's weights: names, dtypes, shapes and bytes.
 
-        A model that was loaded with adapters keeps the hash of its folder while its base stays
-        frozen, so that loading in bfloat16 is still the same base.
+        A model that was loaded with adapters keeps the hash that its folder names while its base is
+        frozen; so a model loaded in bfloat16 still has the same base.
         """
         if self._base_sha256 and not any(p.requires_grad for p in self.base_parameters()):
             return self._base_sha256
         return self._sha256_of_weights()
 
     def checked_base_sha256(self) -> str:
-        """:meth:`base_sha256`, held against the weights if they are as their folder has them.
+        """:meth:`base_sha256`, compared with the weights if these are as they were loaded.
 
         Raises:
-            ValueError: The folder that the model came from names another base than it has.
+            ValueError: The folder that the model was loaded from names another base.
         """
         recorded = self.base_sha256()
         if self._as_stored and recorded != (own := self._sha256_of_weights()):
@@ -681,9 +685,9 @@ class AdapterRouter(Transformer):
         """Write backbone, tokenizer, adapters, projection and ``st_jv5.json``."""
         if isinstance(self.default_task, Mapping):
             raise ValueError(
-                f"the default task is a blend, {dict(self.default_task)}, and a saved model names "
-                f"an adapter there; make it one with st_jv5.blend_tasks and set model[0]."
-                f"default_task to its name, or to None"
+                f"the default task is a blend, {dict(self.default_task)}, but a saved model "
+                f"must name an adapter; make the blend one with st_jv5.blend_tasks and set "
+                f"model[0].default_task to its name, or to None"
             )
         folder = Path(output_path)
         base_sha256 = self.base_sha256()
@@ -724,9 +728,9 @@ class AdapterRouter(Transformer):
             write_json(config_path, {**config, "requirements": {"st-jv5": REQUIREMENT}})
 
     def take_adapter(self, name: str, base_sha256: str | None = None) -> Adapter:
-        """One adapter as a thing of its own; its tensors are the model's, not copies.
+        """One adapter as an :class:`~st_jv5.folders.adapter_file.Adapter`; its tensors are shared.
 
-        Who takes several gives :meth:`base_sha256`, which reads every weight.
+        For several adapters pass :meth:`base_sha256`, which reads every weight, once.
         """
         return Adapter(
             task=self.tasks[name],
@@ -774,7 +778,7 @@ class AdapterRouter(Transformer):
         return router
 
     def _take_settings(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Adapters, projection and all that ``st_jv5.json`` says, of a folder that is judged."""
+        """Adapters, projection and settings of ``st_jv5.json``, from a folder that was checked."""
         self.base_prompts = settings.get("prompts", dict(PROMPTS))
         self.append_eos = settings["append_eos"]
         if self.append_eos:
@@ -805,13 +809,13 @@ class AdapterRouter(Transformer):
         self.licenses = Licenses.read(settings.get("licenses", {}), folder / SETTINGS_FILE)
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        """All modules as they are at one moment: ``encode`` asks each for its device."""
+        """All modules at one moment, whatever adapters other threads add meanwhile."""
         with self.registry.changing:
             modules = list(super().named_modules(*args, **kwargs))
         yield from modules
 
     def train(self, mode: bool = True) -> AdapterRouter:
-        """Set training mode, which needs no merged copies: their memory is given back."""
+        """Set the training mode, and free the memory of merged copies, which it does not need."""
         if mode:
             self.merging.clear()
         with self.registry.changing:
@@ -849,8 +853,8 @@ def _local(name: str, settings: Mapping[str, Any]) -> Path:
 def _check_type(task: object) -> None:
     if not isinstance(task, str | Mapping | None):
         raise ValueError(
-            f"a task is a name, or a blend's weights by task, not {task!r:.80}; texts with a task "
-            f"each are for st_jv5.encode_mixed"
+            f"a task is a name, or a blend's weights by task, not {task!r:.80}; for texts with "
+            f"different tasks use st_jv5.encode_mixed"
         )
 
 

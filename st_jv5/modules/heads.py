@@ -1,4 +1,4 @@
-"""Maps from the base's vectors to each adapter's: all tasks from one forward."""
+"""Maps from the base's vectors to each adapter's: all tasks from one forward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ HEAD = "head"
 class Heads(InFloat32, Module):
     """A linear map for each task, from the base's unit vectors to the task's.
 
-    It stands behind the pooling and does nothing unless the forward's ``mode`` is ``"head"``.
+    The module comes after the pooling. It does nothing unless ``encode`` is called with
+    ``mode="head"``.
 
     Args:
         dim: Width of the embeddings.
@@ -121,7 +122,7 @@ def head_of(model: Any, task: Any, mode: str) -> str:
     name = model[0].resolve(task) or BASE
     if name != BASE and name not in heads.maps:
         raise ValueError(
-            f"{name!r} has no head; those that have: {', '.join([*heads.tasks, BASE])}. A blend "
+            f"{name!r} has no head; tasks with a head: {', '.join([*heads.tasks, BASE])}. A blend "
             f"has none; fit a task's with st_jv5.fit_heads(model, texts)"
         )
     return str(name)
@@ -134,7 +135,7 @@ def through_head(model: Any, vectors: Tensor, name: str) -> Tensor:
     Args:
         model: With heads, and maybe a rotation, which is taken off before and put on again.
         vectors: float32 ``(n, D)``.
-        name: Of :func:`head_of`.
+        name: What :func:`head_of` returned.
     """
     heads, rotation = heads_of(model), rotation_in(model)
     vectors = vectors.to(model.device)

@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 class MatryoshkaTruncate(Module):
     """Cut sentence embeddings to their first ``dim`` dimensions, then L2-normalise.
 
-    The rows have unit length for ``model.encode(texts, dim=d)``, for
-    ``SentenceTransformer(path, truncate_dim=d)``, inside ``model.truncate_embeddings(d)``, in the
-    processes of a pool, too, and for ``model.encode(texts, truncate_dim=d)``, which
-    sentence-transformers cuts after the last module. Given two of them the smaller dim wins.
+    The rows have unit length for ``model.encode(texts, dim=d)``, for ``SentenceTransformer(path,
+    truncate_dim=d)``, inside ``model.truncate_embeddings(d)``, in the processes of a pool, too, and
+    for ``model.encode(texts, truncate_dim=d)``, which sentence-transformers cuts after the last
+    module. If two of these are given, the smaller dim counts.
 
-    As in sentence-transformers ``truncate_dim`` concerns ``encode`` alone (which runs in inference
-    mode): a training or evaluation loss sees the full width and chooses its own dims.
+    As in sentence-transformers, ``truncate_dim`` affects ``encode`` only: losses, in training and
+    evaluation, get vectors of full width and cut them at their own dims.
 
-    A dim that the model was not trained for (``matryoshka_dims`` of ``st_jv5.json``) warns once,
-    unless the model is rotated; a dim beyond the width is an error.
+    For a dim that the model was not trained for (``matryoshka_dims`` in ``st_jv5.json``) a warning
+    is logged once, unless the model is rotated; a dim above the width is an error.
 
     Example:
         >>> model.encode(["a cat"], task="clustering", dim=64).shape
@@ -55,7 +55,7 @@ class MatryoshkaTruncate(Module):
     ) -> dict[str, Tensor | Any]:
         """Replace ``features["sentence_embedding"]`` ``(n, D)`` by unit rows ``(n, dim or D)``.
 
-        At least float32: a half-precision backbone's rounding would leave lengths beside 1.
+        They are in float32 at least: in half precision, rounding would make lengths differ from 1.
         """
         embedding: Tensor = features["sentence_embedding"]
         embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
@@ -80,7 +80,9 @@ class MatryoshkaTruncate(Module):
         turned = model is not None and rotation_in(model) is not None  # its order is its own
         if trained and not turned and dim not in (*trained, width) and dim not in self._warned:
             self._warned.add(dim)
-            logger.warning("dim %d was not trained; this model has %s", dim, list(trained))
+            logger.warning(
+                "dim %d was not trained; this model was trained at %s", dim, list(trained)
+            )
         return dim
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
@@ -98,7 +100,7 @@ def _with_unit_rows(
 ) -> Any:
     """sentence-transformers' loop of ``encode``, which cuts after the last module: then unit rows.
 
-    A process of a pool is told of the cut in this way alone.
+    This is the only way in which a process of a pool learns of the cut.
     """
     model = owner()
     return type(model)._inference(

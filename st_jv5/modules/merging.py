@@ -43,23 +43,24 @@ def fold(layer: RoutedLinear, adapter: str | Blend) -> Tensor:
 class MergedAdapters:
     """Which adapters of a router are merged, and their weights.
 
-    A merged adapter costs a forward nothing, but memory: a copy of every weight it touches. The
-    backbone's own tensors are neither changed nor moved, so nothing drifts and other threads may
-    run other adapters. A copy is used only while the tensors that it was made of are the same:
-    after training, loading or moving the model it is made anew. A layer with a hook of torch's is
-    left unmerged. torch does not count a write through ``.data``: it is seen if it changed a whole
-    row or column of a matrix, on a GPU within :data:`LOOK_SECONDS`. Who writes single elements so
-    calls :meth:`clear`.
+    A merged adapter costs no time in a forward pass, but memory: a copy of every weight that it
+    changes. The backbone's own tensors are neither changed nor moved, so nothing drifts and other
+    threads may run other adapters. A copy is used only while the tensors that it was made of are
+    the same: after training, loading or moving the model it is made again. A layer with a hook of
+    torch's is left unmerged. torch does not count writes through ``.data``. They are noticed if
+    they changed a whole row or column of a matrix, on a GPU within :data:`LOOK_SECONDS` seconds.
+    After writing single elements through ``.data``, call :meth:`clear`.
 
     A batch is merged by its own size, not by what ran before it, so that equal batches give equal
     bits in any order and from any thread.
 
     Attributes:
-        least_tokens: Padded tokens of a batch from which on it is merged; None never merges, but
-            inside :func:`st_jv5.adapters.merged`. The default repays folding in two batches.
-        most: Merged adapters kept; the one that was used longest ago makes room. None: as many as
-            there are, while each copy takes at most a quarter of the memory that is free.
-        most_blends: Those of them that may be blends, of which a program can name any number.
+        least_tokens: Batches with at least this many padded tokens are merged; None never merges,
+            except inside :func:`st_jv5.adapters.merged`. With the default, merging has paid off
+            after two batches.
+        most: Most merged adapters to keep; the least recently used one is dropped first. None: no
+            limit, while each copy takes at most a quarter of the free memory.
+        most_blends: How many of them may be blends, of which a program can use any number.
     """
 
     FREE_SHARE = 0.25
@@ -90,7 +91,7 @@ class MergedAdapters:
         return adapter in self._kept
 
     def clear(self) -> None:
-        """Forget all copies; those of a running ``merged`` are made anew when needed."""
+        """Forget all copies; those of a running ``merged`` are made again when needed."""
         with self._lock:
             self._kept.clear()
 
@@ -165,9 +166,9 @@ class MergedAdapters:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, or in main memory where it tells nothing.
+    """Bytes that are free on a device, or in main memory if the device does not report them.
 
-    What torch holds there for later tensors counts as free.
+    Memory that torch keeps there for later tensors counts as free.
     """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -45,11 +45,11 @@ def is_last_token(path: str | Path) -> bool:
 
 
 class TokenPooling(Pooling):
-    """The mean of a text's states, its first or its last one, wherever the padding stands.
+    """Pool a text's states: their mean, the first or the last; padding may be on either side.
 
-    sentence-transformers' ``Pooling`` at one of :data:`MODES`; the tokens of a prompt count, too.
-    Its config also carries the keys of sentence-transformers before 5.4, because vLLM and TEI read
-    only those and would otherwise mean-pool without a word.
+    sentence-transformers' ``Pooling`` in one of :data:`MODES`; the tokens of a prompt are pooled,
+    too. Its config also has the keys of sentence-transformers before 5.4: vLLM and TEI read only
+    those, and would otherwise use mean pooling without a warning.
 
     Args:
         embedding_dimension: Width of the token embeddings.
@@ -89,9 +89,9 @@ class TokenPooling(Pooling):
 
 
 class LastTokenPooling(TokenPooling):
-    """The hidden state of the last real token, for left, right and flattened padding alike.
+    """Pool the hidden state of the last real token; padding may be left, right or none (flattened).
 
-    :class:`TokenPooling` fixed to ``"lasttoken"``, under the name that saved models carry.
+    This is :class:`TokenPooling` with ``"lasttoken"``, under the class name that saved models use.
 
     Args:
         embedding_dimension: Width of the token embeddings.
@@ -114,7 +114,7 @@ def pooling_module(embedding_dimension: int, mode: str) -> TokenPooling:
 
 
 def pooling_mode(model: Iterable[Any]) -> str:
-    """The mode of a model of ours: ``"mean"``, ``"cls"`` or ``"lasttoken"``.
+    """The mode of an st_jv5 model: ``"mean"``, ``"cls"`` or ``"lasttoken"``.
 
     Example:
         >>> pooling_mode(student)

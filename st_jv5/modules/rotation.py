@@ -1,4 +1,4 @@
-"""An orthogonal change of axes behind the pooling."""
+"""An orthogonal matrix applied after the pooling."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from st_jv5.modules.in_float32 import InFloat32
 
 
 class Rotation(InFloat32, Dense):
-    """Turn sentence embeddings by an orthogonal matrix, so that their first dims say the most.
+    """Multiply embeddings by an orthogonal matrix, so that their first dims carry the most.
 
     A rotation changes no cosine and no length at full width. The matrix stays in float32, whatever
-    the model is in, and is never trained.
+    the model's dtype, and is never trained.
 
     Args:
         dim: Width of the embeddings.
@@ -55,7 +55,7 @@ class Rotation(InFloat32, Dense):
                 f"{source} is {tuple(self.weight.shape)}, and the embeddings have {self.dim} dims"
             )
         if not is_orthogonal(self.weight):
-            raise ValueError(f"{source} is no orthogonal matrix: it would change the cosines")
+            raise ValueError(f"{source} is not an orthogonal matrix: it would change the cosines")
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Replace ``features["sentence_embedding"]`` ``(n, dim)``, in float32."""

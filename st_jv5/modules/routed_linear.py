@@ -27,8 +27,8 @@ class Route:
 
 
 class _Active(threading.local):
-    """Of each thread. Unlike a context variable it can be read in a compiled layer, which would
-    take an attribute of the class for the thread's."""
+    """A value for each thread. Unlike a context variable it can be read in a compiled layer, which
+    would take an attribute of the class for the thread's."""
 
     def __init__(self) -> None:
         self.route = Route()

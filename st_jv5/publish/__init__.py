@@ -1,1 +1,1 @@
-"""From a folder to the Hub: its card, its self-test, the upload."""
+"""Publish a model folder on the Hub: checks and upload."""

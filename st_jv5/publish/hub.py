@@ -1,4 +1,4 @@
-"""The way of a model to the Hub."""
+"""Upload a model to the Hub."""
 
 from __future__ import annotations
 
@@ -36,31 +36,32 @@ def publish(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> list[str]:
-    """Send a model to the Hub: one commit, and one for each task's merged sibling.
+    """Upload a model to the Hub in one commit, and each task merged, if asked, in one more.
 
-    Before anything leaves, the folder passes :func:`~st_jv5.publish.self_test.self_test`, and the
-    siblings are written and compared with it. Only the files of a model are sent
-    (:data:`~st_jv5.folders.trust.MEMBERS`); all else in the folder is named and stays. What the Hub
-    has already is not sent again: the same call goes on after a cut. Files of a model that are no
-    longer in the folder go from the repository; others there, such as pictures of its card, stay.
+    First the folder must pass :func:`~st_jv5.publish.self_test.self_test`, and the siblings are
+    written and compared with it. Only files of a model (:data:`~st_jv5.folders.trust.MEMBERS`) are
+    uploaded; all others are listed. Files that the Hub already has are not uploaded again, so after
+    a lost connection the same call continues. Model files that are no longer in the folder are
+    deleted from the repository; other files there, such as pictures of its card, are kept.
 
     Args:
         folder: A saved model, with its card.
         repo_id: ``organisation/name``; siblings are ``organisation/name-task``.
         siblings: Also publish each adapter merged, for engines that know no adapters.
         private: Whether a new repository is private.
-        dry_run: Test, ask the Hub what it has, and tell what would be added, changed and deleted;
-            send nothing.
-        endpoint: Address of the Hub; None is the environment's.
-        token: None is the one that ``hf auth login`` has stored.
+        dry_run: Check the folder and return what would be added, changed and deleted; upload
+            nothing.
+        endpoint: Address of the Hub; None takes the one that the environment sets.
+        token: Token for the Hub; None takes the one that ``hf auth login`` stored.
 
     Returns:
-        What was tested, what stays behind, and for each repository the commit's address, or what
-        would be sent.
+        Lines: the checks, the files that are left out, and for each repository the address of the
+        commit, or what would change.
 
     Raises:
-        ValueError: The name cannot be a repository's, or the folder does not pass.
-        ConnectionError: The Hub refused or was lost; names the repository.
+        ValueError: ``repo_id`` is not a valid name, or a check fails.
+        ConnectionError: The Hub refused, or the connection was lost; the message names the
+            repository.
 
     Example:
         >>> publish(saved_folder, "no name")
@@ -68,7 +69,9 @@ def publish(
         ValueError: ...'no name'...
     """
     if not REPOSITORY.fullmatch(repo_id):
-        raise ValueError(f"{repo_id!r} is no repository's name; it must be organisation/name")
+        raise ValueError(
+            f"{repo_id!r} is not the name of a repository; it must be organisation/name"
+        )
     lines = self_test(folder)
     with tempfile.TemporaryDirectory() as merged:
         repositories = {repo_id: _files(Path(folder), repo_id)}
@@ -90,9 +93,7 @@ def publish(
                 api.create_repo(name, private=private, exist_ok=True)
                 lines.append(_send(api, _compare(api, name, files)))
             except Exception as error:  # the client's kinds are many, and change
-                raise ConnectionError(
-                    f"{name}: {error}; the same call goes on from what has arrived"
-                ) from error
+                raise ConnectionError(f"{name}: {error}; call it again to continue") from error
     return lines
 
 
@@ -116,7 +117,7 @@ class Change:
     deleted: list[str]
     """Files of a model that the folder does not have."""
     kept: list[str]
-    """Files on the Hub that are no part of a model."""
+    """Files on the Hub that are not part of a model."""
 
     def told(self) -> list[str]:
         """The change in words, a line per file."""

@@ -1,4 +1,4 @@
-"""What a model folder must pass before anyone else gets it."""
+"""Checks that a model folder must pass before it is published."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ HALF = (1e-3, 1e-2)
 
 
 def self_test(folder: str | Path) -> list[str]:
-    """Load a folder as its users will, and try what they will.
+    """Load a model folder and check it.
 
-    The files (:func:`~st_jv5.folders.trust.check_folder`; no path of this machine, no key;
-    licences of base, teacher and data stated and the card's in accord; the base that is named),
-    then for every task: finite unit vectors, different ones for different texts, one text alone as
-    in a batch, padding on either side, a long input cut with its EOS kept where one is appended,
-    cut dims.
+    First the files: :func:`~st_jv5.folders.trust.check_folder`; no path of this machine and no key
+    in them; licences of base, teacher and data are named, and agree with the model card; the
+    weights are those of the base that is named. Then every task: vectors are finite, have unit
+    length, differ for different texts, and are the same alone, in a batch and with padding on
+    either side; long inputs are cut, with their EOS kept if one is appended; vectors can be cut.
 
     Returns:
         A line for each check.
 
     Raises:
-        ValueError: The first check that fails, with the file or the number.
+        ValueError: A check failed; the message names the file or the number.
 
     Example:
         >>> self_test("nowhere")
@@ -78,7 +78,7 @@ def self_test(folder: str | Path) -> list[str]:
     found = check_folder(folder)
     lines = [f"files: {len(found.members)}, no pickle, no code, no path that leaves the folder"]
     if found.others:
-        lines.append(f"left out, no part of a model: {', '.join(found.others)}")
+        lines.append(f"left out, not part of a model: {', '.join(found.others)}")
     check_private(folder)
     lines.append("text: no path of this machine, no key")
     model = SentenceTransformer(str(folder))
@@ -157,8 +157,8 @@ def _try_task(model: SentenceTransformer, task: str) -> Iterator[str]:
     if len(same):
         one, other = same[0]
         raise ValueError(
-            f"{task}: the texts {texts[one][:40]!r} and {texts[other][:40]!r} have one vector; "
-            f"tokenizer.json does not tell words apart, or the weights do not"
+            f"{task}: the texts {texts[one][:40]!r} and {texts[other][:40]!r} have the same "
+            f"vector; tokenizer.json does not distinguish words, or the weights do not"
         )
     yield "different texts apart"
     alone = np.concatenate([encode(model, [text], task=task) for text in texts])

@@ -1,7 +1,8 @@
-"""A recipe's settings: frozen dataclasses, read strictly from YAML.
+"""The settings of a recipe: frozen dataclasses, read strictly from YAML.
 
-The YAML holds only what differs from the defaults. Unknown keys, wrong types and values out of
-range raise :class:`~st_jv5.recipe.strict.RecipeError` with the dotted path of the setting.
+The YAML file needs only the settings that differ from the defaults. Unknown keys, wrong types and
+values out of range raise :class:`~st_jv5.recipe.strict.RecipeError` with the dotted path of the
+setting.
 """
 
 from __future__ import annotations
@@ -24,74 +25,81 @@ class DataSet:
     """One source of training rows."""
 
     path: str | tuple[str, ...]
-    """A file, a folder or a pattern such as ``faq/*.jsonl``, or a list of these; or a Hub id.
+    """A file, a folder or a pattern such as ``faq/*.jsonl``, or a list of these; or the Hub id of a
+    data set.
 
     Files are .jsonl, .json (a list of objects, or an object a line), .csv, .tsv, .txt (a text a
-    line, as column ``text``) or .parquet; all but .parquet also packed, as .gz or .zst. A folder
-    stands for its files of these kinds, a pattern for the files it fits (``**`` goes through
-    folders), in the order of their names; other files in a folder are passed over. Paths are seen
-    from the recipe's folder (``data_folder``); ``~`` is the home folder. A path that is there, has
-    a file's ending, begins with ``.``, ``/`` or ``~``, or has a ``*`` is never a Hub id."""
+    line, as column ``text``) or .parquet; all but .parquet also compressed, as .gz or .zst. A
+    folder means its files of these kinds, a pattern the files that match it (``**`` matches folders
+    at any depth), in the order of their names; other files in a folder are ignored. Paths are
+    relative to the recipe's folder (or to ``data_folder``); ``~`` is the home folder. A path that
+    exists, has a file's ending, begins with ``.``, ``/`` or ``~``, or has a ``*`` is never taken
+    for a Hub id."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Role -> column. pairs: query, positive, and negative_1, ... where the set has hard negatives;
-    scored: query, positive, score; texts, paragraphs: text; labelled: text, label; long: query,
-    positive; synset_pairs: none.
+    """Role -> column. The roles depend on ``kind``. pairs: query, positive, and negative_1, ... if
+    the set has hard negatives; scored: query, positive, score; texts and paragraphs: text;
+    labelled: text, label; long: query, positive; synset_pairs: none.
 
-    Left out for files of one's own, roles go by the columns' names, whatever their case: those of
-    :data:`st_jv5.roles.NAMES`, such as question, answer, negative_1, label, score,
-    text. A column of lists is spread: a list of positives makes a row of each, and of a list of
-    negatives (``negative_1: neg, negative_2: neg``) each role takes one. Positives and negatives
-    may be FlagEmbedding's lists of texts (``pos``, ``neg``) or Tevatron's lists of passages with a
-    ``text`` and maybe a ``title`` (``positive_passages``, ``negative_passages``). By name, a set
-    gets as many negatives as half of its first 4,096 rows have, seven at most.
+    If ``columns`` is left out for your own files, the roles follow from the columns' names, in
+    upper or lower case: those of :data:`st_jv5.roles.NAMES`, such as question, answer, negative_1,
+    label, score, text. A column may hold lists: a list of positives becomes one row for each, and
+    from a list of negatives (``negative_1: neg, negative_2: neg``) each role takes one. Positives
+    and negatives may be FlagEmbedding's lists of texts (``pos``, ``neg``) or Tevatron's lists of
+    passages with a ``text`` and maybe a ``title`` (``positive_passages``,
+    ``negative_passages``). A set whose roles follow from names gets as many negatives as half of
+    its first 4,096 rows have, but seven at most.
 
-    A row whose query, positive or text is missing, empty or blank is dropped and counted. A hard
-    negative that is missing is replaced by one of another row, drawn by the seed: each query of a
-    batch meets the negatives of all its rows anyway."""
+    A row whose query, positive or text is missing, empty or blank is dropped and counted. A missing
+    hard negative is replaced by one of another row, drawn by the seed: a query is compared with the
+    negatives of all rows of its batch in any case."""
     kind: Literal[
         "", "pairs", "scored", "texts", "labelled", "paragraphs", "long", "synset_pairs"
     ] = ""
-    """What a row becomes; empty: what its columns say (query and positive: pairs, with a score:
-    scored; text: texts, with a label: labelled). paragraphs parts each text and labels the parts by
-    their text; long joins positives into documents of ``characters``, and a query asks for the one
-    that holds its own; synset_pairs scores WordNet glosses by path similarity."""
+    """What a row becomes. Empty: the kind that its columns mean (query and positive: pairs, or
+    scored with a score; text: texts, or labelled with a label). paragraphs splits each text, and
+    the parts of one text get the same label; long joins positives into documents of ``characters``,
+    and each query's positive is the document that contains its own; synset_pairs are WordNet
+    glosses, scored by path similarity."""
     subset: str = ""
-    """Of a Hub data set: its configuration."""
+    """Configuration of a Hub data set."""
     split: str = "train"
-    """Of a Hub data set."""
+    """Split of a Hub data set."""
     revision: str = ""
-    """Of a Hub data set."""
+    """Branch, tag or commit of a Hub data set."""
     where: dict[str, str] = field(default_factory=dict)
-    """Column -> pattern that a row must match: ``*`` allowed, several joined by ``|``, and ``!``
-    before one that bars the row."""
+    """Column -> pattern that a row must match. ``*`` matches any text, ``|`` separates
+    alternatives, and an alternative that begins with ``!`` excludes the rows that match it."""
     limit: int | None = None
-    """Most rows to take, drawn by the recipe's seed."""
+    """Most rows to use, drawn by the recipe's seed."""
     held_out: int = 0
-    """Rows that no phase trains on, for evaluation, of pairs, scored pairs or texts with one label
-    each: of others no task is made. They are drawn by a hash of their text (of pairs: the positive)
-    and the seed, before ``limit`` counts: rows that are added later may become held out, but none
-    that was trained on. No row of any data set of the recipe that has a query, a positive or a text
-    of theirs is trained on."""
+    """Number of rows to keep out of training, for evaluation: of pairs, scored pairs or texts with
+    one label each, as no task can be made of others. They are drawn by a hash of their text (for
+    pairs: of the positive) and the seed, before ``limit`` applies. So rows that are added to the
+    files later may become held out, but no row that was trained on. A row of any other data set of
+    the recipe is not trained on, either, if its query, positive or text is that of a held-out
+    row."""
     license: str = "unknown"
-    """Of the text; stands in the model card."""
+    """Licence of the text, for the model card."""
     negatives: int = 0
-    """Hard negatives per row, mined by the teacher among the set's positives (pairs), or texts of
-    other labels (labelled)."""
+    """Hard negatives per row. For pairs they are mined by the teacher among the set's positives;
+    for labelled texts they are texts of other labels."""
     characters: int = 8_000
-    """Least length of a joined document (long)."""
+    """Least length of a joined document, in characters (for ``kind: long``)."""
     rows: int | None = None
-    """How many there are, for the plan, where the set is not on this disk."""
+    """Number of rows, for the plan, if the data set is not on this disk."""
     tokens: dict[str, float] = field(default_factory=dict)
-    """Role -> mean tokens of its texts, for the plan; else counted from the file, or the limit."""
+    """Role -> mean number of tokens of its texts, for the plan. If it is left out, tokens are
+    counted in the file; if there is no file here, the limit is assumed."""
     text_kind: str = ""
-    """Kind of its text, such as wikipedia; empty: the file's name without its ending (a Hub id: its
-    last part). The report tells tasks of the kinds that were trained on from all others."""
+    """Kind of text, such as wikipedia. Empty: the file's name without its ending, or the last part
+    of a Hub id. The report separates tasks on kinds of text that were trained on (near) from all
+    others (far)."""
     source: str = ""
-    """Where its name and columns were seen."""
+    """Where the data set's name and columns were looked up."""
     verified: bool = True
-    """False: name and columns are from memory, and were not seen; the plan says so."""
+    """False: name and columns were written from memory and not looked up; the plan says so."""
     folder: str = field(default="", compare=False)
-    """What ``path`` is seen from; where a recipe does not say, its own folder, or its
+    """Folder that ``path`` is relative to. Empty: the recipe's own folder, or its
     ``data_folder``."""
 
     def __post_init__(self) -> None:
@@ -138,60 +146,62 @@ class Endpoint:
     """A server that speaks OpenAI's ``/v1/embeddings`` and has the teacher loaded."""
 
     url: str
-    """Up to ``/v1``, such as ``http://localhost:8000/v1``."""
+    """Address up to ``/v1``, such as ``http://localhost:8000/v1``."""
     model: str = ""
-    """The model's name there; empty: as ``teacher.model``."""
+    """The model's name at the server; empty: ``teacher.model``."""
     key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds its key; a local server wants none."""
+    """Environment variable that holds the server's key; a local server needs none."""
     batch_size: int = 32
     """Texts per request."""
     concurrency: int = 8
-    """Requests under way at once."""
+    """Number of requests that are sent at a time."""
     retries: int = 6
-    """Further tries of a request, each after a longer wait."""
+    """How often a failed request is sent again, each time after a longer wait."""
     timeout_seconds: float = 120.0
-    """For one request."""
+    """Time limit of a request, in seconds."""
     extra_body: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """More fields of each request, such as ``truncate_prompt_tokens: 512`` for vLLM."""
+    """Further fields of each request, such as ``truncate_prompt_tokens: 512`` for vLLM."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The big model."""
+    """The large model, whose vectors the student learns from."""
 
     model: str
-    """Hub id, folder, or ``package:NAME/FOLDER`` for a model that a Python package carries."""
+    """Hub id, folder, or ``package:NAME/FOLDER`` for a model inside a Python package."""
     revision: str = ""
-    """Of a Hub model."""
+    """Branch, tag or commit of a Hub model."""
     prompt: str = ""
-    """Put before each text."""
+    """Text put in front of each text."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Other prompts by a name, which a phase's ``teacher_prompts`` asks for."""
+    """Prompt name -> text: further prompts, which a phase can choose by ``teacher_prompts``."""
     max_tokens: int = 512
-    """Where its input is cut."""
+    """The teacher's inputs are cut to this many tokens."""
     pooling: str = ""
-    """How it pools, where that is not the model's own way: lasttoken, mean, cls."""
+    """Pooling, if it is not the model's own: lasttoken, mean or cls."""
     weight: float = 1.0
-    """Of its cosine among several teachers' (``more_teachers``)."""
+    """With several teachers (``more_teachers``): weight of this teacher's cosine."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of its weights. auto: as they are stored, forwards as the recipe's ``precision`` says."""
+    """Dtype of the teacher's weights. auto: as they are stored, with forward passes at the recipe's
+    ``precision``."""
     device: str = ""
-    """Such as ``cuda:1``; empty: the fastest there is."""
+    """Torch device, such as ``cuda:1``; empty: the fastest one."""
     endpoint: Endpoint | None = None
-    """Ask a server for its vectors instead of loading it."""
+    """Server that computes the teacher's vectors, so that the model is not loaded here."""
     source: str = ""
-    """Hub id to name in the store and the model card, where the above is none."""
+    """Hub id to write in the store and the model card, if ``model`` is not one."""
     license: str = "unknown"
-    """Of its weights; stands in the model card."""
+    """Licence of the teacher's weights, for the model card."""
     store: str = "../teacher"
-    """Folder of its vectors, relative to the recipe's output: runs beside each other share it."""
+    """Folder of the teacher's vectors, relative to the recipe's output. Recipes whose outputs are
+    in the same folder share it."""
     shards: int = 16
-    """Of a new space of the store: how many processes can fill it at once."""
+    """Number of shards of a new space of the store: this many processes can fill it at a time."""
     store_dtype: Literal["float16", "float32", "bfloat16"] = "float16"
-    """How its vectors are kept."""
+    """Dtype of the stored vectors."""
     config: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Its architecture, as in its ``config.json``, for the plan where the model is not on this
-    disk."""
+    """The teacher's architecture, as in its ``config.json``, for the plan, if the model is not on
+    this disk."""
 
 
 @dataclass(frozen=True)
@@ -199,37 +209,40 @@ class Student:
     """The small model."""
 
     base: str = ""
-    """What stage 1 trains, as ``teacher.model``."""
+    """The model that stage 1 trains; written like ``teacher.model``."""
     model: str = ""
-    """In the place of ``base`` a finished model to train adapters on: a folder or Hub id of ours, a
-    published jina-embeddings-v5-text, or any model of sentence-transformers. Its base is frozen and
-    stays as it is, and so do its other adapters; one that the recipe names is trained further."""
+    """A finished model to train adapters on, in place of ``base``: folder or Hub id of an st_jv5
+    model, of a published jina-embeddings-v5-text model, or of any sentence-transformers model. Its
+    base and its other adapters are not changed. An adapter that the recipe names and the model has
+    is trained further."""
     source: str = ""
-    """Hub id to name in the model card, where the above is none."""
+    """Hub id to write in the model card, if ``base`` or ``model`` is not one."""
     license: str = "unknown"
-    """Of its weights; stands in the model card. A model of ours says its own."""
+    """Licence of the base's weights, for the model card. An st_jv5 model carries its own."""
     layers: tuple[int, ...] | int | None = None
-    """Blocks to keep: indices, or how many."""
+    """Blocks to keep: their indices, or how many. None: all."""
     append_eos: bool | None = None
-    """End every input with EOS or SEP; None: where the last token is pooled."""
+    """End every input with EOS or SEP. None: do so if the last token is pooled."""
     pooling: Literal["", "mean", "cls", "lasttoken"] = ""
-    """How tokens become one vector; empty: the base's own way, and the last token where it does not
-    say."""
+    """How the states of a text's tokens become one vector. Empty: as the base does, and the last
+    token if the base names no pooling."""
     prompts: Literal["own", "paper", "none"] = "own"
-    """own: the base's, and the paper's where it does not say; paper: "Query: ", "Document: "; none:
-    empty ones."""
+    """own: the base's prompts, and the paper's if it names none; paper: "Query: " and "Document: ";
+    none: empty prompts."""
     matryoshka_dims: tuple[int, ...] = ()
-    """Dims to train; empty: the default ones."""
+    """Dims to train; empty: the default dims."""
     max_tokens: int = 512
-    """Where its input is cut, in training and when served."""
+    """Inputs are cut to this many tokens, in training and in use."""
     vocabulary: tuple[str, ...] = ()
-    """Data sets whose tokens are kept, all others dropped; empty: the whole vocabulary."""
+    """Data sets whose tokens are kept; all other tokens are dropped. Empty: keep the whole
+    vocabulary."""
     serve_theta: float | None = None
-    """RoPE's theta of the finished model; None: the base's."""
+    """RoPE's theta of the finished model. None: the base's."""
     rotate: bool = False
-    """Put the finished model's dims in the order of what they say, so that it can be cut to few."""
+    """Rotate the finished model's vectors (``st_jv5.rotate``), so that they lose less when they are
+    cut to a few dims."""
     config: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """As ``teacher.config``."""
+    """The student's architecture, like ``teacher.config``."""
 
     @property
     def name(self) -> str:
@@ -238,7 +251,7 @@ class Student:
 
     @property
     def base_name(self) -> str:
-        """Its name for people: all-MiniLM-L6-v2."""
+        """Its name for readers, such as all-MiniLM-L6-v2."""
         name = self.source or self.name
         package = name.removeprefix("package:")
         return package if package != name else Path(name).name
@@ -246,63 +259,66 @@ class Student:
 
 @dataclass(frozen=True)
 class Phase:
-    """One run of the trainer."""
+    """One training run: of the base, or of one adapter."""
 
     data: dict[str, float]
     """Data set -> weight with which a batch is drawn from it."""
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     replay: dict[str, float] = field(default_factory=dict)
-    """Further data sets -> weight: each of their texts by itself, distilled and nothing else. Text
-    of other kinds keeps the student from forgetting what it knows of it."""
+    """Further data sets -> weight. Each of their texts is distilled by itself. Text of other kinds
+    keeps the student from getting worse on such text."""
     replay_weight: float = 1.0
-    """Of distillation in a batch of ``replay``."""
+    """Weight of distillation in a batch of ``replay``."""
     max_epochs: float = 10.0
-    """Most passes over one data set; one that was read so often is drawn no more."""
+    """Most passes over one data set; after that the set is not drawn any more."""
     batch_size: int = 64
     """Rows per step and device."""
     batch_sizes: dict[str, int] = field(default_factory=dict)
-    """Data set -> rows per step and device, where they differ."""
+    """Data set -> rows per step and device, for data sets that differ from ``batch_size``."""
     devices: int = 1
-    """How many batches make a step. As many processes take one each; fewer take several in one
-    batch, so that a step has the same rows. A data set with fewer rows gives those it has."""
+    """Number of batches of a step. With as many processes, each takes one batch; fewer processes
+    take several together, so that a step always has the same rows. A data set with fewer rows gives
+    those that it has."""
     max_tokens: dict[str, int] = field(default_factory=dict)
-    """Data set -> where its texts are cut, where that differs from ``student.max_tokens``."""
+    """Data set -> limit in tokens, for data sets whose limit is not ``student.max_tokens``."""
     temperature: float = 1.0
-    """Draw with probabilities as the weights of ``data`` to the power of 1/temperature."""
+    """Data sets are drawn with probabilities proportional to their weights to the power of
+    1/temperature."""
     learning_rate: float = 1.0e-4
-    """Peak; linear to 0 after the warm-up."""
+    """Peak learning rate; it falls linearly to 0 after the warm-up."""
     temperature_rate: float = 1.0e-3
-    """Peak of a learned temperature's logarithm (``loss: {learn_temperature: true}``)."""
+    """Peak learning rate of the logarithm of a learned temperature (``loss: {learn_temperature:
+    true}``)."""
     warmup_steps: int = 0
-    """Linear from 0."""
+    """Steps in which the learning rate rises linearly from 0."""
     weight_decay: float = 0.01
-    """AdamW's."""
+    """AdamW's weight decay."""
     max_grad_norm: float = 1.0
-    """Clip above this norm."""
+    """Gradients are clipped to this norm."""
     fit_projection: int = 20_000
-    """Texts, drawn from all of the phase's data sets, on which a projection that is not there yet
-    is fitted by least squares before the first step; 0: it starts as a rectangular identity, which
-    joins unrelated spaces."""
+    """Number of texts, drawn from all of the phase's data sets, on which a new projection is fitted
+    by least squares before the first step. 0: it starts as a rectangular identity, which joins
+    unrelated spaces."""
     own_map_dims: tuple[int, ...] = ()
-    """Matryoshka dims at which a cut student meets a projection of its own, instead of the first
-    columns of the whole one."""
+    """Matryoshka dims at which a cut student vector has a separate projection, instead of the first
+    columns of the full one."""
     theta: float | None = None
-    """RoPE's theta while it trains; None: the base's."""
+    """RoPE's theta during this phase. None: the base's."""
     gradient_checkpointing: bool = False
-    """Keep a block's input alone, and run the block again in the backward pass."""
+    """Keep only the input of each block, and run the block again in the backward pass."""
     dim_weights: tuple[float, ...] = ()
-    """One per Matryoshka dim; empty: all alike."""
+    """One weight per Matryoshka dim; empty: all the same."""
     checkpoint_steps: int = 500
-    """A checkpoint every so many steps; an interrupted phase goes on from the last."""
+    """Steps between checkpoints; an interrupted phase resumes from the last one."""
     teacher_prompts: dict[str, str] = field(default_factory=dict)
-    """Role (query, positive, text) -> name of the teacher's prompt; where none is named:
-    ``teacher.prompt``."""
+    """Role (query, positive, text) -> name of one of the teacher's ``prompts``. Roles that are not
+    named get ``teacher.prompt``."""
     loss: dict[str, int | float | bool | str | Schedule] = field(default_factory=dict)
-    """Overrides of the task's loss, such as ``temperature: 0.05``; a weight may move over the
-    steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``. A loss that holds texts of a step
-    against each other gathers those of all processes, so that it is the same at any number of
-    them; ``gather_across_devices: false`` leaves each process to its own."""
+    """Arguments of the task's loss, such as ``temperature: 0.05``. A weight may change over the
+    steps: ``gor_weight: {start: 0.0, end: 1.0, steps: 100}``. A loss that compares the texts of a
+    step with each other is computed over all processes together, so that it does not depend on
+    their number; ``gather_across_devices: false`` computes it in each process by itself."""
 
     @property
     def mix(self) -> dict[str, float]:
@@ -310,7 +326,7 @@ class Phase:
         return {**self.data, **self.replay}
 
     def share(self, data_set: str) -> float:
-        """Of the batches, in 0..1, if no set is used up."""
+        """Share of the batches, in 0..1, if no data set is used up."""
         weights = {name: weight ** (1 / self.temperature) for name, weight in self.mix.items()}
         return weights[data_set] / sum(weights.values())
 
@@ -334,12 +350,13 @@ class AdapterPhase(Phase):
     alpha: int = 32
     """LoRA alpha."""
     dropout: float | None = None
-    """LoRA dropout; None: the task table's."""
+    """LoRA dropout. None: 0.05 for classification, 0.1 for all other tasks."""
     average: tuple[int, ...] = ()
-    """Average the checkpoints of these steps and the last one; empty: the last alone."""
+    """Average the checkpoints of these steps and the last one; empty: use the last one only."""
     strengths: tuple[float, ...] = (1.0,)
-    """Factors on the adapter's update. Several: each is scored on the adapter's validation tasks,
-    and chosen among as ``keep`` is; the base stands for before training."""
+    """Factors by which the adapter's update may be multiplied. Of several, one is chosen by the
+    adapter's validation tasks, in the way described at ``keep``, where the base takes the place of
+    the model before training."""
 
 
 @dataclass(frozen=True)
@@ -347,24 +364,24 @@ class Evaluation:
     """What is measured at the end."""
 
     skip: bool = False
-    """Measure nothing; ``evaluation: none`` says the same."""
+    """Measure nothing; ``evaluation: none`` means the same."""
     tasks: tuple[str, ...] = ()
-    """Local tasks, and those of rows that data sets hold out (``faq (held out)``), by name. Empty:
-    those of the rows held out; where there are none, all local tasks."""
+    """Names of tasks: local tasks, and those of rows that data sets hold out (``faq (held out)``).
+    Empty: the tasks of held-out rows; if there are none, all local tasks."""
     split: Literal["test", "validation"] = "test"
-    """Choose settings on validation; report on test. Rows held out are the test; where ``keep`` or
-    ``strengths`` has several to choose among, one half of them is the validation split."""
+    """Choose settings on validation; report on test. Held-out rows are the test split; if ``keep``
+    or ``strengths`` has several values to choose from, half of them are the validation split."""
     resamples: int = 1000
-    """Of the bootstrap behind every interval."""
+    """Number of bootstrap resamples for each interval."""
     dims: tuple[int, ...] = ()
-    """Dims of the score-by-dim curve; empty: the student's."""
+    """Dims at which the model is scored; empty: the student's dims."""
     precisions: tuple[Precision, ...] = ("float32",)
-    """How vectors are stored, for the curves of retrieval and STS."""
+    """Precisions of stored vectors at which retrieval and STS are scored."""
     blends: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Name -> adapter -> weight: blends of the finished adapters to measure on every task."""
+    """Name -> adapter -> weight: blends of the finished adapters, measured on every task."""
     beside: dict[str, str] = field(default_factory=dict)
-    """Label -> another model to measure on the same tasks, as ``teacher.model``. The base that the
-    student is made of is always measured, and what the report compares with."""
+    """Label -> another model, written like ``teacher.model``, to measure on the same tasks. The
+    student's base is always measured; the report compares with it."""
 
 
 @dataclass(frozen=True)
@@ -372,57 +389,56 @@ class Recipe:
     """Everything that a run depends on."""
 
     name: str
-    """Names the output and the model card."""
+    """Name of the run, for its output folder and the model card."""
     student: Student
     data_sets: dict[str, DataSet]
     adapters: dict[str, AdapterPhase]
-    """Task -> its phase."""
+    """Task -> settings of its training."""
     teacher: Teacher | None = None
-    """Not needed where no loss reads its vectors, as when adapters are trained by contrast alone
-    (``distill_weight: 0``) or from labels."""
+    """The teacher. It is not needed if no loss reads its vectors: if adapters are trained by
+    InfoNCE only (``distill_weight: 0``), or from labels."""
     stage1: Phase | None = None
-    """The training of the base; a recipe that names a finished model (``student.model``) has none.
-    """
+    """Training of the base. A recipe with a finished model (``student.model``) has none."""
     long: Phase | None = None
-    """Stage 1's second phase, on long texts, after ``stage1``."""
+    """A second phase of stage 1, on long texts, after ``stage1``."""
     keep: tuple[float, ...] | None = None
-    """How much of the weights that training began with stays in the base: 0 none, 1 all. Several:
-    each is scored on the validation tasks, and the best mean of near and far is taken among those
-    that leave the far mean no lower than it was before training, and no family of far tasks more
-    than half a point. None: half, where the student begins as a whole sentence-transformers model,
-    pooled and prompted in its own way; else 0."""
+    """Share of the start's weights (of the model before training) that stays in the base: 0 none, 1
+    all. Of several shares, each is scored on the validation tasks, and the one with the best mean
+    of near and far is taken. Shares are passed over if the far mean is below that of the model
+    before training, or a family of far tasks more than half a point below. None: 0.5 if the student
+    starts as a whole sentence-transformers model with its own pooling and prompts, else 0."""
     more_teachers: tuple[Teacher, ...] = ()
-    """The student learns from all teachers at once: their vectors side by side, each of unit length
-    and weighted."""
+    """Further teachers. The student learns from all teachers at once: from their unit vectors,
+    weighted and joined side by side."""
     output: str = ""
     """Folder of the run; empty: out/NAME."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of all random draws."""
     decontaminate: tuple[str, ...] = ()
-    """Lists of hashed test texts, made by ``st-jv5 decontaminate``: rows with one
-    are dropped."""
+    """Files of hashed test texts, made by ``st-jv5 decontaminate``; rows that contain one of these
+    texts are dropped."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forwards (weights stay float32). auto: bfloat16 where the hardware multiplies it
-    natively, float32 elsewhere."""
+    """Precision of forward passes (weights stay float32). auto: bfloat16 if the hardware computes
+    it natively, else float32."""
     loader_workers: int = 0
-    """Processes that tokenise batches ahead; 0: the trainer does it between steps. A GPU that waits
-    for its batches wants some, on two cores they gain nothing. The batches are the same."""
+    """Processes that tokenise batches ahead. 0: the trainer tokenises between steps. They help if a
+    GPU waits for its batches; on two cores they gain nothing. The batches are the same."""
     compile: bool = False
-    """Train with each layer of the backbone compiled (``torch_compile`` of the trainer): about
-    twice as fast a step on a GPU, once the first steps have waited for the compiler."""
+    """Compile each layer of the backbone in training (``torch_compile`` of the trainer): on a GPU a
+    step takes about half the time, after the first steps have waited for the compiler."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     limits: str = "See the scores."
-    """For the model card: what the model is not for, and what its scores do not show."""
+    """Text for the model card: what the model is not for, and what its scores do not show."""
 
     @property
     def base_phases(self) -> dict[str, Phase]:
-        """Those that train the backbone, by name, in order."""
+        """The phases that train the backbone, by name, in order."""
         both = {"stage1": self.stage1, "long": self.long}
         return {name: phase for name, phase in both.items() if phase is not None}
 
     @property
     def phases(self) -> dict[str, Phase]:
-        """All, by the name of their settings, in order."""
+        """All phases, by the name of their settings, in order."""
         adapters = {f"adapters.{task}": phase for task, phase in self.adapters.items()}
         return {**self.base_phases, **adapters}
 

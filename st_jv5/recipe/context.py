@@ -78,9 +78,9 @@ class Run:
     report_to: tuple[str, ...] = ("none",)
     """sentence-transformers' trackers: tensorboard, trackio, wandb, ..."""
     path: str = ""
-    """Of the recipe, as it was given."""
+    """Path of the recipe, as it was given."""
     resume_anyway: bool = False
-    """Whether a phase goes on from a checkpoint of other data, arguments or versions."""
+    """Whether a phase continues from a checkpoint of other data, arguments or versions."""
     scratch: Path | None = None
     """For a look that leaves no trace (the plan): rows are prepared here, those that the output
     folder has are read there, and rows that a set of the Hub holds out are not asked for."""
@@ -201,7 +201,7 @@ class Run:
         return self._sources[number]
 
     def release(self) -> None:
-        """Let go of the teachers and their memory; one that is asked later is loaded anew."""
+        """Let go of the teachers and their memory; one that is asked later is loaded again."""
         if self._sources:
             self._sources.clear()
             gc.collect()  # a model and its card point at each other
@@ -260,7 +260,7 @@ class Run:
         """Where a phase's loss reads by column: one place, one per column, or (None) nowhere.
 
         Args:
-            phase: Its prompts of the teacher.
+            phase: The phase, which names prompts of the teacher.
             roles: What :meth:`role_stores` gave.
         """
         asked = phase.teacher_prompts
@@ -271,7 +271,7 @@ class Run:
         return ColumnStores([roles["query"], roles["positive"]])
 
     def told_of(self, store: Vectors | VectorRows) -> dict[str, Any]:
-        """What a model says of the teachers whose vectors it was trained on; no path is in it."""
+        """What a model records of the teachers whose vectors it was trained on; without paths."""
         names = {
             each.source or each.model: published_name(each.model, each.source)
             for each in self.teachers
@@ -334,7 +334,7 @@ class Run:
     def tell_licenses(self, licenses: Licenses) -> None:
         """Put what the recipe says of licences in the place of what was said before.
 
-        A finished model of ours has told those of its base, teachers and data, which stay.
+        A finished st_jv5 model records the licences of its base, teachers and data; these are kept.
         """
         spec, base = self.recipe.student, licenses.base
         unnamed = published_name(spec.name)
@@ -364,7 +364,7 @@ class Run:
 
     @cached_property
     def start_hash(self) -> str | None:
-        """Of the weights of a finished model in a folder; None where training makes the base."""
+        """Hash of the weights of a finished model in a folder; None if the base is trained."""
         folder = Path(resolve_model(self.recipe.student.model or "."))
         if not self.recipe.student.model or not folder.is_dir():
             return None

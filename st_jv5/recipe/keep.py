@@ -25,7 +25,7 @@ from st_jv5.teacher.sources import resolve_model
 logger = logging.getLogger("st_jv5.recipe")
 
 SAFE = 0.5
-"""Of the start, where nothing is said: notes/log.md has what it costs and saves."""
+"""Default share of the start; notes/log.md has what it costs and saves."""
 
 
 TOLERANCE = 0.5
@@ -53,7 +53,7 @@ def choose_base(run: Run, end: Path, folder: Path) -> SentenceTransformer:
     Args:
         run: Its recipe says how much of the start to try (``keep``).
         end: What the base phases left.
-        folder: Of the scores; ``keep.json`` tells all of them.
+        folder: Folder for the scores; ``keep.json`` has all of them.
     """
 
     def between(share: float) -> SentenceTransformer:
@@ -80,7 +80,7 @@ def choose_strength(
     adapter: Adapter,
     folder: Path,
 ) -> Adapter:
-    """An adapter at the best of the phase's strengths; ``strength.json`` tells all scores."""
+    """An adapter at the best of the phase's strengths; ``strength.json`` has all scores."""
 
     def at(strength: float) -> SentenceTransformer:
         model = SentenceTransformer(str(base))
@@ -101,7 +101,7 @@ def best(
 ) -> float:
     """The candidate with the best mean of near and far on validation; a single one unmeasured.
 
-    Of an adapter's tasks those are left out that ask for labels which it was told.
+    Tasks whose labels the adapter was trained on are left out.
 
     One whose far mean lies below the untrained model's is passed over, and so is one that loses
     more than :data:`TOLERANCE` points in a family of far tasks (``far clustering``), which a mean
@@ -115,7 +115,7 @@ def best(
         candidates: Numbers that ``model_of`` makes models of.
         untrained: The number of the model as it was before this training.
         model_of: Number -> model.
-        folder: Of the scores; ``WHAT.json`` tells all of them.
+        folder: Folder for the scores; ``WHAT.json`` has all of them.
         what: What is chosen, for files and messages.
         task: An adapter, scored on its own tasks; or the base, on all.
     """

@@ -35,7 +35,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), fraction: float
 
 
 def _with_columns(recipe: Recipe) -> Recipe:
-    """The columns of one's own files, where the recipe does not name them."""
+    """The columns of your own files, where the recipe does not name them."""
     sets = {
         name: spec if spec.columns or spec.kind == "synset_pairs" else with_columns(name, spec)
         for name, spec in recipe.data_sets.items()

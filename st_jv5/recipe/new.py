@@ -1,4 +1,4 @@
-"""A first recipe for one's own data: what the files hold, and settings that fit their size."""
+"""A first recipe for your own data: what the files hold, and settings that fit their size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from st_jv5.texts import stem
 TEACHER = "sentence-transformers/all-mpnet-base-v2"
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 LEAST_ROWS = 40
-"""Of a set of fewer none are held out."""
+"""Rows that a data set must have so that some are held out."""
 MOST_HELD_OUT = 500
 EPOCHS = 4
 """Passes over a phase's sets, up to :data:`MOST_STEPS`."""
@@ -90,7 +90,7 @@ class Own:
 
     @property
     def negatives(self) -> int:
-        """Of labelled rows: seven, or half of the texts that the largest label leaves."""
+        """Negatives of a labelled row: seven, or half of the texts outside the largest label."""
         others = self.labels.total() - max(self.labels.values())
         return max(1, min(7, others * self.train // self.labels.total() // 2))
 
@@ -201,7 +201,7 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
     """The recipe, with a comment at each choice.
 
     Args:
-        name: Of the recipe.
+        name: Name of the recipe.
         owns: What was seen.
         base: As ``student.base``.
         teacher: As ``teacher.model``.
@@ -212,18 +212,18 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
         adapters.setdefault(TASKS[own.spec.kind], []).append(own)
     of_teacher, of_base = _stated(teacher), _stated(base)
     lines = [
-        "# Run it: st-jv5 train THIS_FILE. Every setting is told in st_jv5/recipe/config.py.",
+        "# Run it: st-jv5 train THIS_FILE. st_jv5/recipe/config.py explains every setting.",
         f"name: {_flow(name)}   # the result goes to out/{name}",
-        "# The teacher is the big model that the student learns from; it embeds each text once.",
+        "# The teacher is the large model that the student learns from; it embeds each text once.",
         f"teacher: {_flow({'model': teacher, **of_teacher, 'max_tokens': min(tokens, 384)})}",
-        "# The base is what becomes your model. Texts are cut at max_tokens; fewer are faster.",
+        "# The base becomes your model. Texts are cut to max_tokens; fewer tokens are faster.",
         f"student: {_flow({'base': base, **of_base, 'max_tokens': tokens})}",
-        "# license: what the result's card says of the text; own where it is yours to publish",
-        "data_sets:   # held_out rows are never trained on: the scores at the end are theirs",
+        "# license: the text's licence, for the model card; own: the text is yours to publish",
+        "data_sets:   # held_out rows are never trained on; the model is scored on them at the end",
         *(f"  {_flow(n)}: {_flow(settings)}" for n, settings in _sets(owns).items()),
         "# The base learns the teacher's vectors of all your texts. A step reads batch_size rows.",
         f"stage1: {_flow(_phase(owns, [_general(own, owns) for own in owns], BATCH_ROWS, 1.0e-4))}",
-        "adapters:   # then one adapter for each use, on the base, which is frozen",
+        "adapters:   # one adapter for each use, on the base, which is frozen",
     ]
     for task, of in adapters.items():
         most = LABELLED_ROWS if task == "classification" else BATCH_ROWS
@@ -232,8 +232,8 @@ def recipe_text(name: str, owns: Sequence[Own], base: str, teacher: str) -> str:
         lines.append(f"  # {USES[task]}; every row is read about {passes:.1f} times")
         lines.append(f"  {task}: {_flow(phase)}")
     lines += [
-        "# Better: more rows; for pairs hard negatives (columns negative_1, ...), or a second data",
-        "# set of the same pairs with `negatives: 2`: the teacher finds them. Longer: raise steps.",
+        "# For a better model add rows, steps, or hard negatives of pairs (negative_1, ...),",
+        "# or a second data set of the same pairs with `negatives: 2`, which the teacher finds.",
     ]
     return "\n".join(lines) + "\n"
 

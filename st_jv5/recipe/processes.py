@@ -30,6 +30,6 @@ def join_processes() -> PartialState | None:
 
 
 def wait_for_all() -> None:
-    """Until every process of torchrun has come here, but no longer than :data:`PATIENCE`."""
+    """Wait until every process of torchrun is here, but no longer than :data:`PATIENCE`."""
     if (group := join_processes()) is not None:
         group.wait_for_everyone()

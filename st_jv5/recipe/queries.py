@@ -70,8 +70,8 @@ def write_pairs(
         server: Where, which model, how many at once, how often again.
         texts: Documents; equal ones are asked once.
         path: A jsonl file of ``query`` and ``positive``, which grows.
-        most_characters: Of a document that the server sees.
-        instruction: What it is asked for.
+        most_characters: Most characters of a document that are sent to the server.
+        instruction: Instruction to the language model.
     """
     path = Path(path)
     known = read_pairs(path)

@@ -1,7 +1,7 @@
 """A recipe's stages: teacher -> stage 1 -> adapters -> one model -> evaluation -> report.
 
 Each stage leaves its result in the output folder and is skipped when it is there; a stage that was
-interrupted goes on from its last checkpoint.
+interrupted continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -129,14 +129,16 @@ def _check_model(setting: str, name: str, revision: str = "") -> None:
             hf_hub_download(folder, "config.json", revision=revision or None)
     except LocalEntryNotFoundError as error:
         raise RecipeError(
-            f"{setting}: {name} is no folder here, and the Hub cannot be asked for it (no "
+            f"{setting}: {name} is not a folder here, and the Hub cannot be asked for it (no "
             f"network, or HF_HUB_OFFLINE is set); run `hf download {name}` where there is a "
             f"network, or name a folder"
         ) from error
     except EntryNotFoundError:
         return  # the Hub has it; some have their config in a folder
     except HFValidationError as error:
-        raise RecipeError(f"{setting}: {name} is no folder here, and no id of the Hub") from error
+        raise RecipeError(
+            f"{setting}: {name} is not a folder here, and not an id on the Hub"
+        ) from error
     except (HfHubHTTPError, ValueError) as error:
         raise RecipeError(f"{setting}: {error}") from error
 

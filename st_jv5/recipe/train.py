@@ -78,7 +78,7 @@ def train(
         phase: Steps, batches, rates.
         checkpoints: Folder of the trainer's checkpoints; ``log.json`` goes beside it.
         loss: Instead of the task's own.
-        callbacks: Of transformers, on top of the trainer's.
+        callbacks: Callbacks of transformers, besides the trainer's.
     """
     stores = run.role_stores(phase)
     sets = training_sets(run, phase, stores)
@@ -227,7 +227,7 @@ class _Spent(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": self.so_far()}
 
     def so_far(self) -> dict[str, float]:
-        """Of this run, and of those that it goes on from; nothing before training begins."""
+        """Seconds and peak memory of this run and of those that it continues."""
         if self.started is None:  # the host asks once then: what was before is not the phase's
             return {}
         seconds = self.before.get("seconds", 0.0) + time.time() - self.started
@@ -270,7 +270,8 @@ def rows_here(phase: Phase, batch_size: int) -> int:
     rows, left = divmod(batch_size * phase.devices, WORLD_SIZE)
     if left:
         raise RecipeError(
-            f"a step's {phase.devices} x {batch_size} rows do not fall into {WORLD_SIZE} processes"
+            f"a step's {phase.devices} x {batch_size} rows cannot be shared among "
+            f"{WORLD_SIZE} processes"
         )
     return rows
 
@@ -343,8 +344,8 @@ def fit(
     """
     if phase.fit_projection <= (width := student.get_embedding_dimension()):
         raise RecipeError(
-            f"fit_projection: {phase.fit_projection} texts cannot fit {width} dims; ask for more, "
-            f"or for 0: no fit"
+            f"fit_projection: {phase.fit_projection} texts are too few to fit {width} dims; "
+            f"ask for more, or for 0: no fit"
         )
     most = student.max_seq_length
     texts = drawn_texts(run, phase, phase.fit_projection, most)

@@ -51,7 +51,7 @@ class RandomVectors:
         self.dim = dim
 
     def describe(self) -> dict[str, Any]:
-        """That there is no teacher."""
+        """Description that there is no teacher."""
         return {"teacher": "none", "dim": self.dim}
 
     def state(self) -> list[Any]:
@@ -92,7 +92,7 @@ def try_phases(run: Run, names: Sequence[str]) -> None:
 
     Args:
         run: Its recipe.
-        names: Of phases, as ``Recipe.phases`` has them.
+        names: Names of phases, as in ``Recipe.phases``.
 
     Raises:
         RecipeError: Names the phase and the data set.
@@ -172,7 +172,7 @@ def _with_others(rows: Rows, first: Dataset, negatives: int) -> Dataset:
 
 
 def _check_rows(run: Run, phase_name: str, phase: Phase, name: str, first: Dataset) -> None:
-    """A data set too small for a batch is told; one that allows none is refused."""
+    """Log a data set too small for a full batch; raise an error if no batch is possible."""
     spec, rows = run.recipe.data_sets[name], run.rows[name]
     if name in phase.replay:  # each text by itself: as many rows at least
         whole = rows.dataset.select_columns(rows.roles[:1])

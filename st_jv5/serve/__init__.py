@@ -1,4 +1,4 @@
-"""A model behind HTTP: ``st-jv5 serve MODEL``, or ``create_app`` of ``st_jv5.serve.app``."""
+"""An HTTP server for a model: ``st-jv5 serve MODEL``, or ``create_app`` in ``st_jv5.serve.app``."""
 
 from st_jv5.serve.limits import Limits
 

@@ -13,7 +13,7 @@ from st_jv5.serve.wire import Kind
 
 
 def written(vectors: Array, kind: Kind) -> list[Any]:
-    """Each row of ``(n, dim)`` as JSON holds it: numbers, or base64 of float32."""
+    """Each row of ``(n, dim)`` in JSON: numbers, or base64 of float32."""
     if kind == "base64":
         return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
     if kind == "float":
@@ -30,7 +30,7 @@ def cut(vectors: Array, dim: int | None) -> Array:
 
 
 def openai_answer(vectors: Array, dim: int | None, kind: Kind, model: str, tokens: int) -> bytes:
-    """Of ``/v1/embeddings``."""
+    """Answer of ``/v1/embeddings``."""
     rows = written(cut(vectors, dim), kind)
     return to_json(
         {
@@ -46,5 +46,5 @@ def openai_answer(vectors: Array, dim: int | None, kind: Kind, model: str, token
 
 
 def tei_answer(vectors: Array, dim: int | None) -> bytes:
-    """Of ``/embed``."""
+    """Answer of ``/embed``."""
     return to_json(written(cut(vectors, dim), "float"))

@@ -1,4 +1,4 @@
-"""The application: its paths, from a request's body to an answer's."""
+"""The ASGI application: its paths, from a request's body to the answer's."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def create_app(
     token_ids: bool = False,
     batch_tokens: int | None = None,
 ) -> FastAPI:
-    """An ASGI application that serves a model of ours.
+    """An ASGI application that serves an st_jv5 model.
 
-    One thread computes; the model is not to be changed meanwhile.
+    One thread computes the vectors. Do not change the model while the application runs.
 
     Args:
-        model: A model of ours.
-        names: Its names in requests; each may have a task behind it, ``name/retrieval``.
-        limits: Of requests and of what waits.
-        keys: API keys, any of which opens; none: open to all.
-        token_ids: Take token ids in a text's place, of the model's own tokenizer.
-        batch_tokens: Padded tokens of a batch; None fits the device.
+        model: An st_jv5 model.
+        names: Names of the model in requests; a request may add a task, as in ``name/retrieval``.
+        limits: Limits of requests and of the queue.
+        keys: API keys; a request needs one of them. Without keys every request is answered.
+        token_ids: Accept token ids of the model's own tokenizer in place of texts.
+        batch_tokens: Most padded tokens of a batch; None chooses by the device.
 
     Example:
         >>> from starlette.testclient import TestClient
@@ -137,7 +137,7 @@ class Service:
         return Response(raw, media_type="application/json")
 
     async def embed(self, body: EmbedRequest, request: Request) -> Response:
-        """Vectors of texts, as text-embeddings-inference gives them."""
+        """Vectors of texts, as text-embeddings-inference returns them."""
         asked = self.names.asked(None, body.task, body.prompt_name)
         self._check_dim(body.dimensions)
         vectors, _ = await self._vectors(request, "inputs", body.inputs, asked, body.truncate)
@@ -145,11 +145,11 @@ class Service:
         return Response(raw, media_type="application/json")
 
     async def models(self) -> dict[str, Any]:
-        """The names to ask for: the model's, alone and with each task behind it."""
+        """The names that ``model`` may have: the model's, alone and with each task behind it."""
         return {"object": "list", "data": self.names.listed()}
 
     async def model_named(self, name: str) -> dict[str, Any]:
-        """One of them."""
+        """One of the names of ``/v1/models``."""
         for found in self.names.listed():
             if found["id"] == name:
                 return found
@@ -157,13 +157,13 @@ class Service:
         raise ApiError(404, f"no model {name!r}", param="model", code="model_not_found")
 
     async def health(self) -> dict[str, str]:
-        """Whether the process does its work."""
+        """Whether the process works."""
         if not self.batcher.alive:
             raise ApiError(503, "the model's thread has ended", code="broken")
         return {"status": "ok"}
 
     async def ready(self) -> dict[str, str]:
-        """Whether it takes requests."""
+        """Whether the server accepts requests."""
         if not self.batcher.alive or self.batcher.stopping:
             raise ApiError(503, "not ready", code="not_ready")
         return {"status": "ready"}
@@ -200,7 +200,7 @@ class Service:
         return vectors, sum(counts)
 
     async def _answer(self, request: Request, field: str, vectors: asyncio.Future[Any]) -> Any:
-        """The vectors, unless they take too long or the client goes away: then they are dropped."""
+        """The vectors; they are dropped if they take too long or the client disconnects."""
         gone = asyncio.ensure_future(_gone(request))
         try:
             waiting: set[asyncio.Future[Any]] = {vectors, gone}
@@ -212,7 +212,7 @@ class Service:
             if vectors.done():
                 return vectors.result()
             if gone.done():
-                raise ApiError(GONE, "the client went away", code="gone")
+                raise ApiError(GONE, "the client disconnected", code="gone")
             told = f"no vectors within {self.limits.timeout_seconds:g} s; send fewer texts at once"
             raise ApiError(503, told, code="timeout", headers={"Retry-After": "1"})
         except NotFiniteError as error:
@@ -229,7 +229,7 @@ class Service:
     def _read(
         self, field: str, given: Any, asked: Asked, truncate: bool | None
     ) -> tuple[list[str], list[int]]:
-        """A request's texts, and of each the tokens that the model will see."""
+        """A request's texts, and for each the number of tokens that the model will see."""
         texts = self._texts(field, given)
         counts = self.counter.counts([asked.prompt + text for text in texts])
         most = self.counter.most

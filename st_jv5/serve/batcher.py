@@ -37,7 +37,7 @@ MOST_RETRY_SECONDS = 60
 
 
 class OverloadedError(Exception):
-    """More waits than the server takes; ``retry_seconds`` is when to ask again."""
+    """The queue is full; the client may try again after ``retry_seconds``."""
 
     def __init__(self, retry_seconds: int) -> None:
         super().__init__(f"too much is waiting for the model; try again in {retry_seconds} s")
@@ -45,7 +45,7 @@ class OverloadedError(Exception):
 
 
 class StoppingError(Exception):
-    """The server takes no more."""
+    """The server is stopping and accepts no more requests."""
 
 
 @dataclass(eq=False)
@@ -57,14 +57,14 @@ class Job:
     task: TaskName
     prompt_name: str | None
     adapter: str | Blend
-    """What the task means: one forward has texts of one adapter, or a few of several."""
+    """The adapter: a batch has texts of one adapter, or a few texts of several."""
     future: Future[Array]
     arrived: float
     left: int
     vectors: Array | None = None
 
     def put(self, index: int, vector: Array) -> None:
-        """A text's vector; the last one ends the job."""
+        """Store the vector of a text; the last one ends the job."""
         if self.vectors is None:
             self.vectors = np.empty((len(self.texts), len(vector)), dtype=np.float32)
         self.vectors[index] = vector
@@ -74,13 +74,13 @@ class Job:
                 self.future.set_result(self.vectors)
 
     def fail(self, error: BaseException) -> None:
-        """No vectors."""
+        """End the job with an error."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
 class Piece(NamedTuple):
-    """A text that waits. The least turn comes first; numbers tell equal ones apart."""
+    """A waiting text. The lowest turn comes first; of equal turns, the lowest number."""
 
     turn: int
     number: int
@@ -90,19 +90,19 @@ class Piece(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of the text, with prompt and special tokens."""
+        """Tokens of the text, with prompt and special tokens."""
         return self.job.tokens[self.place]
 
 
 def chosen(waiting: Sequence[Piece], budget: int) -> list[Piece]:
-    """The texts of the next forward: the first, and others that go well with it.
+    """Choose the next batch: the first waiting text, and others that fit it.
 
-    Those are texts of the same adapter, the nearest in length first, up to ``budget`` padded tokens
-    and while padding stays small. Where they are few, short texts of other adapters join them, as
-    :func:`st_jv5.encode_mixed` runs such together.
+    The others are texts of the same adapter, nearest in length first, up to ``budget`` padded
+    tokens and while padding stays small. If these are few, short texts of other adapters are added,
+    as in :func:`st_jv5.encode_mixed`.
 
     Args:
-        waiting: In the order of their turns, at least one.
+        waiting: Waiting texts in the order of their turns, at least one.
         budget: Most padded tokens; the first text is taken even if it is longer.
     """
     first, window = waiting[0], waiting[:WINDOW]
@@ -134,15 +134,15 @@ def chosen(waiting: Sequence[Piece], budget: int) -> list[Piece]:
 class Batcher:
     """Takes texts from any thread and computes them in one, batch by batch.
 
-    Requests share the model by tokens: a text's turn is the tokens of its own request before it,
-    counted from the turn that is being served when it comes. So a request of 2,000 texts and one of
-    a single text that comes later advance alike, and the single one is done first.
+    Requests share the model by tokens. The turn of a text is the number of tokens before it in its
+    own request, plus the turn that is being served when the request arrives. So a request of one
+    text that arrives during a request of 2,000 texts is finished first.
 
     Args:
-        model: A model of ours.
-        limits: Its ``max_waiting_tokens`` and ``batch_wait_ms`` are used here.
-        batch_tokens: Padded tokens of a batch; None fits the device.
-        observe: Is told texts, tokens and seconds of each batch.
+        model: An st_jv5 model.
+        limits: ``max_waiting_tokens`` and ``batch_wait_ms`` are used here.
+        batch_tokens: Padded tokens of a batch; None chooses by the device.
+        observe: Called with texts, tokens and seconds of each batch.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Batcher:
 
     @property
     def waiting_texts(self) -> int:
-        """Texts that no batch has yet."""
+        """Number of texts that are not in a batch yet."""
         return len(self._waiting)
 
     @property
@@ -174,7 +174,7 @@ class Batcher:
 
     @property
     def stopping(self) -> bool:
-        """Whether nothing more is taken."""
+        """Whether the server accepts no more requests."""
         return self._stopping
 
     def start(self) -> None:
@@ -184,7 +184,7 @@ class Batcher:
         self._thread.start()
 
     def close(self) -> None:
-        """Take no more, finish what waits, and end the thread."""
+        """Accept no more texts, finish those that wait, and end the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -209,16 +209,16 @@ class Batcher:
         """Queue the texts of a request; cancelling the future drops those that still wait.
 
         Args:
-            texts: At least one.
-            tokens: Of each text.
+            texts: One text or more.
+            tokens: Number of tokens of each text.
             task: A task, an alias or a blend.
             prompt_name: None is the task's default.
 
         Returns:
-            Of ``(n, width)`` unit rows, float32.
+            A future of ``(n, width)`` unit rows, float32.
 
         Raises:
-            OverloadedError: Too much waits.
+            OverloadedError: Too many tokens wait.
             StoppingError: After :meth:`close`.
         """
         adapter = router_of(self.model).resolve(task) or BASE

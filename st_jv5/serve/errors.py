@@ -17,14 +17,14 @@ TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class ApiError(HTTPException):
-    """What a client is told; FastAPI lets it pass where it reads a body, too.
+    """An error that is sent to the client; FastAPI lets it through, also while it reads a body.
 
     Args:
-        status: Of HTTP.
-        message: For a person.
-        param: What of the request it is about, such as ``dimensions`` or ``input[3]``.
-        code: For a program.
-        headers: Of the answer.
+        status: HTTP status.
+        message: Text for people.
+        param: The field of the request that is wrong, such as ``dimensions`` or ``input[3]``.
+        code: Name of the error for programs.
+        headers: Headers of the answer.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class ApiError(HTTPException):
 
 
 def broken() -> ApiError:
-    """A fault of the server's own, without a word of what it was about."""
+    """An error of the server itself; the message names no text."""
     return ApiError(500, "the server failed; its log says where", code="internal_error")
 
 
 async def on_api_error(request: Request, error: Exception) -> JSONResponse:
-    """Of an endpoint."""
+    """Answer to an error of an endpoint."""
     assert isinstance(error, ApiError)
     return error.response()
 
 
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Of the framework: no such path, another method, a body that is none."""
+    """Answer to an error of the framework: unknown path, wrong method, broken body."""
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     told = f"{error.detail}: {request.method} {request.url.path}"
@@ -71,7 +71,7 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_bad_request(request: Request, error: Exception) -> JSONResponse:
-    """Of a body that is not as it should be: the first fault."""
+    """Answer to a body with wrong fields: the first error."""
     assert isinstance(error, RequestValidationError)
     return _first_fault(error.errors()[0]).response()
 

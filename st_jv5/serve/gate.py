@@ -1,4 +1,4 @@
-"""What every request passes first: its key, its size, how many are open; and no error gets past."""
+"""First checks of every request: API key, size, open requests; it also catches all errors."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from st_jv5.serve.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 OPEN = ("/", "/page.css", "/page.js", "/health", "/ready", "/docs", "/openapi.json")
-"""Paths that need no key: they hold nothing of the model's or of others' texts."""
+"""Paths that need no key: they show nothing of the model or of anyone's texts."""
 OPEN_BELOW = "/static-offline-docs/"
 UNCOUNTED = ("/health", "/ready", "/metrics")
-"""Paths that answer however much is going on."""
+"""Paths that answer even if the server is busy."""
 
 
 class Gate:
     """The outermost layer of the application.
 
     Args:
-        app: What is behind it.
-        limits: Its ``max_bytes``, ``max_requests`` and ``read_seconds`` are used here.
-        keys: Any of them opens; none are needed if there are none.
+        app: The application that answers accepted requests.
+        limits: ``max_bytes``, ``max_requests`` and ``read_seconds`` are used here.
+        keys: API keys, of which a request needs one; without keys every request is accepted.
         metrics: Counts.
     """
 
@@ -72,7 +72,7 @@ class Gate:
         self.metrics.seconds.labels(path).observe(time.monotonic() - begin)
 
     def _refused(self, scope: Scope) -> ApiError | None:
-        """Why a request is not even read."""
+        """The reason why a request is refused before it is read, if any."""
         headers = dict(scope["headers"])
         if self.keys and not self._is_open(scope["path"]) and not self._has_key(headers):
             told = "a key is needed: Authorization: Bearer KEY"
@@ -101,7 +101,7 @@ class Gate:
         return ApiError(413, told, code="too_many_bytes")
 
     def _bounded(self, receive: Receive) -> Receive:
-        """The body, up to a size and a time."""
+        """The body, read up to the limits of size and time."""
         until = time.monotonic() + self.limits.read_seconds
         size, whole = 0, False
 

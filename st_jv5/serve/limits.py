@@ -1,4 +1,4 @@
-"""What a server takes, and how long it waits."""
+"""Limits of a server: sizes of requests, and waiting times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _limit(default: Any, about: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a server; each is a flag of ``st-jv5 serve``, too.
+    """Limits of a server; each one is also an option of ``st-jv5 serve``.
 
     Example:
         >>> Limits(max_texts=16).max_texts
@@ -23,15 +23,15 @@ class Limits:
         ValueError: max_texts must be positive, not 0
     """
 
-    max_texts: int = _limit(2048, "texts of a request")
-    max_tokens: int = _limit(262_144, "tokens of a request, after the cut to the model's length")
-    max_bytes: int = _limit(4 << 20, "bytes of a request")
-    max_requests: int = _limit(512, "requests that are open at once; 429 beyond")
-    max_waiting_tokens: int = _limit(524_288, "tokens that wait for the model; 429 beyond")
-    timeout_seconds: float = _limit(120.0, "from a request's last byte to its vectors")
-    read_seconds: float = _limit(30.0, "for a request to come in")
-    stop_seconds: float = _limit(120.0, "for what was taken to be finished, after SIGTERM")
-    batch_wait_ms: float = _limit(2.0, "a text waits for others to share its batch")
+    max_texts: int = _limit(2048, "most texts of a request")
+    max_tokens: int = _limit(262_144, "most tokens of a request, after long texts are cut")
+    max_bytes: int = _limit(4 << 20, "most bytes of a request")
+    max_requests: int = _limit(512, "most open requests; beyond, status 429")
+    max_waiting_tokens: int = _limit(524_288, "most waiting tokens; beyond, status 429")
+    timeout_seconds: float = _limit(120.0, "seconds from a request's last byte to its vectors")
+    read_seconds: float = _limit(30.0, "seconds in which a request must arrive")
+    stop_seconds: float = _limit(120.0, "seconds after SIGTERM to finish accepted requests")
+    batch_wait_ms: float = _limit(2.0, "milliseconds that a text waits for a fuller batch")
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -41,5 +41,5 @@ class Limits:
         if self.max_tokens > self.max_waiting_tokens:
             raise ValueError(
                 f"max_tokens, {self.max_tokens}, must not be more than max_waiting_tokens, "
-                f"{self.max_waiting_tokens}: such a request would never be taken"
+                f"{self.max_waiting_tokens}: such a request would never be accepted"
             )

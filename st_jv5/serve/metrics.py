@@ -29,13 +29,13 @@ class Metrics:
         self.seconds = spread("request_seconds", "of a request, by path", SECONDS, "path")
         self.texts = count("texts", "texts taken, by task", "task")
         self.tokens = count("tokens", "tokens taken, by task", "task")
-        self.cut = count("texts_cut", "texts longer than the model takes, so cut")
+        self.cut = count("texts_cut", "texts that were cut, being longer than the model takes")
         self.batch_texts = spread("batch_texts", "texts of a batch", SIZES)
         self.batch_tokens = spread("batch_tokens", "tokens of a batch", SIZES)
         self.batch_seconds = spread("batch_seconds", "the model takes for a batch", SECONDS)
 
     def watch(self, batcher: Batcher) -> None:
-        """Tell what waits before the model."""
+        """Report how many texts and tokens wait for the model."""
         for name in ("waiting_texts", "waiting_tokens"):
             gauge = Gauge(f"st_jv5_{name}", "before the model", registry=self.registry)
             gauge.set_function(lambda name=name: getattr(batcher, name))  # type: ignore[misc]

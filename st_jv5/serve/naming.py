@@ -19,7 +19,7 @@ JINA_TASKS: Mapping[str, tuple[str, str | None]] = {
     "retrieval.passage": ("retrieval", "document"),
     "separation": ("clustering", None),
 }
-"""Jina's name -> task and prompt name. The other three are named as ours."""
+"""Jina's task name -> our task and prompt name. The other three tasks have the same names."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Asked:
 
 
 class Names:
-    """The names that a server answers to: its model's, each alone and with a task behind it.
+    """The names that ``model`` may have in a request: the model's names, alone and with a task.
 
     Args:
-        model: A model of ours.
-        names: At least one; the first is the one that is told.
+        model: An st_jv5 model.
+        names: At least one; answers contain the first.
     """
 
     def __init__(self, model: SentenceTransformer, names: Sequence[str]) -> None:
@@ -49,12 +49,12 @@ class Names:
         self.router: Any = router_of(model)
 
     def tasks(self) -> list[str]:
-        """What may stand behind a name: adapters, their aliases, and base."""
+        """What may follow a name: adapters, their aliases, and base."""
         known = self.router.tasks.values()
         return [*(t.name for t in known), *(alias for t in known for alias in t.aliases), BASE]
 
     def listed(self) -> list[dict[str, Any]]:
-        """As ``/v1/models`` tells them; ``adapter`` is false of a name alone and of aliases."""
+        """The names for ``/v1/models``; ``adapter`` is false for plain names and aliases."""
         about = {
             "object": "model",
             "created": 0,
@@ -80,7 +80,7 @@ class Names:
         prompt_name: str | None,
         mode: str | None = None,
     ) -> Asked:
-        """What a request means; :class:`~st_jv5.serve.errors.ApiError` if the model lacks it."""
+        """Task and prompt of a request; :class:`~st_jv5.serve.errors.ApiError` without them."""
         behind = self._behind(model) if model is not None else None
         if behind is not None and task is not None and behind != task:
             message = f"model names the task {behind!r} and task {task!r}; send one of them"

@@ -20,7 +20,7 @@ def _is_id(value: object) -> bool:
 
 
 def check_input(value: object) -> object:
-    """One text, several, or token ids of one or several; a fault tells the text's index."""
+    """One text, several texts, or token ids of one or several; an error names the text's index."""
     if isinstance(value, str):
         check_text(value, 0)
         return value
@@ -50,7 +50,7 @@ def _all_ids(ids: list[object]) -> bool:
 
 
 def check_text(text: str, index: int) -> None:
-    """A fault for half a surrogate pair, which no encoding can write."""
+    """Raise an error for half a surrogate pair, which no encoding can write."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -62,7 +62,7 @@ Input = Annotated[str | list[str] | list[int] | list[list[int]], BeforeValidator
 
 
 class Body(BaseModel):
-    """A request; a field that is not known is refused, as a misspelt one would do nothing."""
+    """A request; an unknown field is an error, since a misspelt one would have no effect."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -78,7 +78,7 @@ class Body(BaseModel):
 
 
 class EmbeddingsRequest(Body):
-    """OpenAI's and Jina's request, and ours: any task, prompt or blend."""
+    """OpenAI's and Jina's request, extended: any task, prompt or blend."""
 
     model: str = Field(description="the server's name for its model, or name/task")
     input: Input
@@ -120,7 +120,7 @@ class EmbeddingsRequest(Body):
 
 
 class EmbedRequest(Body):
-    """TEI's request, and our task."""
+    """TEI's request, extended by a task."""
 
     inputs: Texts
     truncate: bool | None = None

@@ -39,43 +39,45 @@ def new_student(
     pooling: str | None = None,
     prompts: Mapping[str, str] | None = None,
 ) -> SentenceTransformer:
-    """Build a student: a backbone, pooling, the Matryoshka cut, and prompts.
+    """Build a student: a backbone, pooling, a Matryoshka module that cuts vectors, and prompts.
 
-    A base of sentence-transformers keeps its own pooling and prompts, so that the student starts
-    with the base's vectors. A plain transformers folder says nothing of either: it pools the last
-    token and gets the paper's prompts.
+    If the base is a sentence-transformers model, the student keeps its pooling and prompts, so it
+    starts with the base's vectors. A plain transformers folder names neither: then the student
+    pools the last token and gets the paper's prompts.
 
-    The backbone's own dropout is set to 0, as in the paper's students (Qwen3 and EuroBERT train
-    without any): a target that is met exactly is not met through noise.
+    The backbone's dropout is set to 0, as in the paper's students (Qwen3 and EuroBERT train without
+    dropout): a student that starts with exactly its target's vectors would not have them under
+    dropout.
 
     Args:
-        base: Hub id, folder, or a SentenceTransformer whose backbone and tokenizer are copied. The
-            licences that a model of ours names go along.
-        layers: Indices of the blocks to keep, in order, or how many: evenly spaced, the first and
-            the last among them. None keeps all.
-        append_eos: End every input with EOS or SEP. An error if the tokenizer has neither. None
-            does so where the last token is pooled, whose state is the embedding, and leaves the
-            tokenizer alone elsewhere.
-        matryoshka_dims: Dims to train, each at most the width; None takes
-            :data:`MATRYOSHKA_DIMS` below the width, and the width.
-        dtype: Dtype of the weights; None as the base's config says. What learns becomes float32
-            when training begins, whatever this is (:func:`~st_jv5.train_task`).
-        vocabulary: Texts whose tokens are kept, all others dropped: see
-            :func:`~st_jv5.backbone.vocabulary.cut_vocabulary`. None keeps all.
+        base: Hub id, folder, or a SentenceTransformer whose backbone and tokenizer are copied. From
+            an st_jv5 model the licences that it names are copied, too.
+        layers: Indices of the blocks to keep, in order; or how many to keep, evenly spaced, with
+            the first and the last among them. None keeps all.
+        append_eos: True: end every input with EOS or SEP; an error if the tokenizer has neither.
+            None: do so if the last token is pooled, since its state is then the embedding.
+            Otherwise the tokenizer is left as it is.
+        matryoshka_dims: Dims to train, each at most the width. None takes the values of
+            :data:`MATRYOSHKA_DIMS` below the width, and the width itself.
+        dtype: Dtype of the weights; None takes the one in the base's config. Trained weights become
+            float32 when training begins, whatever the dtype is (:func:`~st_jv5.train_task`).
+        vocabulary: Texts whose tokens are kept; all other tokens are dropped
+            (:func:`~st_jv5.backbone.vocabulary.cut_vocabulary`). None keeps all tokens.
         pooling: ``"mean"``, ``"cls"`` (the first token, which in a causal decoder sees no other) or
-            ``"lasttoken"``. None takes the base's own way, and the last token where the base does
-            not say.
-        prompts: Name -> text, ``"query"`` and ``"document"`` among the names; they become the
-            model's ``prompts``, from which the base is trained and :func:`~st_jv5.add_task` takes
-            its own. None takes the base's own, empty texts where a model of sentence-transformers
-            has none, and the paper's where the base does not say.
+            ``"lasttoken"``. None takes the base's pooling, and the last token if the base names
+            none.
+        prompts: Prompt name -> text, with the names ``"query"`` and ``"document"`` among them. They
+            become the model's ``prompts``: the base is trained with them, and
+            :func:`~st_jv5.add_task` copies them. None takes the base's prompts: empty texts for a
+            sentence-transformers model without prompts, the paper's for a plain transformers
+            folder.
 
     Returns:
-        A model without adapters: it encodes as its base.
+        A model without adapters; its vectors are the base's.
 
     Raises:
-        ValueError: The base pools in a way that a student does not have, or has a layer behind its
-            pooling, and ``pooling`` does not say what to do instead.
+        ValueError: The base pools in a way that a student cannot, or has a layer behind its
+            pooling, and ``pooling`` is not given.
 
     Example:
         >>> student = new_student(teacher_folder, layers=[0, 2, 5])
@@ -117,7 +119,7 @@ def new_student(
         model_kwargs={} if dtype is None else {"dtype": dtype},
         config_kwargs={name: 0.0 for name in DROPOUTS if hasattr(config, name)},
     )
-    if (settings := Path(base) / SETTINGS_FILE).is_file():  # a model of ours
+    if (settings := Path(base) / SETTINGS_FILE).is_file():  # an st_jv5 model
         router.licenses = Licenses.read(read_json(settings).get("licenses", {}), settings)
     if layers is not None:
         _keep_layers(router.model, layers)

@@ -1,4 +1,4 @@
-"""Weights between two bases: what training brought, and what the start knew."""
+"""Weights between two bases: that from which training began, and that with which it ended."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from st_jv5.modules import AdapterRouter
 def interpolate(
     start: SentenceTransformer | str | Path, end: SentenceTransformer | str | Path, weight: float
 ) -> SentenceTransformer:
-    """A base between the model that training began with and the one it ended with.
+    """Interpolate between the model that training began with and the one it ended with.
 
-    Each tensor is ``start + weight * (end - start)``. Distilling on little text gains on text like
-    it and loses on other text; a base in between keeps most of both (Wortsman et al., "Robust
-    fine-tuning of zero-shot models", arXiv:2109.01903).
+    Each tensor is ``start + weight * (end - start)``. Distilling on little text makes a model
+    better on text like it and worse on other text; a base in between keeps most of both strengths
+    (Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv:2109.01903).
 
     Args:
-        start: Model or folder that training began with; a stock model does, too.
-        end: A model of ours or its folder, of the same backbone, without adapters. Everything but
+        start: Model or folder that training began with; it may be a stock model.
+        end: An st_jv5 model or its folder, of the same backbone, without adapters. Everything but
             the weights comes from it.
         weight: 0 is the start, 1 the end.
 
     Returns:
-        A model like ``end``, without a projection: that belongs to the end's own vectors
-        (:func:`~st_jv5.projection.fit_projection` fits another).
+        A model like ``end``, without a projection, since ``end``'s projection fits only the vectors
+        of ``end`` (:func:`~st_jv5.projection.fit_projection` fits a new one).
 
     Raises:
         ValueError: The weight is outside 0..1, ``end`` has adapters, or the two differ in their

@@ -28,25 +28,26 @@ class EndpointTeacher:
     """A server that speaks OpenAI's ``/v1/embeddings``: vLLM, TEI, llama.cpp, infinity, OpenAI.
 
     Requests go through the ``openai`` client (``pip install "st-jv5[endpoint]"``), several at a
-    time; it tries again, waiting longer each time, on 408, 409, 429, 5xx and lost connections.
-    The prompt is put before each text here. Where the input is cut is up to the server: give it
-    the space's ``max_tokens`` (``extra_body={"truncate_prompt_tokens": 512}`` for vLLM), and
-    compare with ``st-jv5 teacher verify``.
+    time; it tries again, waiting longer each time, on 408, 409, 429, 5xx and lost connections. The
+    prompt is put in front of each text before it is sent. The server cuts long texts: set it to the
+    space's ``max_tokens`` (``extra_body={"truncate_prompt_tokens": 512}`` for vLLM), and check the
+    result with ``st-jv5 teacher verify``.
 
-    The server is not trusted. An answer is read up to :data:`MAX_TEXT_BYTES` a text and no longer
-    than the timeout, and must have one vector for each text; redirects are not followed. No message
-    shows the key, not even where the server sends it back.
+    The server is not trusted. An answer is read up to :data:`MAX_TEXT_BYTES` bytes per text and
+    until the timeout, and it must have one vector for each text. Redirects are not followed. No
+    message shows the key, even if the server sends it back.
 
     Args:
         url: The server's address up to ``/v1``, such as ``http://localhost:8000/v1``.
         model: The model's name at the server.
-        key_env: Environment variable that holds the key; local servers want none. The key itself
-            is kept nowhere.
+        key_env: Environment variable that holds the key; local servers need none. The key itself is
+            not stored anywhere.
         batch_size: Texts per request.
-        concurrency: Requests under way at once.
-        retries: Further tries of a request.
-        timeout_seconds: Limit of a request: to connect, to begin the answer, to send all of it.
-        extra_body: More fields for each request.
+        concurrency: Number of requests that are sent at a time.
+        retries: How often a failed request is sent again.
+        timeout_seconds: Limit, in seconds, each for connecting, for the beginning of the answer and
+            for all of it.
+        extra_body: Further fields of each request.
 
     Example:
         >>> EndpointTeacher("http://localhost:8000/v1", "my-teacher").describe()["by"]
@@ -175,7 +176,7 @@ class EndpointTeacher:
             cause = error.__cause__ if isinstance(error.__cause__, RefusedError) else error
             problem = (
                 f"did not answer within {self.timeout_seconds:g} s, {self.retries + 1} times: "
-                f"{cause}; what is stored stays, run again to go on"
+                f"{cause}; what is stored is kept; run it again to continue"
             )
         except (RefusedError, ValueError) as error:
             problem = f"{error} ({about})"
@@ -193,7 +194,7 @@ class EndpointTeacher:
         try:
             answer = json.loads(raw)
         except (ValueError, RecursionError):
-            raise RefusedError(f"gave no JSON, but {raw[:60]!r}") from None
+            raise RefusedError(f"sent no JSON, but {raw[:60]!r}") from None
         data = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
             raise RefusedError("gave an answer without a list of vectors under 'data'")
@@ -210,7 +211,7 @@ class EndpointTeacher:
 
 
 class RefusedError(Exception):
-    """The server did what none should, such as an answer without end or without vectors."""
+    """The server sent an answer that cannot be used: without end, or without vectors."""
 
 
 def _bounded(self: Any) -> Iterator[bytes]:
@@ -219,7 +220,7 @@ def _bounded(self: Any) -> Iterator[bytes]:
     for part in self.parts:
         size += len(part)
         if size > self.most:
-            raise RefusedError(f"gave more than {self.most} bytes, and no end of them")
+            raise RefusedError(f"gave more than {self.most} bytes without an end")
         if time.monotonic() - begin > self.seconds:
             raise RefusedError(f"took more than {self.seconds:g} s for an answer that it had begun")
         yield part

@@ -38,37 +38,37 @@ def fill(
     rank: int = 0,
     world_size: int = 1,
 ) -> int:
-    """Compute the vectors that a store lacks; a second run goes on where the first was stopped.
+    """Compute the vectors that are missing in a store, and write them.
 
-    What is missing is put in the order of the texts' hashes and cut into chunks, shard by shard,
-    before anything is computed; a chunk is batched by tokens and is in the store when it is done.
-    So Ctrl-C or a kill loses one chunk at most, and a run that goes on, or is spread over
-    processes, computes the very batches of one that was never stopped: the same bytes on the same
-    kind of machine.
+    A run that was stopped continues when it is called again. Before anything is computed, the
+    missing texts are sorted by their hashes and cut into chunks, shard by shard. A chunk is batched
+    by tokens, and written when it is done, so Ctrl-C or a kill loses one chunk at most. A run that
+    is resumed, or spread over processes, computes the same batches as one run that was never
+    stopped: on the same kind of machine the store has the same bytes.
 
     Args:
-        store: A space of a store; its prompt and max_tokens are what the teacher is run with.
+        store: A space of a store; the teacher is run with its prompt and max_tokens.
         teacher: A SentenceTransformer, a :class:`LocalTeacher`, an :class:`EndpointTeacher`, or a
             function from a list of texts to vectors ``(n, dim)``.
-        texts: Texts, repeats welcome. Each is looked up once to be hashed and once to be embedded,
-            so that a sequence that reads them from a disk need not hold them; the first look is
-            saved where it has their ``hashes`` (:func:`~st_jv5.teacher.shard.hash_texts`).
-        batch_tokens: Padded tokens per forward; None fits the device.
-        chunk_texts: Texts per write.
-        engine: ``local``: in this process. ``ray``: in the workers of a Ray cluster (the running
-            one, else one on this machine), a shard at a time each; they must see the store's
-            folder.
-        workers: For ray; None is one per GPU, or two on a cluster without.
-        rank: Fill only the shards of this process among ``world_size``, as ``torchrun`` numbers
-            them; the others fill theirs.
+        texts: Texts; repeats are computed once. Each text is read once to be hashed and once to be
+            embedded, so the sequence may read its texts from a disk. If it has an attribute
+            ``hashes`` (:func:`~st_jv5.teacher.shard.hash_texts`), texts are not read to be hashed.
+        batch_tokens: Most padded tokens of a forward pass; None chooses by the device.
+        chunk_texts: Texts of a chunk.
+        engine: ``local`` computes in this process. ``ray`` computes in the workers of a Ray cluster
+            (the running one, else a new one on this machine), each one shard at a time; the workers
+            must be able to read and write the store's folder.
+        workers: Number of Ray workers; None is one per GPU, or two on a cluster without GPUs.
+        rank: Number of this process among ``world_size``, as ``torchrun`` counts; each process
+            fills its own share of the shards.
         world_size: How many processes fill the store together.
 
     Returns:
         How many vectors were computed.
 
     Raises:
-        ValueError: A vector of the wrong width, with a NaN, or zero; names the text. Another
-            process writes the same shard. More processes than shards.
+        ValueError: A vector has the wrong width, has a NaN or is zero (the message names the text);
+            another process writes the same shard; there are more processes than shards.
 
     Example:
         >>> store = TeacherStore.open(folder, create=True).space("minilm", dim=384)

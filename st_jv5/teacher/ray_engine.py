@@ -23,7 +23,7 @@ def fill_shards(
     chunk_texts: int,
     told: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Fill the shards of a plan; a worker that dies is started again and goes on with its shard.
+    """Fill the shards of a plan; a worker that dies is started again and continues with its shard.
 
     Returns:
         How the workers compute, as their teacher describes it.

@@ -82,7 +82,7 @@ class Shard:
                 )
 
     def _check_count(self, rows: int, shards: object) -> None:
-        """The shard was written as one of as many: it says so, or its first hashes tell."""
+        """Check the number of shards, by what the shard's file says or by its first hashes."""
         first = self._map("hashes", rows)[:SAMPLED_HASHES]
         strays = shard_of(first, self.shards) != self.number
         if strays.any() or shards not in (None, self.shards):
@@ -106,7 +106,7 @@ class Shard:
         return faults
 
     def _kept(self, kind: str, make: Callable[[int], Any]) -> Any:
-        """What was made of the rows, made anew when there are others; threads may make it twice."""
+        """A value computed from the rows, and again when rows are added; perhaps by two threads."""
         rows = self.rows
         kept = self._made.get(kind)
         if kept is None or kept[0] != rows:

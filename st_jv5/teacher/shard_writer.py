@@ -30,7 +30,7 @@ def fill_shard(
     chunk_texts: int,
     told: Callable[[int], Any],
 ) -> int:
-    """Fill one shard with texts of a plan, as its one writer; ``told`` hears of every chunk."""
+    """Fill one shard with texts of a plan, as its only writer; report each chunk."""
     space = store.key
     assert space is not None
     done = 0

@@ -23,7 +23,7 @@ from st_jv5.teacher.store import Space
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Anything that embeds texts for a space."""
+    """Interface of teachers: it embeds texts for a space of a store."""
 
     def embed(self, texts: Sequence[str], space: Space, batch_tokens: int | None = None) -> Array:
         """Vectors ``(n, dim)`` of ``n`` texts, each behind the space's prompt."""
@@ -69,10 +69,11 @@ class LocalTeacher:
     Args:
         model: A Hub id, a folder, ``package:NAME/FOLDER``, or a loaded model.
         revision: Branch, tag or commit of a Hub model.
-        pooling: Pool so instead of the model's own way: ``lasttoken``, ``mean``, ``cls``. A plain
-            transformers checkpoint has no way of its own: sentence-transformers takes the mean.
+        pooling: Pooling to use instead of the model's: ``lasttoken``, ``mean`` or ``cls``. For a
+            plain transformers checkpoint, which names none, sentence-transformers takes the mean.
         dtype: Dtype of the weights: float32, float16, bfloat16; None as the model is stored.
-        autocast: Run the forwards in bfloat16 whatever the weights; False leaves it to the caller.
+        autocast: Run forward passes in bfloat16, whatever the dtype of the weights; False leaves
+            the precision to the caller.
         device: A torch device such as ``cuda:1``; None: sentence-transformers chooses.
 
     Example:
@@ -96,7 +97,10 @@ class LocalTeacher:
         self.settings = (revision, pooling, dtype, autocast, device)
         self._model = None if isinstance(model, str) else model
         if self._model is not None and (revision, pooling, dtype, device) != ("", "", None, None):
-            raise ValueError("revision, pooling, dtype and device are for a model to be loaded")
+            raise ValueError(
+                "revision, pooling, dtype and device apply only to a model that is still to be "
+                "loaded"
+            )
         self.autocast = autocast
 
     def __reduce__(self) -> Any:
@@ -196,7 +200,7 @@ def _named(texts: Sequence[str]) -> str:
 
 
 class FunctionTeacher:
-    """A teacher that is a function: from texts, each behind the prompt, to vectors ``(n, dim)``.
+    """A teacher made from a function of texts, with the prompt in front, to vectors ``(n, dim)``.
 
     Example:
         >>> FunctionTeacher(lambda texts: [[len(text), 1.0] for text in texts]).dim()

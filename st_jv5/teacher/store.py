@@ -40,7 +40,7 @@ LOCK_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Space:
-    """What vectors must share to be comparable; another prompt or revision is another space.
+    """All that vectors must have in common to be comparable, such as teacher, revision and prompt.
 
     Example:
         >>> Space("org/my-teacher", revision="", prompt="", max_tokens=512, dim=384).id
@@ -55,17 +55,17 @@ class Space:
     prompt: str
     """The text put before each text."""
     max_tokens: int
-    """Where the teacher cuts its input."""
+    """The teacher's inputs are cut to this many tokens."""
     dim: int
     """Width of its vectors."""
     dtype: str = "float16"
-    """How vectors are kept: float16, float32 or bfloat16."""
+    """Dtype of the stored vectors: float16, float32 or bfloat16."""
     pooling: str = ""
-    """How tokens become one vector, where that is not the model's own way: lasttoken, mean, cls."""
+    """The pooling, if it is not the model's own: lasttoken, mean or cls."""
 
     @property
     def id(self) -> str:
-        """Name of its folder: the teacher's for people, a hash of everything for the rest."""
+        """Name of the space's folder: the teacher's name, for readers, and a hash of all fields."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         readable = re.sub(r"[^A-Za-z0-9]+", "-", self.teacher.rsplit("/", 1)[-1]).strip("-")
         return f"{readable[:40] or 'teacher'}-{digest[:12]}"
@@ -76,17 +76,17 @@ class TeacherStore:
 
     A space is a folder: ``space.json`` says what it holds; each of its shards is three files,
     ``007.vectors``, the raw ``(n, dim)`` matrix, ``007.hashes``, the 16-byte hash of each row's
-    text, and ``007.json``, how many rows there are and both files' checksums. A text's hash alone
-    decides its shard. Rows are only appended, and ``007.json`` is replaced last, by a rename: a
-    write is there as a whole or not at all, and what a killed writer left behind it does not count
-    and is overwritten. Any number of processes may read while one per shard writes; a second writer
-    of a shard is refused.
+    text, and ``007.json``, how many rows there are and both files' checksums. The hash of a text
+    decides its shard. Rows are only appended, and ``007.json`` is replaced last, by a rename. So a
+    write is complete or has no effect: rows that a killed writer left are not counted, and the next
+    writer overwrites them. Any number of processes may read while one per shard writes; a second
+    writer of a shard gets an error.
 
-    A row's number is ``index in its shard * shards + shard``: it stays what it is when rows are
-    added. It means nothing in another store.
+    A row's number is ``index in its shard * shards + shard``, so it does not change when rows are
+    added. It is valid only in its own store.
 
-    Raw files under ``numpy.memmap`` were measured against Arrow, safetensors and LMDB
-    (``notes/log.md``): they gather fastest and are appended to in place.
+    Raw files under ``numpy.memmap`` were compared with Arrow, safetensors and LMDB
+    (``notes/log.md``): they are the fastest to read rows from, and can be appended to.
 
     Example:
         >>> store = TeacherStore.open(folder, create=True).space("my-teacher", dim=2)
@@ -108,8 +108,8 @@ class TeacherStore:
         """Open a store.
 
         Args:
-            folder: Where it lies.
-            create: Make an empty one if there is none; otherwise that is an error.
+            folder: Folder of the store.
+            create: Create an empty store if there is none. If False, a missing store is an error.
         """
         folder = Path(folder)
         if create:
@@ -149,10 +149,11 @@ class TeacherStore:
         pooling: str = "",
         shards: int | None = None,
     ) -> TeacherStore:
-        """The store's view of one space, made if it is new (then ``dim`` is needed).
+        """Open one space of the store; it is created if it is new (then ``dim`` is needed).
 
         Args:
-            teacher: See :class:`Space`, as all others but the last.
+            teacher: Name of the teacher. This and all further arguments but the last: see
+                :class:`Space`.
             shards: Shards of a new space: how many processes can fill it at once; None is 16.
         """
         if dtype not in DTYPES:
@@ -228,14 +229,15 @@ class TeacherStore:
         return asdict(self._key)
 
     def add(self, texts: Sequence[str], vectors: Array | Tensor) -> None:
-        """Append vectors of texts; texts that are in the space already are skipped.
+        """Append vectors of texts; texts that already have a vector are skipped.
 
         Args:
             texts: ``n`` texts.
             vectors: ``(n, dim)``.
 
         Raises:
-            ValueError: The shape is wrong, or a vector has a NaN or is zero; names the text.
+            ValueError: The shape is wrong, or a vector has a NaN or is zero (the message names the
+                text).
         """
         self.add_hashed(hash_texts(texts), self.checked(texts, vectors))
 
@@ -273,7 +275,7 @@ class TeacherStore:
 
     @contextmanager
     def writing(self, number: int, wait_seconds: float = LOCK_SECONDS) -> Iterator[Shard]:
-        """Be the one writer of a shard; its lock falls with the process that holds it."""
+        """Be the only writer of a shard; the lock is freed when the process that holds it ends."""
         shard = self._all()[number]
         try:
             with shard.lock.acquire(timeout=wait_seconds):
@@ -291,8 +293,8 @@ class TeacherStore:
 
         Args:
             texts: Texts.
-            missing_ok: Give -1 for a text that is not there; otherwise that is an error, which
-                counts them and shows the first three.
+            missing_ok: Return -1 for a text without a vector. If False, such texts are an error,
+                which counts them and shows the first three.
         """
         rows = self.find(hash_texts(texts))
         if not missing_ok and (rows < 0).any():
@@ -326,10 +328,10 @@ class TeacherStore:
 
         Args:
             rows: int, of any shape ``(...)``.
-            missing_ok: Give NaN for a row of -1; otherwise that is an error.
-            device: Where they are wanted; to a CUDA device they go through pinned memory, without
-                waiting for the copy. None is the CPU.
-            pin_memory: Give them in pinned memory (needs CUDA).
+            missing_ok: Return NaN for a row of -1. If False, it is an error.
+            device: Device of the result; None is the CPU. To a CUDA device vectors are copied
+                through pinned memory, without waiting for the copy.
+            pin_memory: Return vectors in pinned memory (needs CUDA).
 
         Returns:
             ``(..., dim)``.
@@ -378,7 +380,7 @@ class TeacherStore:
         )
 
     def state(self) -> list[Any]:
-        """What differs once rows are added or the space is written anew, as JSON."""
+        """What differs once rows are added or the space is written again, as JSON."""
         found: list[Any] = [str(self.path)]
         for shard in self._all():
             path = shard.refresh().paths["hashes"]
@@ -394,7 +396,7 @@ class TeacherStore:
                 yield np.asarray(shard.hashes), numbers
 
     def faults(self) -> list[str]:
-        """All that is not as it was written, a line each; none, if the space is whole.
+        """A line for each file that is damaged; an empty list if the space is whole.
 
         Every byte is read, as fast as the disk gives it. Shards that older versions wrote have no
         checksums; what they hold is counted by :meth:`unsummed`.

@@ -1,4 +1,4 @@
-"""What is done to whole stores: check against the teacher, join, drop a space."""
+"""Work on whole stores: check them against the teacher, join stores, leave a space out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from st_jv5.teacher.store import Space, TeacherStore
 BLOCK_ROWS = 16384
 """Rows copied at a time."""
 MARK = "unfinished-copy"
-"""File in a store that is being written, which names its sources: only the same copy goes on."""
+"""File in a store that is being written, which names its sources: only the same copy continues."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Check:
     """What :func:`verify` found."""
 
     texts: list[str]
-    """The texts that were computed again."""
+    """The texts whose vectors were computed again."""
     cosines: Array
     """Cosine of each text's stored vector and its new one, float32 ``(n,)``."""
     missing: int
-    """How many of all texts the space does not have."""
+    """Number of texts that have no vector in the space."""
 
 
 def verify(
@@ -44,8 +44,8 @@ def verify(
     Args:
         store: A space of a store.
         teacher: As :func:`~st_jv5.teacher.fill` takes it.
-        texts: Texts to draw from; those that the space does not have are counted.
-        sample: How many to compute.
+        texts: Texts to draw from; those without a vector in the space are counted.
+        sample: How many vectors to compute.
         seed: Seed of the draw.
 
     Example:
@@ -75,13 +75,14 @@ def verify(
 def merge(
     stores: Sequence[TeacherStore], out: str | Path, *, shards: int | None = None
 ) -> TeacherStore:
-    """Write a new store with the spaces of several; of a text's vectors the first is kept.
+    """Write a new store with the spaces of several; of two vectors of a text the first is kept.
 
-    Stopped and run again, it goes on. Rows of the old stores mean nothing in the new one.
+    If it is stopped, the same call continues. Row numbers of the old stores are not valid in the
+    new one.
 
     Args:
         stores: Stores, not spaces.
-        out: Folder of the new store, none of the old ones'.
+        out: Folder of the new store; it must differ from the old stores' folders.
         shards: Shards of each new space; None: as many as in the first store that has the space.
 
     Example:

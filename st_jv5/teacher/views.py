@@ -18,15 +18,15 @@ from st_jv5.vector_source import Vectors
 
 
 class SeveralTeachers:
-    """The vectors of several teachers, each of unit length and weighted, side by side.
+    """A view of several teachers' spaces: their unit vectors, weighted and joined side by side.
 
-    Teacher ``k``'s unit vector is multiplied by ``sqrt(weight_k / sum of weights)``: the whole has
-    unit length, and the cosine of two texts is the weighted mean of the teachers' cosines (a choice
-    of ours; the paper has one teacher). Rows are those of the first store.
+    Teacher ``k``'s unit vector is multiplied by ``sqrt(weight_k / sum of weights)``: the joined
+    vector has unit length, and the cosine of two texts is the weighted mean of the teachers'
+    cosines (our choice; the paper has one teacher). Row numbers are those of the first store.
 
     Args:
-        stores: A space per teacher; a text must be in all of them.
-        weights: One per teacher, positive; None weighs all alike.
+        stores: One space per teacher; a text must have a vector in all of them.
+        weights: One positive weight per teacher; None gives all the same weight.
 
     Example:
         >>> both = SeveralTeachers([store, store], weights=[3, 1])
@@ -62,11 +62,11 @@ class SeveralTeachers:
         }
 
     def rows(self, texts: Sequence[str], missing_ok: bool = False) -> Array:
-        """As :meth:`TeacherStore.rows`; a text that one store lacks is missing."""
+        """Like :meth:`TeacherStore.rows`; a text that one store lacks is missing."""
         return _of_all([store.rows(texts, missing_ok) for store in self.stores])
 
     def find(self, hashes: Array) -> Array:
-        """As :meth:`TeacherStore.find`; a text that one store lacks is missing."""
+        """Like :meth:`TeacherStore.find`; a text that one store lacks is missing."""
         return _of_all([store.find(hashes) for store in self.stores])
 
     def state(self) -> list[Any]:
@@ -99,13 +99,13 @@ def _of_all(found: Sequence[Array]) -> Array:
 
 
 class ColumnStores:
-    """A store per text column, such as queries with an instruction and documents without.
+    """A view with one space per text column, such as queries with a prompt and documents without.
 
-    Labels ``(B, C)`` hold rows of the first store in their first column, of the second in their
-    second. Ask a column's own store for the rows of its texts.
+    Labels ``(B, C)`` hold rows of the first store in their first column, rows of the second store
+    in their second column, and so on. Look up the rows of a column's texts in that column's store.
 
     Args:
-        stores: One per column, of one width.
+        stores: One space per column, all of the same width.
 
     Example:
         >>> columns = ColumnStores([store, store])

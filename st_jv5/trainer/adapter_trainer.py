@@ -1,4 +1,4 @@
-"""sentence-transformers' trainer, for adapters: which it trains, what it keeps, when it stops."""
+"""sentence-transformers' trainer for adapters: what it trains, what it saves, when it stops."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ TEMPERATURE = r"(^|\.)log_temperature$"
 """The parameters of losses that are the logarithm of a learned temperature."""
 
 GIVE_BACK_STEPS = 5
-"""On a CPU, freed memory goes back to the system every so many steps."""
+"""Steps after which freed memory is given back to the system, on a CPU."""
 
 # ------------------------------------------------------------------------------------- batches
 
@@ -103,54 +103,58 @@ class AdapterCollator(SentenceTransformerDataCollator):
 
 
 class AdapterTrainer(SentenceTransformerTrainer):
-    """SentenceTransformerTrainer for the adapters (or the base) of a model of ours.
+    """A SentenceTransformerTrainer for the adapters, or the base, of an st_jv5 model.
 
-    Freezes everything but the tasks, takes ``args.prompts`` from the model's own prompts and its
-    tasks' unless they are given, tells :class:`~st_jv5.CompositeLoss` the step, and stops when
-    training goes wrong. The arguments and data sets that it is given stay as they are.
+    It freezes everything but the adapters of ``tasks``, sets ``args.prompts`` to the prompts of
+    model and tasks unless they are given, sets the step in :class:`~st_jv5.CompositeLoss`, and
+    stops when the loss breaks. The arguments and data sets that are passed in are not changed.
 
-    A checkpoint holds the trained adapters, the trained projection, the loss's own parameters,
-    optimizer, scheduler and random states, not the frozen base: it resumes on the model that the
-    run began with. ``tasks="base"`` keeps the whole model. ``save_model`` and
-    ``model.save_pretrained`` write the whole model always.
+    A checkpoint holds the trained adapters, the trained projection, the loss's own parameters, and
+    the states of optimizer, scheduler and random numbers, but not the frozen base. To resume, build
+    the trainer with the model that the run began with. With ``tasks="base"`` a checkpoint holds the
+    whole model. ``save_model`` and ``model.save_pretrained`` always write the whole model.
 
-    On a CPU a resumed run ends with the same bits as an unbroken one, from any checkpoint and with
-    every batch sampler of sentence-transformers and ours; an evaluation on the way draws random
-    numbers of its own. A checkpoint knows its data, arguments and versions (``run.json``), and what
-    would change the bits is refused. On a GPU torch promises the same bits
-    only with ``full_determinism=True`` in the arguments. Measured on an NVIDIA H200 (torch 2.11, 12
-    steps of an adapter in bfloat16): two runs and a resumed one had the same bits, with it and
-    without.
+    On a CPU a resumed run ends with bit for bit the weights of a run that was not stopped, from any
+    checkpoint and with every batch sampler of sentence-transformers and st_jv5. Evaluations during
+    training do not change the random numbers of training. A checkpoint records its data, arguments
+    and versions (``run.json``); resuming with others that would change the weights is an error. On
+    a GPU torch promises the same bits only with ``full_determinism=True`` in the arguments.
+    Measured on an NVIDIA H200 (torch 2.11, 12 steps of an adapter in bfloat16): two runs and a
+    resumed one had the same bits, with it and without.
 
     ``torch_compile=True`` compiles each layer of the backbone by itself
     (:func:`~st_jv5.trainer.compilation.compiled_layers`) while :meth:`train` runs, in any number of
-    processes. sentence-transformers would wrap the whole model, under other names.
+    processes. (sentence-transformers would wrap the whole model, which changes the names of the
+    weights.)
 
     Args:
-        model: A model of ours.
+        model: An st_jv5 model.
         args: sentence-transformers' training arguments.
-        tasks: The adapter to train, or ``"base"``; or data set -> adapter, which trains several
-            at once, each batch the one of its data set. It may name data sets of ``eval_dataset``.
-        train_dataset: As sentence-transformers takes it.
-        eval_dataset: As ``train_dataset``; its columns are read behind the prompts of its task.
-        max_tokens: Where texts are cut, in tokens: for all, or data set -> limit; None: the
-            model's ``max_seq_length``.
-        max_loss_ratio: Stop when a batch's loss is more than so many times the running mean of its
-            data set (after 20 batches; a mean below 0.01 counts as 0.01); None: only when it is
-            not finite. The default is our choice.
-        temperature_rate: Peak learning rate of a learned temperature's logarithm, on the schedule
-            of the weights' and without weight decay. AdamW moves it by about its rate a step: at a
-            LoRA's 2e-5 it would stand still. The default is our choice;
-            ``args.learning_rate_mapping`` wins where it names the parameter.
-        trainer_kwargs: Everything else that sentence-transformers' trainer takes.
+        tasks: The adapter to train, or ``"base"``; or a dict from data set to adapter, which trains
+            several adapters, with each batch the adapter of its data set. The dict may name data
+            sets of ``eval_dataset``, too.
+        train_dataset: A data set, or several by name, as in sentence-transformers.
+        eval_dataset: As ``train_dataset``; its texts get the prompts of its task.
+        max_tokens: Texts are cut to this many tokens: one limit for all, or a dict from data set to
+            limit. None takes the model's ``max_seq_length``.
+        max_loss_ratio: Stop when a batch's loss is more than this many times the running mean of
+            its data set (after 20 batches; a mean below 0.01 counts as 0.01). None stops only when
+            the loss is not finite. The default is our choice.
+        temperature_rate: Peak learning rate of the logarithm of a learned temperature. It follows
+            the schedule of the other rates, without weight decay. AdamW changes a parameter by
+            about its rate in each step, so a LoRA's rate of 2e-5 would hardly change a temperature.
+            The default is our choice; if ``args.learning_rate_mapping`` names the parameter, its
+            rate is used.
+        trainer_kwargs: Further arguments of sentence-transformers' trainer.
 
     Raises:
-        ValueError: Bad arguments; a weight that would learn in half precision; fsdp; several GPUs
-            in one process, which transformers would split each batch over; ``torch_compile`` with
-            ``gradient_checkpointing``; a data set that cannot be trained on, by its columns or rows
-            (named).
-        FloatingPointError: In training: the loss, its gradients or the weights are not finite, or
-            the loss exploded. Names the step, the data set and the rows; nothing is saved.
+        ValueError: An argument is wrong; a weight would be trained in half precision; fsdp is set;
+            one process sees several GPUs, over which transformers would split each batch;
+            ``torch_compile`` is combined with ``gradient_checkpointing``; a data set has columns or
+            rows that cannot be trained on (the message names them).
+        FloatingPointError: During training the loss, a gradient or a weight is not finite, or the
+            loss is above ``max_loss_ratio``. The message names the step, the data set and the rows;
+            nothing is saved.
 
     Example:
         >>> trainer = AdapterTrainer(student, args, tasks="base", train_dataset=pairs, loss=loss)
@@ -264,12 +268,12 @@ class AdapterTrainer(SentenceTransformerTrainer):
         return collator
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As in transformers, without temperatures: small is not what they should be."""
+        """As in transformers, but without temperatures, which must not decay."""
         names = super().get_decay_parameter_names(model)
         return [name for name in names if not re.search(TEMPERATURE, name)]
 
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
-        """As in sentence-transformers, with a rate of their own for temperatures."""
+        """As in sentence-transformers, with a separate learning rate for temperatures."""
         if any(re.search(TEMPERATURE, name) for name, _ in self._trained()):
             args = copy(args)  # the user's own keep what they say
             own = {TEMPERATURE: self.temperature_rate}
@@ -281,9 +285,9 @@ class AdapterTrainer(SentenceTransformerTrainer):
         for name, parameter in self._trained():
             if parameter.dtype != wide(parameter.dtype):
                 raise ValueError(
-                    f"{name} would learn in {str(parameter.dtype).removeprefix('torch.')}, where "
-                    f"most steps are rounded away. Make it float32 (loss.float() makes all), and "
-                    f"run the forwards in bfloat16 with bf16=True in the training arguments"
+                    f"{name} would be trained in {str(parameter.dtype).removeprefix('torch.')}, "
+                    f"where most steps are rounded away. Make it float32 (loss.float() makes all), "
+                    f"and run the forward passes in bfloat16 with bf16=True in the arguments"
                 )
 
     @property
@@ -331,10 +335,10 @@ class AdapterTrainer(SentenceTransformerTrainer):
         return self.is_in_train and 0 < self.state.max_steps <= self.state.global_step
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """As in sentence-transformers; its sampler is told the epoch in several processes, too.
+        """As in sentence-transformers, but the sampler knows the epoch in several processes, too.
 
         Raises:
-            ValueError: There is no whole batch for each process.
+            ValueError: There are too few rows for a batch in each process.
         """
         loader: DataLoader[Any] = super().get_train_dataloader()
         shard: Any = loader.batch_sampler
@@ -369,7 +373,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """As in sentence-transformers, told the step; a training loss that went wrong raises."""
+        """As in sentence-transformers, with the step set; a broken training loss is an error."""
         batch = _Batch(inputs.get("dataset_name"), inputs.pop("texts", []))
         for composite in self._composites:
             composite.step = self.state.global_step
@@ -416,7 +420,7 @@ class AdapterTrainer(SentenceTransformerTrainer):
 
     @torch.no_grad()
     def _broken_rows(self, inputs: dict[str, Any]) -> list[int]:
-        """The batch's rows with a vector or label that is not finite; none: cannot be told."""
+        """The batch's rows with a vector or label that is not finite; none if that is not known."""
         features, labels = self.collect_features(inputs)
         finite = [self.model(dict(one))["sentence_embedding"].isfinite() for one in features]
         if labels is not None and labels.is_floating_point():  # a NaN in a vector: it is missing
@@ -458,23 +462,25 @@ class AdapterTrainer(SentenceTransformerTrainer):
         resume_anyway: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, but a resumed run is the one that wrote the checkpoint, to the bit.
+        """As in transformers, but a resumed run ends with the bits of a run that was not stopped.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder; True: the last one in
-                ``args.output_dir`` that was written whole.
-            resume_anyway: Go on with other data, arguments or versions than the checkpoint's, too,
+            resume_from_checkpoint: Folder of a checkpoint; True: the last complete one in
+                ``args.output_dir``.
+            resume_anyway: Resume even if data, arguments or versions differ from the checkpoint's,
                 and log what differs.
-            kwargs: As transformers takes them.
+            kwargs: Further arguments of transformers' ``train``.
 
         Raises:
-            ValueError: The checkpoint is not whole, lacks what a run goes on from, or was written
-                with other data, arguments or versions; names files and values.
+            ValueError: The checkpoint is incomplete, or was written with other data, arguments or
+                versions; the message names files and values.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"{self.args.output_dir} has no whole checkpoint to resume from")
+                raise ValueError(
+                    f"{self.args.output_dir} has no complete checkpoint to resume from"
+                )
         if resume_from_checkpoint:
             self._check_resumes(Path(str(resume_from_checkpoint)), resume_anyway)
         self._check_precision()  # bf16_full_eval leaves the model in bfloat16
@@ -492,12 +498,13 @@ class AdapterTrainer(SentenceTransformerTrainer):
         if changed and not anyway:
             lines = "\n  ".join(changed.values())
             raise CannotResumeError(
-                f"from {checkpoint} these would go on as another run:\n  {lines}\nSet them back, "
-                f"begin anew in another output_dir, or train(resume_anyway=True)"
+                f"{checkpoint} cannot be resumed: with these differences it would be another run:"
+                f"\n  {lines}\nSet them back, begin again in another output_dir, or call "
+                f"train(resume_anyway=True)"
             )
         if changed:
             lines = "; ".join(changed.values())
-            logger.warning("%s: goes on as another run: %s", checkpoint, lines)
+            logger.warning("%s: continues with other settings: %s", checkpoint, lines)
         files = [f"adapters/{name}/adapter_model.safetensors" for name in self.adapters]
         if self.adapters and self._trained_projection() is not None:
             files.append(PROJECTION_FILE)

@@ -27,16 +27,16 @@ SETTINGS: dict[str, Any] = {
 def compiled_layers(
     model: nn.Module, backend: str | None = None, mode: str | None = None
 ) -> Iterator[None]:
-    """Run the layers of a model's backbone compiled inside the block.
+    """Compile the layers of a model's backbone while the block runs.
 
     Each layer is compiled in place, for any number of rows and tokens, and all layers share the
-    code. Weights keep their names, copies and saved models are as without, and nothing is left
-    after the block. Encoding and evaluation run the layers uncompiled. The first steps wait for the
-    compiler.
+    compiled code. Weights keep their names, copies and saved models do not change, and after the
+    block the layers are as before. Encoding and evaluation run the layers uncompiled. The first
+    steps wait for the compiler.
 
     Args:
-        model: A model of ours.
-        backend: Backend of ``torch.compile``; None is its own default.
+        model: An st_jv5 model.
+        backend: Backend of ``torch.compile``; None is torch's default.
         mode: Mode of ``torch.compile``.
 
     Raises:

@@ -25,15 +25,15 @@ def trainer_prompts(
     tasks: Tasks,
     train_dataset: Dataset | IterableDataset | dict[str, Dataset],
 ) -> dict[str, Any]:
-    """``args.prompts`` for a plain SentenceTransformerTrainer: the prompts of each task's columns.
+    """The ``args.prompts`` that a plain SentenceTransformerTrainer needs: a prompt for each column.
 
     Args:
-        model: A model of ours.
-        tasks: An adapter, or ``"base"``; or data set -> adapter.
+        model: An st_jv5 model.
+        tasks: An adapter, or ``"base"``; or a dict from data set to adapter.
         train_dataset: One data set, or several by name.
 
     Returns:
-        column -> prompt, or data set -> column -> prompt.
+        Dict column -> prompt, or data set -> column -> prompt.
 
     Raises:
         ValueError: A data set has no text column, or ``tasks`` has no task for it.
@@ -53,7 +53,7 @@ def _prompts(
     if not isinstance(tasks, str) and name not in tasks:
         if not name:
             raise ValueError("tasks by data set need a DatasetDict to train on")
-        raise ValueError(f"tasks: the data set {name!r} has none")
+        raise ValueError(f"tasks has no task for the data set {name!r}")
     task = tasks if isinstance(tasks, str) else tasks[name]
     router = router_of(model)
     known = None if task == BASE else router.resolve(task)

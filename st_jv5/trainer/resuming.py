@@ -99,10 +99,10 @@ ROWS_AT_ONCE = 8192
 def content_hash(data: Dataset) -> str:
     """A hash of the rows and of their order: 32 hexadecimal digits.
 
-    The stored rows are hashed as Arrow holds them, piece by piece, and then the order in which
-    they are read (``shuffle``, ``select``), so memory does not grow and no row becomes a Python
-    object. What a transform makes of a row when it is read is in the hash only where the transform
-    tells it: by its ``content``, a text that is another when its rows are.
+    The stored rows are hashed as Arrow holds them, piece by piece, and then the order in which they
+    are read (``shuffle``, ``select``), so memory does not grow and no row becomes a Python object.
+    If rows are transformed when they are read, the result is in the hash only if the transform has
+    an attribute ``content``: a text that changes when its rows change.
 
     Example:
         >>> content_hash(pairs) == content_hash(pairs.select([0, 1]))
@@ -132,7 +132,7 @@ def _untrained(config: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON; what has no JSON is told by its name."""
+    """A value as JSON; a value without JSON is replaced by its name."""
     if isinstance(value, Enum):
         return value.value
     if value is None or isinstance(value, bool | int | float | str):
@@ -152,13 +152,14 @@ def _plain(value: Any) -> Any:
 
 
 class CannotResumeError(ValueError):
-    """A checkpoint that a run cannot go on from, or only as another run."""
+    """The checkpoint is incomplete, or was written with other data, arguments or versions."""
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The last checkpoint in a folder that was written whole, or None.
+    """The last complete checkpoint in a folder, or None.
 
-    A kill in the middle of a save leaves one that is not; ``transformers`` would resume from it.
+    A run that is killed while it saves leaves an incomplete checkpoint; transformers alone would
+    resume from it.
 
     Example:
         >>> last_checkpoint("a/folder/without/any") is None
@@ -187,13 +188,13 @@ def check_state(checkpoint: Path) -> None:
         step = read_json(file).get("global_step")
     except ValueError as error:
         raise CannotResumeError(
-            f"{checkpoint} is no whole checkpoint ({error}; it is the last file of one to be "
-            f"written); st_jv5.trainer.last_checkpoint finds the last whole one"
+            f"{checkpoint} is not a complete checkpoint ({error}; it is the last file of one to be "
+            f"written); st_jv5.trainer.last_checkpoint finds the last complete one"
         ) from error
     if not isinstance(step, int):
         raise CannotResumeError(
-            f"{checkpoint} is no whole checkpoint ({file} has no global_step); "
-            f"st_jv5.trainer.last_checkpoint finds the last whole one"
+            f"{checkpoint} is not a complete checkpoint ({file} has no global_step); "
+            f"st_jv5.trainer.last_checkpoint finds the last complete one"
         )
 
 
@@ -202,7 +203,7 @@ def check_checkpoint(checkpoint: Path, processes: int | None, needed: Iterable[s
 
     Args:
         checkpoint: Folder of the checkpoint.
-        processes: How many draw random numbers; None: they start anew.
+        processes: Number of processes that draw random numbers; None: they start again.
         needed: Files that it must hold beside those of every checkpoint.
 
     Raises:

@@ -20,8 +20,8 @@ PASSES = 1000
 class EpochBatchSampler(BatchSampler):
     """A batch sampler whose batches depend on its seed and the number of the epoch alone.
 
-    Around any batch sampler. Each pass seeds the random numbers anew: sentence-transformers'
-    default sampler goes on with those of the last epoch, which a resumed run has not drawn. A
+    Around any batch sampler. Each pass seeds the random numbers again: sentence-transformers'
+    default sampler continues with those of the last epoch, which a resumed run has not drawn. A
     sampler that gives fewer batches than its length starts again, and one that gives more is cut:
     a resumed run counts its epochs by that length.
 
@@ -91,12 +91,12 @@ def one_pass(
 
 
 class WeightedBatchSampler(MultiDatasetDefaultBatchSampler):
-    """Each batch comes from one data set, drawn by weight; a set that runs out starts anew.
+    """Batch sampler that draws the data set of each batch by weight; a used-up set starts again.
 
-    sentence-transformers draws by size (proportional) or in turn (round robin). The order depends
-    on the seed and the epoch alone. One epoch has as many batches as all the sets together. The
-    processes of a distributed run get consecutive batches, and those come from one set, so that
-    every step has one data set.
+    (sentence-transformers' own samplers draw by size, or in turn.) The order depends only on the
+    seed and the epoch. One epoch has as many batches as all the sets together. The processes of a
+    distributed run get consecutive batches, and those come from one set, so that every step has one
+    data set.
 
     Use :func:`weighted` as ``args.multi_dataset_batch_sampler``.
     """
@@ -211,23 +211,25 @@ def weighted(
     batch_sizes: Mapping[str, int] | None = None,
     max_epochs: float | Mapping[str, float] | None = None,
 ) -> Weighted:
-    """A sampler for ``args.multi_dataset_batch_sampler``: one data set per batch.
+    """Make a value for ``args.multi_dataset_batch_sampler``: data sets are drawn by weight.
 
-    With ``args.batch_sampler = BatchSamplers.NO_DUPLICATES`` no text stands twice in a batch.
+    Each batch has rows of one data set. With ``args.batch_sampler = BatchSamplers.NO_DUPLICATES``
+    no text is in a batch twice.
 
     Args:
-        weights: Data set -> weight > 0, for every data set in the order of the DatasetDict; None:
-            the number of its rows.
-        temperature: Draw with probabilities as the weights to the power of ``1/temperature``;
-            above 1 evens them out.
-        batch_sizes: Data set -> rows per batch (and process), for those that do not take
-            ``args.per_device_train_batch_size``; for all, in order, where there are no weights.
-        max_epochs: Most passes over one data set: a set that was read so often is drawn no more,
-            and the others take its place. Its last pass may be cut short. One number for all, or
-            data set -> number (those not named have no end). None: no end.
+        weights: Data set -> weight > 0, for every data set, in the order of the DatasetDict; None:
+            the weight is the number of rows.
+        temperature: Probabilities are proportional to the weights to the power of
+            ``1/temperature``; a value above 1 makes them more equal.
+        batch_sizes: Data set -> rows per batch (and process), for data sets that do not use
+            ``args.per_device_train_batch_size``. If ``weights`` is None, for all data sets, in
+            order.
+        max_epochs: Most passes over one data set. After that the set is not drawn any more, and the
+            others take its place; its last pass may be cut short. One number for all, or a dict
+            from data set to number (data sets that it does not name have no limit). None: no limit.
 
     Raises:
-        ValueError: While training, when no data set is left to draw from.
+        ValueError: During training, no data set is left to draw from.
 
     Example:
         >>> args.multi_dataset_batch_sampler = weighted({"titles": 2, "questions": 1})

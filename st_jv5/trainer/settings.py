@@ -1,4 +1,4 @@
-"""Settings of a trainer that do not go together, told before it is built."""
+"""Checks of a trainer's settings, before it is built."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_names(
                 raise ValueError(f"{what}: {told}")
     if isinstance(tasks, Mapping):
         if missing := [name for name in data if name not in tasks]:
-            raise ValueError(f"tasks: the data set {missing[0]!r} has none")
+            raise ValueError(f"tasks has no task for the data set {missing[0]!r}")
         if BASE in tasks.values() and set(tasks.values()) != {BASE}:
             raise ValueError("the base cannot be trained together with adapters")
         if args.router_mapping:
@@ -107,7 +107,9 @@ def check_eval_names(
                 f"({', '.join(data)}), or put it into tasks"
             )
         if by_name and name not in prompts:
-            raise ValueError(f"args.prompts has none for the data set {name!r} of eval_dataset")
+            raise ValueError(
+                f"args.prompts has no prompts for the data set {name!r} of eval_dataset"
+            )
 
 
 def check_loss_names(loss: Any) -> None:

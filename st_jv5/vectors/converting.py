@@ -1,4 +1,4 @@
-"""A folder of the base's vectors as a task's, through the task's head: no text is needed."""
+"""Turn a folder of the base's vectors into a task's, by the task's head: no text is needed."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ def convert(
     *,
     model: str | SentenceTransformer | None = None,
 ) -> VectorFolder:
-    """Write a task's vectors out of the base's, shard by shard, without encoding a text.
+    """Turn stored vectors of the base into those of a task, without encoding any text.
 
-    They are those that ``encode_corpus(..., mode="head")`` writes, but for the rounding of the
-    source. :func:`search` embeds the queries of such a folder through the head, too.
+    The result is what ``encode_corpus(..., mode="head")`` writes, up to the rounding of the source.
+    :func:`search` encodes queries for such a folder by the head, too.
 
     Args:
-        source: A whole folder of the base's vectors, at full width and not binary.
-        task: Task or alias with a head in the model (:func:`st_jv5.fit_heads`).
-        folder: New; it appears when all is written, or not at all.
-        model: The model, or where it is, if not where the folder says.
+        source: A complete folder of the base's vectors, at full width and not binary.
+        task: Task or alias that has a head in the model (:func:`st_jv5.fit_heads`).
+        folder: New folder; it is created when all is written, or not at all.
+        model: The model, or its folder or Hub id, if it is not at the place that the folder of
+            vectors names.
 
     Raises:
-        ValueError: The source is no such folder, or of another model; a prompt that the base does
-            not have; shards that are missing or damaged.
+        ValueError: The source is not such a folder or was made by another model; its prompt is not
+            one of the base's; shards are missing or damaged.
 
     Example:
         >>> convert(vectors_folder, "clustering", "elsewhere")
@@ -56,7 +57,7 @@ def convert(
             f"{BASE!r}"
         )
     if found.precision == "binary":
-        raise ValueError(f"{found.path}: binary vectors say too little to be converted")
+        raise ValueError(f"{found.path}: binary vectors hold too little to be converted")
     if missing := found.missing():
         raise ValueError(f"{found.path}: {len(missing)} of {found.shards} shards are not written")
     loaded = model_of(found, model)

@@ -1,4 +1,4 @@
-"""A corpus that need not fit in memory: files, or a data set of the Hub, read in order."""
+"""A corpus that need not fit in memory: files, or a data set on the Hub, read in order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one pass over a corpus tells."""
+    """What one pass over a corpus finds."""
 
     rows: int
     sha256: str
@@ -51,15 +51,15 @@ class Corpus:
 
     Args:
         source: A file, several files of one kind, or the id of a data set on the Hub.
-        column: The column of texts; may be left out where there is only one.
-        id_column: The column of ids, numbers or strings; None: ``id`` where there is such a
-            column, else the number of the row.
+        column: The column of texts; it may be left out if there is only one column.
+        id_column: The column of ids, numbers or strings. None: the column ``id`` if there is one,
+            else the number of the row.
         split: Split of a data set on the Hub.
         config: Configuration of a data set on the Hub.
         revision: Branch, tag or commit of a data set on the Hub.
 
     Raises:
-        ValueError: No such file or column, several kinds of files.
+        ValueError: A file or column is missing, or the files are of several kinds.
 
     Example:
         >>> corpus = Corpus("training/data/wordnet.parquet", "gloss", id_column="synset")

@@ -49,20 +49,20 @@ KEPT_AS = {"float32": "float32", "float16": "float16", "int8": "int8", "binary":
 
 
 class VectorFolder:
-    """The vectors of a corpus as they lie on disk.
+    """The vectors of a corpus on disk.
 
-    ``manifest.json`` tells the model and its hash, task, prompt, dim, precision, source and rows;
-    shard ``n`` has the rows from ``n * shard_rows`` on, in the order of the source, as
-    ``0000n.parquet`` (columns ``id`` and ``vector``) or as ``0000n.npy`` and ``0000n.ids.npy``.
-    int8's ranges stand in ``ranges.npy``, ``(2, dim)``. Binary vectors are a bit per sign. Each
-    file's checksum lies beside it (``0000n.parquet.xxh3``) and is compared whenever it is read; a
-    folder from before checksums is read as it is.
+    ``manifest.json`` names the model and its hash, task, prompt, dim, precision, source and number
+    of rows. Shard ``n`` has the rows from ``n * shard_rows``, in the order of the source, as
+    ``0000n.parquet`` (columns ``id`` and ``vector``) or as ``0000n.npy`` and ``0000n.ids.npy``. For
+    int8 the ranges are in ``ranges.npy``, ``(2, dim)``. Binary vectors have one bit per sign. Each
+    file has a checksum in a file beside it (``0000n.parquet.xxh3``), which is compared whenever the
+    file is read. A folder of an older version without checksums is read without this check.
 
     Args:
         path: The folder.
 
     Raises:
-        ValueError: It has no manifest, or one that cannot be.
+        ValueError: The folder has no manifest, or a broken one.
 
     Example:
         >>> VectorFolder(vectors_folder).load(0)[1].shape
@@ -168,7 +168,7 @@ class VectorFolder:
         if ranges.shape != (2, self.dim) or ranges.dtype != np.float32:
             raise ValueError(f"{path} has {ranges.dtype} {ranges.shape}, not (2, {self.dim})")
         if not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():
-            raise ValueError(f"{path} has ranges that are none: NaN, or beginning above their end")
+            raise ValueError(f"{path} has invalid ranges: NaN, or a least value above the largest")
         return ranges
 
     def write_ranges(self, ranges: Array) -> None:
@@ -203,7 +203,7 @@ class VectorFolder:
         return faults
 
     def remove(self, number: int) -> None:
-        """Remove a shard, for it to be made anew."""
+        """Remove a shard, for it to be made again."""
         path = self._shard(number)
         for one in (path, path.with_suffix(".ids.npy")):
             one.unlink(missing_ok=True)
@@ -283,7 +283,7 @@ class VectorFolder:
             yield number, *self.load(number)
 
     def faults(self) -> list[str]:
-        """All that is not as it was written, a line each; none, if the folder is whole."""
+        """A line for each file that is damaged; none, if the folder is whole."""
         lines = []
         if checksums.is_intact(self.path / MANIFEST) is False:
             lines.append(f"{self.path / MANIFEST} was changed after it was written")
@@ -301,7 +301,7 @@ class VectorFolder:
 
 
 def verify(folder: str | Path) -> VectorFolder:
-    """Read a folder of vectors as a whole, and hold it against its checksums.
+    """Read a whole folder of vectors and compare it with its checksums.
 
     Raises:
         ValueError: All that is not as it was written, a line each.

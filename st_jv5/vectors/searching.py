@@ -18,12 +18,12 @@ from st_jv5.precision import Array, from_codes
 from st_jv5.vectors.folder import VectorFolder
 
 RESCORED = 10
-"""Binary vectors: so many times ``k`` are taken by Hamming distance, and ranked anew."""
+"""Binary vectors: so many times ``k`` are taken by Hamming distance, and ranked again."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One vector that was found.
+    """A result of :func:`search`.
 
     Example:
         >>> Hit(id="n7", row=7, score=0.5).id
@@ -32,9 +32,9 @@ class Hit:
 
     id: Any
     row: int
-    """Row in the corpus, from 0."""
+    """Row in the corpus, counted from 0."""
     score: float
-    """Cosine of the query with what is stored."""
+    """Cosine of the query with the stored vector."""
 
 
 def search(
@@ -46,19 +46,21 @@ def search(
 ) -> list[list[Hit]]:
     """The ``k`` nearest rows of each query, nearest first.
 
-    A retrieval folder's queries get the query prompt, all others the prompt of the folder. int8 and
-    float16 vectors are read back first; of binary ones the nearest by Hamming distance are ranked
-    anew by the cosine of the query's float vector with their signs.
+    If the folder's task is retrieval, queries get the query prompt; otherwise they get the prompt
+    of the folder's texts. int8 and float16 vectors are turned into float32 first. Binary vectors
+    are compared by Hamming distance; the nearest are then ranked by the cosine of the query's float
+    vector with their signs.
 
     Args:
-        folder: What :func:`encode_corpus` wrote; shards that are not written yet are left out.
+        folder: A folder that :func:`encode_corpus` wrote; shards that are not written yet are left
+            out.
         queries: Texts.
         k: Hits per query.
-        model: The model, or where it is, if not where the folder says.
+        model: The model, or its folder or Hub id, if it is not at the place that ``folder`` names.
 
     Raises:
-        ValueError: Another model than the folder's, or none; no shard is written, or one is
-            damaged; a query whose vector is not finite.
+        ValueError: The model is not the one that wrote the folder, or is not found; no shard is
+            written, or one is damaged; the vector of a query is not finite.
 
     Example:
         >>> [len(hits) for hits in search(vectors_folder, ["Athens", "music"], k=3)]

@@ -1,7 +1,7 @@
-"""Encode a corpus to disk: in constant memory, by any number of processes, again from where it was.
+"""Encode a corpus to disk: in constant memory, in any number of processes, resumable.
 
-Every shard is computed by itself, so that it has the same bytes whoever computes it and whatever
-ran before.
+Every shard is computed by itself, so it has the same bytes whichever process computes it and
+whatever ran before.
 """
 
 from __future__ import annotations
@@ -57,34 +57,39 @@ def encode_corpus(
 ) -> VectorFolder:
     """Encode every text of a corpus and write the vectors, shard by shard.
 
-    The corpus is read once before anything is computed: a row without a text is an error then, not
-    in a million rows' time. Ctrl-C or a kill loses the shards under way; the same call goes on to
-    the bytes of one that was never stopped. In a folder that is there already every shard is held
-    against its checksum; a damaged one is named in a warning, and made anew.
+    The corpus is read once before anything is computed, so a row without a text is an error at the
+    start and not after a million rows. After Ctrl-C or a kill, the same call continues; only
+    unfinished shards are computed again, and the files have the same bytes as those of a run that
+    was never stopped. If the folder exists, every shard is compared with its checksum; damaged
+    shards are named in a warning and computed again.
 
     Args:
-        model: Folder or Hub id; ours, or any text model (which knows no task and no dim).
+        model: Folder or Hub id of an st_jv5 model, or of any other text model (without ``task``,
+            ``dim`` and ``mode``).
         corpus: The texts.
-        folder: A new folder, or one of a run with the same settings.
+        folder: A new folder, or one that a call with the same settings began.
         task: Task or alias.
         prompt_name: ``query``, ``document``, ...; None is the task's default.
-        dim: Cut to so many dims, unit rows.
+        dim: Cut the vectors to this many dims; they have length 1 again.
         precision: ``float32``, ``float16``, ``int8`` (its ranges, from texts all over the corpus,
-            are kept in the folder) or ``binary`` (a bit per sign).
-        batch_tokens: Padded tokens per batch; None fits the device.
+            are saved in the folder) or ``binary`` (one bit per sign).
+        batch_tokens: Most padded tokens of a batch; None chooses by the device.
         shard_rows: Rows of a shard.
         files: ``parquet`` or ``npy``.
-        engine: ``local``: processes of this machine. ``ray``: workers of a Ray cluster (the running
-            one, else one on this machine), which must see source, model and folder.
-        processes: How many at once; None: one per GPU, else one. On a CPU they share its cores.
+        engine: ``local`` uses processes of this machine. ``ray`` uses workers of a Ray cluster (the
+            running one, else a new one on this machine), which must have access to source, model
+            and folder.
+        processes: Number of processes; None is one per GPU, or one without a GPU. On a CPU they
+            share its cores.
         revision: Branch, tag or commit of a Hub model.
         dtype: Dtype of the weights: float32, float16, bfloat16; None as the model is stored.
-        max_tokens: Texts are cut there; None as the model says.
-        mode: ``"head"``: through the base and the task's head (:func:`st_jv5.fit_heads`).
+        max_tokens: Cut texts to this many tokens; None takes the model's limit.
+        mode: ``"head"`` runs the base and then the task's head (:func:`st_jv5.fit_heads`).
 
     Raises:
-        ValueError: Bad settings, a row without a text, a folder begun with other settings, another
-            process at work in the folder, a vector that is not finite (names the row).
+        ValueError: A setting is wrong; a row has no text; the folder was begun with other settings;
+            another process is writing to the folder; a vector is not finite (the message names the
+            row).
 
     Example:
         >>> corpus = Corpus("training/data/wordnet.parquet", "gloss")
@@ -178,10 +183,12 @@ def _route(
     router = model[0]
     if not isinstance(router, AdapterRouter):
         if task is not None:
-            raise ValueError(f"a model of {type(router).__name__} knows no task, so not {task!r}")
+            raise ValueError(
+                f"a model of {type(router).__name__} has no tasks; leave out task={task!r}"
+            )
         if mode is not None:
             raise ValueError(
-                f"a model of {type(router).__name__} has no heads, so no mode {mode!r}"
+                f"a model of {type(router).__name__} has no heads; leave out mode={mode!r}"
             )
         return None, prompt or ""
     adapter = router.resolve(task) or BASE
@@ -220,7 +227,7 @@ def _in_processes(work: Work, todo: Sequence[int], count: int, gpus: int, bar: P
                     if worker.exitcode not in (None, 0):
                         raise ValueError(
                             f"a worker ended with exit code {worker.exitcode} (-9: it was killed, "
-                            f"perhaps for memory); the same command goes on"
+                            f"perhaps for memory); run it again to continue"
                         ) from None
                 continue
             if what == "error":

@@ -98,7 +98,7 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     folder = run(tmp_path / "x", {"A": [1.0]})
     with pytest.raises(SystemExit, match=r"no results.json in .*absent"):
         main([folder, str(tmp_path / "absent")])
-    with pytest.raises(SystemExit, match="is named twice"):
+    with pytest.raises(SystemExit, match="is given twice"):
         main([folder, folder])
     with pytest.raises(SystemExit):
         main([folder, "--resamples", "0"])

@@ -158,12 +158,12 @@ def records(tmp_path):
 def test_without_what_was_trained_on_means_are_by_kind_of_text(records):
     rows = sides(0.0, 0.0)["model"]
     text, table = near_far_parts({"m": rows}, ())
-    assert "Near and far are not told apart" in text
+    assert "Near and far are not separated" in text
     assert isinstance(table, Table)
     assert [one[:2] for one in table.rows] == [["not known", 2]]
     main(["report", str(records / "model")])
     page = (records / "model" / "report.md").read_text()
-    assert "Near and far are not told apart" in page
+    assert "Near and far are not separated" in page
     assert f"| wordnet | 1 | {100 * draws(0, 0.02).mean():.1f} |" in page
 
 

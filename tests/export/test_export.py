@@ -222,7 +222,7 @@ def test_the_command_prints_how_close_it_is(saved, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "merged: 200 texts, least cosine 1.0000000" in printed
     assert "(bound 0.99999)" in printed
-    with pytest.raises(SystemExit, match="m is there already and not empty"):
+    with pytest.raises(SystemExit, match="m exists already and is not empty"):
         main(["export", saved, str(tmp_path / "m"), "--task", "clustering", "--to", "merged"])
 
 

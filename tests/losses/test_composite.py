@@ -63,7 +63,7 @@ def test_a_weight_of_the_step_scales_its_term(student, columns):
         student,
         {"gor": (GORLoss(student), Schedule(0.0, 4.0, steps=8)), "x": (GORLoss(student), 1)},
     )
-    with pytest.raises(ValueError, match=r"'gor' goes from 0.0 to 4.0, but the loss is not told"):
+    with pytest.raises(ValueError, match=r"'gor' goes from 0.0 to 4.0, but the loss is not given"):
         loss.compute_loss_from_embeddings(columns, None)
     whole = reference.gor([array(c) for c in columns[:2]])
     for step, weight in ((0, 0), (4, 2), (8, 4), (100, 4)):

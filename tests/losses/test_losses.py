@@ -139,7 +139,7 @@ def test_distillation_without_vectors_says_what_is_missing(student, columns):
         loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH))
     with pytest.raises(ValueError, match="teacher dims, but got student"):
         loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH, 2, 7))
-    with pytest.raises(ValueError, match="labels name 5 columns, but the batch has 4"):
+    with pytest.raises(ValueError, match="labels are for 5 columns, but the batch has 4"):
         loss.compute_loss_from_embeddings(columns, torch.zeros(BATCH, 5, TEACHER_DIM))
 
 

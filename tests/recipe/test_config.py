@@ -342,9 +342,9 @@ def test_labelled_texts_stand_where_a_loss_reads_labels():
 @pytest.mark.parametrize(
     ("blends", "message"),
     [
-        ("{my blend: {retrieval: 1}}", "'my blend' is no name for an adapter"),
-        ("{pop: {retrieval: 1}}", "'pop' is no name for an adapter"),
-        ("{base: {retrieval: 1}}", "evaluation.blends: 'base' is taken"),
+        ("{my blend: {retrieval: 1}}", "'my blend' cannot be the name of an adapter"),
+        ("{pop: {retrieval: 1}}", "'pop' cannot be the name of an adapter"),
+        ("{base: {retrieval: 1}}", "evaluation.blends: 'base' is used already"),
         ("{even: {retrieval: .inf}}", "evaluation.blends.even: .*inf"),
         ("{even: {retrieval: 0}}", "evaluation.blends.even: all weights are 0"),
     ],

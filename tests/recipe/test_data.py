@@ -410,7 +410,7 @@ def test_labels_of_any_type_are_read_by_their_names(feature, values, labels, of_
         (
             "scored",
             {"query": "t", "positive": "t", "score": "t"},
-            "'t' .*'one' in row 0 .*no score",
+            "'t' .*'one' in row 0 .*not a score",
         ),
         ("texts", {"text": "unknown"}, "column 'unknown' .* holds int64, not text"),
         ("texts", {"text": "nested"}, "column 'nested' .* not text"),

@@ -63,7 +63,7 @@ def test_a_list_that_is_none_is_named(tmp_path):
     whole = (tmp_path / "list").read_bytes()
     for broken in (whole[:-3], b"", b"text"):
         (tmp_path / "list").write_bytes(broken)
-        with pytest.raises(RecipeError, match="is no whole list"):
+        with pytest.raises(RecipeError, match="is not a complete list"):
             read_hashes(tmp_path / "list")
     whole = read_rows("a", replace(WORDNET, limit=None), 0, tmp_path)
     write_hashes(tmp_path / "list", {text_hash(row["query"]) for row in whole})

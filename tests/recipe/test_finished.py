@@ -172,9 +172,11 @@ def test_models_that_cannot_be_had_and_trackers_that_are_not_installed_are_told_
     saved, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("st_jv5.recipe.run.try_phases", lambda *_: pytest.fail("it began"))
-    with pytest.raises(SystemExit, match=r"student.model: team/mini is no folder .*hf download"):
+    with pytest.raises(SystemExit, match=r"student.model: team/mini is not a folder .*hf download"):
         main([recipe(tmp_path, "team/mini")])
-    with pytest.raises(SystemExit, match=r"student.model: /no/such is no folder here, and no id"):
+    with pytest.raises(
+        SystemExit, match=r"student.model: /no/such is not a folder here, and not an id"
+    ):
         main([recipe(tmp_path, "/no/such")])
     path = recipe(tmp_path, saved)
     with pytest.raises(SystemExit, match=r"--report-to nope: unknown; known: none, all, azure"):

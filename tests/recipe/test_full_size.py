@@ -147,5 +147,5 @@ def test_a_fitted_projection_begins_nearer_the_teacher(tmp_path, backbones):
     assert begun[150] < 0.9 * begun[0]
     settings[0], settings[2] = f"output={tmp_path / 'few'}", "stage1.fit_projection=50"
     command = [part for setting in settings for part in ("--set", setting)]
-    with pytest.raises(SystemExit, match="fit_projection: 50 texts cannot fit 64 dims"):
+    with pytest.raises(SystemExit, match="fit_projection: 50 texts are too few to fit 64 dims"):
         main([path, "--only", "stage1", *command])

@@ -187,7 +187,7 @@ def test_strengths_that_no_validation_task_can_choose_among_are_refused(backbone
     told = "adapters.classification.strengths .* no validation task is one of classification"
     with pytest.raises(RecipeError, match=told):
         preflight(run, ["adapters"])
-    with pytest.raises(ValueError, match="no validation task is one of classification"):
+    with pytest.raises(ValueError, match="no validation task belongs to classification"):
         validation_means(run, None, "classification", tmp_path / "scores")
     check_choices(Run(load_recipe(path, several)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from st_jv5.evaluation.means import NEW, NO_LABELS, TOLD, adapters_table, advice, kept_table
+from st_jv5.evaluation.means import NEW, NO_LABELS, SEEN, adapters_table, advice, kept_table
 from st_jv5.evaluation.near_far import FAR, NEAR, Scores, means_table
 from st_jv5.recipe.results.report import best_adapters
 from st_jv5.recipe.results.standing import own_adapter
@@ -64,26 +64,26 @@ def test_an_adapter_is_held_against_the_base_on_its_own_tasks_near_and_far():
     scores = Scores(records, ["a", "b", "c"], 200)
     types = {task: found["type"] for task, found in records["base"].items()}
     adapters = ["retrieval", "clustering", "classification"]
-    labels = {"a": NO_LABELS, "b": TOLD, "c": NO_LABELS}
+    labels = {"a": NO_LABELS, "b": SEEN, "c": NO_LABELS}
     table = adapters_table(scores, adapters, {NEAR: ["a", "b"], FAR: ["c"]}, types, labels)
     worse, better, same = table.rows
     assert worse[:4] == ["retrieval", "near", "", 1]
     assert worse[6:] == ["-2.0 [-2.0, -2.0]", "worse"]
     assert better[:4] == ["retrieval", "far", "", 1]
     assert better[6:] == ["+2.0 [+2.0, +2.0]", "better"]
-    assert same[:4] == ["clustering", "near", "told", 1]
+    assert same[:4] == ["clustering", "near", "seen", 1]
     assert same[6:] == ["+0.0 [+0.0, +0.0]", "within noise"]
 
 
-def test_the_advice_rests_on_labels_that_an_adapter_was_not_told():
+def test_the_advice_rests_on_labels_that_an_adapter_was_not_trained_on():
     gaps = {
-        "clustering": {"near told": 0.2, "near new": 0.04, "far new": 0.01},
-        "classification": {"near told": 0.2, "near new": 0.0, "far new": 0.0},
+        "clustering": {"near seen": 0.2, "near new": 0.04, "far new": 0.01},
+        "classification": {"near seen": 0.2, "near new": 0.0, "far new": 0.0},
         "retrieval": {"near": 0.03, "far": -0.01},
     }
     kinds = {"clustering": "Clustering", "classification": "Classification"}
     types = {f"{a} {t}": kinds.get(a, "Retrieval") for a, own in gaps.items() for t in own}
-    labels = {task: {"told": TOLD, "new": NEW}.get(task.split()[-1], NO_LABELS) for task in types}
+    labels = {task: {"seen": SEEN, "new": NEW}.get(task.split()[-1], NO_LABELS) for task in types}
     records = {
         who: {
             f"{a} {t}": row("x", draws(i, gap if who == a else 0.0))
@@ -97,16 +97,16 @@ def test_the_advice_rests_on_labels_that_an_adapter_was_not_told():
     told = advice(scores, [*gaps], groups, types, labels)
     assert (
         "`clustering` (near +4.0 [+4.0, +4.0], far +1.0 [+1.0, +1.0] beside the base, with labels "
-        "it was never told): take it for its tasks, on any text." in told
+        "that it was not trained on): take it for its tasks, on any text." in told
     )
     assert "`classification` (near +0.0 [+0.0, +0.0], far +0.0" in told
-    assert "never told): it brings nothing: take `base`." in told
+    assert "not trained on): it brings nothing: take `base`." in told
     assert "beside the base): worse than the base on far text: take `base` there." in told
     near_alone = advice(scores, ["clustering"], {NEAR: groups[NEAR]}, types, labels)
     assert near_alone.endswith("on text like the training text; elsewhere it is not known.")
     table = adapters_table(scores, ["clustering"], groups, types, labels)
     assert [one[1:4] for one in table.rows] == [
-        ["near", "new", 1], ["far", "new", 1], ["near", "told", 1], ["near and far", "new", 2],
+        ["near", "new", 1], ["far", "new", 1], ["near", "seen", 1], ["near and far", "new", 2],
     ]  # fmt: skip
     assert table.rows[-1][6] == "+2.5 [+2.5, +2.5]"
 

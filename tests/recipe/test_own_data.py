@@ -175,7 +175,7 @@ PACKED = gzip.compress(jsonl(GOOD), mtime=0)
     [
         ("a.jsonl", b"", r"/a.jsonl is empty: it has no row"),
         ("a.csv", b"question,answer\n", r"/a.csv is empty: it has no row"),
-        ("a.jsonl", jsonl(GOOD) + b'{"question": "q', r"/a.jsonl, line 2: no JSON"),
+        ("a.jsonl", jsonl(GOOD) + b'{"question": "q', r"/a.jsonl, line 2: not JSON"),
         ("a.jsonl", jsonl(GOOD) + b"[1]\n", r"/a.jsonl, line 2: a row must be an object"),
         ("a.csv", "question,answer\ncaf\xe9,x\n".encode("latin-1"), r"a.csv is not UTF-8: byte 0xe9"
          r" at line 2; save the file as UTF-8"),
@@ -207,9 +207,9 @@ def test_what_cannot_be_read_is_named_by_set_file_and_place(name, content, said,
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("faq.jsonl", r"no file .*{folder}/faq.jsonl; a path is seen from the recipe's folder"),
+        ("faq.jsonl", r"no file .*{folder}/faq.jsonl; paths are relative to the recipe's folder"),
         ("~/none.jsonl", rf"no file {os.path.expanduser('~')}/none.jsonl"),
-        ("none/*.jsonl", r"no file fits .*{folder}/none/\*.jsonl"),
+        ("none/*.jsonl", r"no file matches .*{folder}/none/\*.jsonl"),
         ("empty", r"the folder .*{folder}/empty has no file to read; a file must end with"),
         (("a.parquet", "b.jsonl"), r"parquet beside files of other kinds: a.parquet, b.jsonl"),
         ("org/set", r"data_sets.own.columns is missing: of a data set on the Hub"),
@@ -394,7 +394,7 @@ def test_negatives_that_no_row_has_are_refused(nothing, tmp_path, read):
         ("labelled", "label", ["a", None, "b"], r"'label' of .*a.jsonl has no label in row 1 "),
         ("labelled", "label", [["a"], "b", ["c"]], r"'label' of .*a.jsonl holds 'b' in row 1 .*an"),
         ("scored", "score", [0.5, None, 1], r"'score' of .*a.jsonl has no score in row 1 "),
-        ("scored", "score", [0.5, 1, "high"], r"'score' of .*a.jsonl holds 'high' in row 2 .*no s"),
+        ("scored", "score", [0.5, 1, "high"], r"'score' of .*a.jsonl .*'high' in row 2 .*not a s"),
         ("scored", "score", [0.5, float("nan"), 1], r"'score' of .*a.jsonl has no score in row 1 "),
     ],
 )  # fmt: skip

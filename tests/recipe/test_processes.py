@@ -209,5 +209,5 @@ def test_rows_that_do_not_fall_into_the_processes_are_named(monkeypatch):
     phase = Phase(data={"a": 1}, steps=1, batch_size=5, devices=2)
     assert train.rows_here(phase, 5) == 10
     monkeypatch.setattr(train, "WORLD_SIZE", 4)
-    with pytest.raises(RecipeError, match="2 x 5 rows do not fall into 4 processes"):
+    with pytest.raises(RecipeError, match="2 x 5 rows cannot be shared among 4 processes"):
         train.rows_here(phase, 5)

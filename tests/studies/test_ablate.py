@@ -98,7 +98,7 @@ def test_each_run_is_trained_once_goes_on_and_leaves_one_json(
     monkeypatch.setattr(ablate, "train", counted)
     out = tmp_path / "out" / "ablate"
     command = ["--plan", str(plan), "--output", str(out)]
-    with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+    with pytest.raises(SystemExit, match="stopped; run the same command again"):
         main(command)
     tree = yaml.safe_load(plan.read_text())
     tree["runs"]["scores"]["learning_rate"] = 1e-5

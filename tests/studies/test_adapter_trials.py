@@ -46,7 +46,7 @@ def test_the_table_tells_points_above_the_base_apart_by_text_and_labels(tmp_path
     run = Run(load_recipe(PLAN.recipe))
     found = table(PLAN, run, [BASE, *PLAN.arms], tmp_path)
     assert found.header == [
-        *("", "strength", "clustering, near, told labels", "clustering, near, new labels"),
+        *("", "strength", "clustering, near, seen labels", "clustering, near, new labels"),
         *("text-matching, near", "clustering, far, new labels"),
     ]
     assert found.rows == [

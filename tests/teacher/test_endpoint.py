@@ -181,7 +181,7 @@ def test_a_key_in_the_place_of_a_vector_stands_in_no_message(server, tmp_path, m
     monkeypatch.setenv("MY_KEY", f"{KEY}\n")
     for told in (rows({"index": 0, "embedding": KEY}), KEY.encode()):
         server.faults = [answer(told)]
-        with pytest.raises(ValueError, match=r"gave '?\*\*\*|gave no JSON, but b'\*\*\*") as error:
+        with pytest.raises(ValueError, match=r"gave '?\*\*\*|sent no JSON, but b'\*\*\*") as error:
             fill(space(tmp_path), EndpointTeacher(server.url, "m", key_env="MY_KEY"), ["a"])
         assert KEY not in "".join(traceback.format_exception(error.value))
 
@@ -218,14 +218,14 @@ ROW = {"index": 0, "embedding": [0.5] * 384}
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"<html>Sign in</html>", "gave no JSON, but b'<html>Sign in"),
-        (b"", "gave no JSON, but b''"),
+        (b"<html>Sign in</html>", "sent no JSON, but b'<html>Sign in"),
+        (b"", "sent no JSON, but b''"),
         (b"[]", "without a list of vectors under 'data'"),
         (b'{"data": null}', "without a list of vectors under 'data'"),
         (b'{"data": [null]}', "without a list of vectors under 'data'"),
         (b'{"error": "no"}', "without a list of vectors under 'data'"),
-        (b"[" * 100_000, "gave no JSON"),
-        (b"\xff\xfe", "gave no JSON"),
+        (b"[" * 100_000, "sent no JSON"),
+        (b"\xff\xfe", "sent no JSON"),
         (rows(), "gave 0 vectors for 1 texts"),
         (rows(ROW, ROW), "gave 2 vectors for 1 texts"),
         (rows({"embedding": [0.5] * 384}), "indices are not 0..0"),
@@ -269,7 +269,7 @@ def test_an_answer_without_end_is_cut_off(server: Server, tmp_path, monkeypatch,
         return True
 
     server.faults = [endless]
-    with pytest.raises(ValueError, match="gave more than 330000 bytes, and no end of them"):
+    with pytest.raises(ValueError, match="gave more than 330000 bytes without an end"):
         fill(space(tmp_path), EndpointTeacher(server.url, "m", retries=0), ["a"])
     assert sent < 10**8
 

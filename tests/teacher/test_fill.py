@@ -232,7 +232,7 @@ def test_a_teacher_is_loaded_in_the_dtype_and_pooling_asked_for(tmp_path, backbo
 def test_local_teachers_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match=r"dtype must be one of .* not 'int4'"):
         LocalTeacher(MINILM, dtype="int4")
-    with pytest.raises(ValueError, match="are for a model to be loaded"):
+    with pytest.raises(ValueError, match="apply only to a model that is still"):
         LocalTeacher(SentenceTransformer(MINILM), pooling="cls")
     with pytest.raises(ValueError, match="pip install no-such-thing"):
         resolve_model("package:no_such_thing/x")

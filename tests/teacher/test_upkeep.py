@@ -160,7 +160,7 @@ def test_the_command_line_shows_checks_joins_and_drops(filled, texts, tmp_path, 
     ("arguments", "message"),
     [
         (["ls", "absent"], "error: no teacher store at absent: there is no such folder"),
-        (["verify", "tests"], "tests has no spaces: it is empty, or no teacher store"),
+        (["verify", "tests"], "tests has no spaces: it is empty, or not a teacher store"),
         (["info", "STORE", "--space", "x"], "has 0 spaces named 'x'; it has: model-"),
         (["verify", "STORE", "--texts", "absent.txt"], "error: no file absent.txt"),
         (["verify", "STORE", "--texts", "README.md"], "must end with one of .txt, .parquet"),

@@ -103,8 +103,8 @@ SHARDS = [
 
 OTHERS = [
     ("parquet/ranges.npy", flip(150 * 8), "ranges.npy .* checksum"),
-    ("parquet/ranges.npy", resave(lambda r: r * np.nan), "ranges that are none"),
-    ("parquet/ranges.npy", resave(lambda r: r[::-1]), "ranges that are none"),
+    ("parquet/ranges.npy", resave(lambda r: r * np.nan), "invalid ranges"),
+    ("parquet/ranges.npy", resave(lambda r: r[::-1]), "invalid ranges"),
     ("parquet/ranges.npy", resave(lambda r: r[:, :4]), r"not \(2, 16\)"),
     ("parquet/ranges.npy", Path.unlink, "ranges.npy cannot be read"),
 ]
@@ -209,7 +209,7 @@ def test_hits_of_a_corpus_that_has_changed_show_ids_alone(folder, saved_once, ca
         folder / "npy" / "manifest.json"
     )
     cli.main(ask)
-    assert "without texts" not in capsys.readouterr().out
+    assert "texts are not shown" not in capsys.readouterr().out
     table = pq.read_table(path)
     texts = table["text"].to_pylist()
     texts[29] += " more"  # though the hit itself is as it was

@@ -283,7 +283,7 @@ def test_bad_settings_are_named_before_any_work(saved, documents, tmp_path):
 def test_a_stock_model_encodes_without_a_task(documents, tmp_path):
     folder = encode_corpus(MINILM, Corpus(documents, "text"), tmp_path / "vectors", max_tokens=16)
     assert (folder.manifest["task"], folder.dim) == (None, 384)
-    with pytest.raises(ValueError, match=r"a model of Transformer knows no task"):
+    with pytest.raises(ValueError, match=r"a model of Transformer has no tasks"):
         encode_corpus(MINILM, Corpus(documents, "text"), tmp_path / "other", task="retrieval")
 
 
@@ -349,6 +349,6 @@ def test_the_command_shows_texts(saved, documents, tmp_path, capsys):
     assert lines[1].split()[2:4] == ["doc-1", first.split()[0]]
     Path(documents).unlink()
     cli.main(["search", out, first, "-k", "1"])
-    assert "without texts: no file" in capsys.readouterr().out
+    assert "texts are not shown: no file" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: no file"):
         cli.main(["encode", saved, *how, "--out", out])

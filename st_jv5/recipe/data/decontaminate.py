@@ -61,7 +61,7 @@ def read_hashes(path: str | Path) -> frozenset[int]:
         raise RecipeError(f"decontaminate: {error}; st-jv5 decontaminate writes it") from error
     body = content.removeprefix(MAGIC)
     if len(body) == len(content) or len(body) % 8:
-        raise RecipeError(f"decontaminate: {path} is no whole list of st-jv5 decontaminate")
+        raise RecipeError(f"decontaminate: {path} is not a complete list of st-jv5 decontaminate")
     return frozenset(struct.unpack(f"<{len(body) // 8}Q", body))
 
 
@@ -69,8 +69,8 @@ def texts_of_task(task: Any, documents: bool) -> Iterator[str]:
     """The texts of a loaded mteb task's test splits.
 
     Args:
-        task: Of mteb, its data loaded.
-        documents: Of retrieval, the corpus too.
+        task: A task of mteb whose data is loaded.
+        documents: Whether to include the documents of retrieval tasks.
     """
     splits = task.metadata.eval_splits
     for part in _parts(task.dataset):
@@ -112,7 +112,7 @@ def hashes_of_tasks(tasks: Sequence[Any], documents: bool = False) -> set[int]:
     """Hashes of the test texts of mteb's tasks; each task is loaded, and let go.
 
     Args:
-        tasks: Of mteb, or local ones.
+        tasks: Tasks of mteb, or local ones.
         documents: Whether the corpora of retrieval are listed, too.
     """
     hashes: set[int] = set()

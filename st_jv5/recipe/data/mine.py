@@ -14,7 +14,7 @@ from st_jv5.vector_source import Vectors
 MARGIN = 0.05
 """A document from 95% of the positive's cosine on counts as a false negative."""
 NEAREST = 50
-"""So many of the nearest documents are looked at, beside the positives."""
+"""Number of nearest documents that are looked at, besides the positives."""
 QUERIES = 8192
 """Rows of scores at once."""
 DOCUMENTS = 8192
@@ -44,7 +44,7 @@ def mine(
         document_rows: int ``(documents,)``, where each document's stands.
         queries: The queries' vectors.
         documents: The documents'.
-        negatives: How many each pair gets.
+        negatives: Number of negatives of each pair.
 
     Returns:
         int64 ``(pairs kept, 2 + negatives)``: query, document, negatives. Pairs of one query stand
@@ -100,7 +100,7 @@ def _nearest(vectors: Tensor, documents: Vectors, rows: Array, k: int) -> tuple[
 def _limits(
     vectors: Tensor, documents: Vectors, rows: Array, own: Array, positives: Array
 ) -> Tensor:
-    """Of each query, the cosine of its worst positive."""
+    """The cosine of each query's worst positive."""
     found = vectors.new_full((len(vectors),), torch.inf)
     for begin in range(0, len(own), DOCUMENTS):
         part = slice(begin, begin + DOCUMENTS)

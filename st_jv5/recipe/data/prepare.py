@@ -1,4 +1,4 @@
-"""From a source to :class:`~st_jv5.recipe.data.rows.Rows`: filtered, shuffled, written, once."""
+"""Make :class:`~st_jv5.recipe.data.rows.Rows` of a source: filter, shuffle, write once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from st_jv5.teacher.shard import Array, hash_texts
 logger = logging.getLogger("st_jv5.recipe")
 
 FORMAT = 2
-"""Of the files, and of how rows are chosen: another number prepares all rows anew."""
+"""Version of the files and of how rows are chosen; with another, all are prepared again."""
 BLOCK_BYTES = 64 << 20
 """About so much text is in memory at once."""
 BLOCK_ROWS = 100_000
@@ -55,7 +55,7 @@ COUNTS = {
     "shared": "sharing a text with held-out rows",
     "taken": "taken",
 }
-"""What is told of a source's rows: read, dropped and why, and rows that were made of the rest."""
+"""What is logged of a source's rows: how many were read, dropped and why, and made of the rest."""
 
 
 def read_rows(
@@ -77,10 +77,10 @@ def read_rows(
     (:func:`read_held_out`), nor others that share a text with them.
 
     Args:
-        name: Of the data set in the recipe.
-        spec: Its settings.
+        name: Name of the data set in the recipe.
+        spec: Settings of the data set.
         seed: Draws the order.
-        folder: Where prepared rows lie; those of other settings or of a changed file lie beside.
+        folder: Folder of prepared rows; those of other settings or of a changed file are beside.
         barred: Hashes of texts that must not be trained on.
         held: Hashes of the texts of other sets' held-out rows (:func:`held_texts`).
         ready: A folder that may have these rows already: they are taken, and nothing is written.
@@ -111,9 +111,9 @@ def read_held_out(
 
     Args:
         name: As in :func:`read_rows`.
-        spec: Its settings.
+        spec: Settings of the data set.
         seed: Draws the rows, by a hash of their text.
-        folder: Where prepared rows lie.
+        folder: Folder of prepared rows.
         barred: Hashes of texts that must not be tested on, either.
         ready: As in :func:`read_rows`.
 
@@ -154,7 +154,7 @@ def _prepared(preparation: _Preparation, folder: Path, ready: Path | None) -> Ro
 
 
 class _Preparation:
-    """From a source to rows: which of its rows are taken, and in what order; then they are written.
+    """Choose and order the rows of a source, and write them.
 
     Only row numbers and a hash of each row are held; texts are read a block at a time, twice.
     """
@@ -176,7 +176,7 @@ class _Preparation:
         """Negative -> rows that have another row's."""
 
     def key(self) -> dict[str, Any]:
-        """All that decides the rows."""
+        """Everything that the rows depend on."""
         spec = self.spec
         settings = row_settings(replace(spec, held_out=spec.held_out if self.held_out else 0))
         del settings["negatives"]
@@ -231,7 +231,9 @@ class _Preparation:
             tables = self._tables(self._order())
             self.counts["taken"] = write_tables(folder / "rows.arrow", map(hashed, tables))
         if not self.counts["taken"]:
-            raise self.error(f"{self.spec.named}: kind {self.spec.kind} makes no row of its texts")
+            raise self.error(
+                f"{self.spec.named}: kind {self.spec.kind} gives no row from its texts"
+            )
         if self.held:
             self.counts["held_out"] = min(self.spec.held_out, self.counts["shared"])
             self.counts["shared"] -= self.counts["held_out"]
@@ -400,7 +402,7 @@ class _Preparation:
                     file, row = self.source.place(row)
                     raise self.error(
                         f"column {column!r} of {file} holds {value!r:.80} in row {row} (counted "
-                        f"from 0), which is no score; a score is a number"
+                        f"from 0), which is not a score; a score is a number"
                     ) from error
             raise self.error(f"column {column!r} of {self.spec.named}: {error}") from error
         finite = pc.if_else(pc.is_finite(found), found, pa.scalar(None, pa.float64()))
@@ -449,7 +451,7 @@ class _Preparation:
             yield _without_nulls(block) if self.held_out else block
 
     def _givers(self, order: Array) -> dict[str, Array]:
-        """Of each negative that some rows lack: the rows that it is taken of, its own where it has.
+        """For each negative that some rows lack: the rows whose negatives are used.
 
         A query meets all negatives of its batch anyway, so one of another row does no harm. Rows
         under test meet every document, so that held-out rows keep what they have.

@@ -42,7 +42,7 @@ class Rows:
 
     @cached_property
     def told(self) -> dict[str, Any]:
-        """The data set's name, its source, and how many rows were read, dropped and taken."""
+        """The data set's name, its source, and the numbers of rows read, dropped and used."""
         return read_json(self.folder / "rows.json")
 
     @property
@@ -52,12 +52,12 @@ class Rows:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """All roles, as ``datasets`` reads them."""
+        """The rows with all roles, as a ``datasets`` data set."""
         return Dataset.from_file(str(self.folder / "rows.arrow"))
 
     @cached_property
     def roles(self) -> list[str]:
-        """Those that hold text."""
+        """The roles that hold text."""
         return [role for role in self.dataset.column_names if role not in NO_TEXTS]
 
     def __len__(self) -> int:
@@ -76,13 +76,13 @@ class Rows:
             yield from batch.column(role).to_pylist()
 
     def hashes(self, role: str) -> Array:
-        """Of each text of a role, uint8 ``(rows, 16)``, memory mapped."""
+        """Hash of each text of a role, uint8 ``(rows, 16)``, memory mapped."""
         return np.memmap(
             self.folder / f"{role}.hashes", np.uint8, "r", shape=(len(self), HASH_BYTES)
         )
 
     def all_hashes(self) -> Array:
-        """Of each text by its number, uint8 ``(rows * roles, 16)``."""
+        """Hash of each text by its number, uint8 ``(rows * roles, 16)``."""
         return np.stack([self.hashes(role) for role in self.roles], axis=1).reshape(-1, HASH_BYTES)
 
     @property
@@ -134,7 +134,7 @@ class Rows:
 
     @property
     def bytes(self) -> int:
-        """On disk, with what lies beside them."""
+        """Bytes on disk, with all files beside the rows."""
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
     def beside(
@@ -143,7 +143,7 @@ class Rows:
         """A table that is made of the rows, written beside them by the first process that asks.
 
         Args:
-            what: Its name; an older one of this name and another key is removed.
+            what: Name of the table; an older one of this name and another key is removed.
             key: All that decides it beside the rows, as JSON.
             make: Gives its columns, some rows at a time: int64 or float64, a row each of any shape.
         """
@@ -170,7 +170,7 @@ class Texts(Sequence[str]):
         whole = np.concatenate(every) if every else np.zeros((0, HASH_BYTES), np.uint8)
         self._picks = first_of_each(whole)[0]
         self.hashes = whole[self._picks]
-        """As :func:`~st_jv5.teacher.shard.hash_texts` gives them."""
+        """Hashes of the texts, as :func:`~st_jv5.teacher.shard.hash_texts` returns them."""
         self._starts = np.cumsum([0, *map(len, every)])
 
     def __len__(self) -> int:

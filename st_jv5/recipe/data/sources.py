@@ -1,4 +1,4 @@
-"""A data set's source as one memory-mapped table: files of one's own, or a set of the Hub."""
+"""A data set's source as one memory-mapped table: files of your own, or a set of the Hub."""
 
 from __future__ import annotations
 
@@ -43,13 +43,15 @@ def files_of(name: str, spec: DataSet) -> list[Path]:
             nothing = f"the folder {place} has no file to read; a file {WANTED}"
         elif place.exists() or not set("*?[") & set(path):
             own = [place] if place.is_file() else []
-            nothing = f"no file {place}; a path is seen from the recipe's folder, or data_folder"
+            nothing = (
+                f"no file {place}; paths are relative to the recipe's folder, or to data_folder"
+            )
         else:
             folder = glob.escape(spec.folder)
             pattern = str(Path(folder, Path(path).expanduser()))
             own = sorted(Path(one) for one in glob.glob(pattern, recursive=True))
             own = [one for one in own if one.is_file()]
-            nothing = f"no file fits {place}"
+            nothing = f"no file matches {place}"
         if not own:
             raise RecipeError(f"data_sets.{name}.path: {nothing}")
         found += own
@@ -106,7 +108,7 @@ def with_columns(name: str, spec: DataSet) -> DataSet:
 
 @dataclass(frozen=True)
 class Source:
-    """All rows of a data set's source, as they stand there."""
+    """All rows of a data set's source, unchanged."""
 
     table: pa.Table
     """Memory mapped; the columns that are asked for."""
@@ -131,8 +133,8 @@ def open_source(name: str, spec: DataSet, cache: Path) -> Source:
     ``datasets`` keeps it, unless it has columns of lists to spread.
 
     Args:
-        name: Of the data set in the recipe.
-        spec: Its settings.
+        name: Name of the data set in the recipe.
+        spec: Settings of the data set.
         cache: A folder, which is made.
 
     Raises:

@@ -41,7 +41,7 @@ def replay_set(rows: Rows, store: Vectors) -> Dataset:
     """A data set's texts as the trainer takes them to distil: ``text``, and its row of the store.
 
     Args:
-        rows: Of any kind; of pairs both sides, each text once.
+        rows: Rows of any kind; both sides of pairs are used, each text once.
         store: The teacher's vectors of single texts.
     """
 
@@ -132,13 +132,13 @@ class LookUp:
         self.rows = rows
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """All columns but the label."""
+        """All columns except the label."""
         texts = self.rows.texts
         return {name: own if name == "label" else texts(own) for name, own in batch.items()}
 
     @property
     def content(self) -> str:
-        """What tells these texts from others, for a checkpoint."""
+        """What identifies these texts, for a checkpoint."""
         return self.rows.content
 
 
@@ -241,7 +241,7 @@ def contrastive_rows(own: Sequence[frozenset[int]], negatives: int, seed: int) -
 
     Args:
         own: The labels of each of ``n`` distinct texts.
-        negatives: How many each row has.
+        negatives: Number of negatives of each row.
         seed: Draws positives, negatives and the order of the rows.
 
     Returns:

@@ -43,9 +43,9 @@ class Forward:
     """One forward of a text, or of each of several, and its backward."""
 
     flops: Array
-    """Of the forward."""
+    """Operations of the forward pass."""
     backward_flops: Array
-    """Of the backward; 0 where nothing is trained."""
+    """Operations of the backward pass; 0 if nothing is trained."""
     activations: Array
     """Bytes that autograd keeps, weights in lower precision not among them."""
 
@@ -56,9 +56,9 @@ class Weights:
 
     all: int
     trained: int
-    """All of them, or an adapter's alone."""
+    """Trained parameters: all, or those of an adapter."""
     linear: int
-    """Those that bfloat16 forwards copy."""
+    """Parameters that bfloat16 forward passes copy."""
 
 
 def read_config(spec: Student | Teacher, where: str) -> PreTrainedConfig:
@@ -148,11 +148,11 @@ class Costs:
         checkpointing: bool = False,
         dropout: float = 0.0,
     ) -> Forward:
-        """Of one text, or of each of several.
+        """Count the forward pass of one text, or of each of several.
 
         Args:
-            tokens: Of the text, or ``(n,)`` of each; what is found has this shape.
-            rank: Of the adapter that is trained; 0: the whole backbone, or none.
+            tokens: Tokens of the text, or ``(n,)`` of each text; the result has this shape.
+            rank: Rank of the trained adapter; 0: the whole backbone is trained, or nothing.
             trained: Whether there is a backward pass.
             checkpointing: Whether blocks are run again in it.
             dropout: Before each LoRA.
@@ -168,8 +168,7 @@ class Costs:
         checkpointing: bool = False,
         dropout: float = 0.0,
     ) -> float:
-        """Bytes that autograd keeps of the forwards of these chunks, of which each casts the
-        weights anew."""
+        """Bytes that autograd keeps of these chunks; the weights are cast for each chunk."""
         rows, tokens = np.array(chunks).T
         activations = self.forward(tokens, rank, True, checkpointing, dropout).activations
         copies = 2 * self.weights(rank).linear if self.bfloat16 else 0

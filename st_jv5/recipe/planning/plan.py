@@ -24,7 +24,7 @@ class Gpu:
     """Dense, from the vendor's data sheet."""
     memory_gib: float
     price: float
-    """US dollars an hour: a guess of ours at what clouds ask; pay your own."""
+    """US dollars an hour: our guess at what clouds ask; pay your own."""
 
 
 GPUS = {
@@ -34,7 +34,7 @@ GPUS = {
     "RTX 4090": Gpu(165e12, 24, 0.5),
 }
 UTILISATION = 0.4
-"""Share of a GPU's peak that training reaches: a guess of ours, not measured."""
+"""Share of a GPU's peak that training reaches: our guess, not measured."""
 
 
 # ------------------------------------------------------------------------------------- what is told
@@ -64,9 +64,9 @@ def plan_page(run: Run, measured: bool = True) -> Page:
     page.add(
         "Rows",
         _rows(planner),
-        "A process needs so much memory of its own for rows. Their texts are memory mapped: the "
-        "pages are shared by all processes and given back when others want the memory. While a set "
-        "is prepared, a file of this disk lies there once more.",
+        "Each process needs this much memory for rows. Their texts are memory mapped: processes "
+        "share the pages, which are freed when memory is needed. While a data set is prepared, a "
+        "local file is on the disk twice.",
     )
     page.add("Memory per device, in GiB", _memory(phases))
     page.add("How often each data set is read", _passes(run, planner))
@@ -74,7 +74,7 @@ def plan_page(run: Run, measured: bool = True) -> Page:
         "On a GPU",
         _gpus(teaching, phases),
         f"At {UTILISATION:.0%} of the data sheet's dense bfloat16 operations, and at prices that "
-        "are guesses of ours. What does not fit needs smaller chunks (loss.mini_batch_tokens).",
+        "are our guesses. What does not fit needs smaller chunks (loss.mini_batch_tokens).",
     )
     page.add("Warnings", *_warnings(run, planner))
     return page

@@ -31,15 +31,17 @@ GIB = 1 << 30
 
 
 CHARACTERS_PER_TOKEN = 4.7
-"""Of English text in WordPiece, measured on wikipedia extracts; where no tokenizer is at hand."""
+"""Characters per token of English text in WordPiece, measured on wikipedia extracts; used if there
+is no tokenizer."""
 
 
 TEXT_BYTES = 32
-"""Of a text on disk beside its characters: its end, its hash and its row of the teacher's store."""
+"""Bytes of a text on disk besides its characters: its end, its hash and its row of the teacher's
+store."""
 
 
 DRAWING_BYTES = 12
-"""Of a row in a process' memory: its place in the order of a pass. All else of it is mapped."""
+"""Bytes of a row in a process' memory: its place in the order of a pass. All else is mapped."""
 
 
 SPECIAL_TOKENS = 2
@@ -86,7 +88,8 @@ class PhasePlan:
     steps: int
     devices: int
     tokens: float
-    """Of all steps, with padding, and with what the base reads for relational distillation."""
+    """Tokens of all steps, with padding, and with those that the base reads for relational
+    distillation."""
     flops: float
     seconds: float | None
     """Here; None where it was not measured."""
@@ -183,8 +186,7 @@ class Planner:
 
     @cached_property
     def prompt_tokens(self) -> int:
-        """Of the student's longest prompt; a base that would have to be downloaded is taken to have
-        the paper's."""
+        """Tokens of the student's longest prompt; of the paper's, for a base that is not here."""
         spec = self.recipe.student
         here = spec.prompts != "own" or Path(resolve_model(spec.name)).is_dir()
         longest = max(map(len, (self.run.prompts if here else PROMPTS).values()))
@@ -345,7 +347,7 @@ class Planner:
 
     @property
     def row_bytes(self) -> int:
-        """Of a text in the teacher's store: its vector, and its hash; 0 without a teacher."""
+        """Bytes of a text in the teacher's store: its vector and its hash; 0 without a teacher."""
         if self.recipe.teacher is None:
             return 0
         width = self.teacher.hidden_size if self.teacher is not None else 0

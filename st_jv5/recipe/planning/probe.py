@@ -47,7 +47,7 @@ class Speed:
     """Seconds of an operation beyond that, at each of LENGTHS."""
 
     def seconds(self, flops: Array, tokens: Array) -> Array:
-        """Of chunks ``(n,)`` with so many operations each, on texts of so many tokens."""
+        """Seconds of chunks ``(n,)``, by their operations and the tokens of their texts."""
         return self.chunk + flops * (_between(tokens) @ self.at)
 
 
@@ -120,7 +120,7 @@ def probe(
 
 
 def _measure(work: _Work, bfloat16: bool, device: str, seconds: float) -> tuple[Speed, float]:
-    """Its steps, again and again: all chunks forward, then backward together."""
+    """Measure a kind of work: all chunks of a step forward, then backward together, repeatedly."""
     config = _shallow(work.config)
     costs = Costs(config, bfloat16)
     model = backbone(config, work.rank, work.dropout).to(device).train(work.trained)

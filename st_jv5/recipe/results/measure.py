@@ -55,7 +55,7 @@ class ChanceEncoder(AbsEncoder):
         )
 
     def describe(self, task_type: str) -> dict[str, Any]:
-        """For the record."""
+        """Description for the record of scores."""
         return {
             "adapter": None,
             "prompts": {"query": "", "document": ""},
@@ -132,7 +132,7 @@ def _made_of(run: Run, name: str, split: Split) -> OwnTasks:
 
 
 def check_held_out(run: Run) -> None:
-    """All tasks are known; what cannot be asked of the rows that data sets hold out is told."""
+    """Check that all tasks are known; log what cannot be asked of held-out rows."""
     chosen_tasks(run)
     for name in _held_out(run):
         for told in _made_of(run, name, "test").left_out:
@@ -140,7 +140,7 @@ def check_held_out(run: Run) -> None:
 
 
 def check_choices(run: Run) -> None:
-    """What has several to choose among has a validation task to choose by: the base, each adapter.
+    """Check that there is a validation task for every setting with several values to choose from.
 
     Raises:
         RecipeError: Names the setting that has none.
@@ -225,14 +225,14 @@ def check_beside(run: Run) -> None:
         for label in labels:
             if label in taken or Path(label).name != label:
                 raise RecipeError(
-                    f"evaluation.{setting}: {label!r} is taken, or no name of a folder"
+                    f"evaluation.{setting}: {label!r} is used already, or cannot be a folder's name"
                 )
             taken.add(label)
     for name, weights in evaluation.blends.items():
         try:
             check_task_name(name)
         except ValueError as error:
-            told = f"evaluation.blends: {name!r} is no name for an adapter: {error}"
+            told = f"evaluation.blends: {name!r} cannot be the name of an adapter: {error}"
             raise RecipeError(told) from error
         try:
             worth = any(Blend(weights).values())
@@ -297,10 +297,10 @@ def validation_means(
 
     Args:
         run: Its recipe names the tasks.
-        model: A model of ours.
-        task: An adapter, scored on the tasks that are routed to it, without those that ask for
-            labels that it was told, where there are others; or the base, on all.
-        folder: Of the record.
+        model: An st_jv5 model.
+        task: An adapter, scored on the tasks that are routed to it, without those whose labels it
+            was trained on, if there are others; or the base, scored on all.
+        folder: Folder of the record.
 
     Returns:
         ``near``, ``far`` (whichever there are), and ``both``: the mean of the two; of a base also
@@ -311,7 +311,7 @@ def validation_means(
     """
     tasks = tasks_to_choose_by(run, task)
     if not tasks:
-        raise ValueError(f"no validation task is one of {task}")
+        raise ValueError(f"no validation task belongs to {task}")
     if task != BASE:
         told = [t for t in tasks if labels_are_new(t.metadata.name, run.labels) is False]
         tasks = [one for one in tasks if one not in told] or told

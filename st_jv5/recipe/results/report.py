@@ -92,7 +92,7 @@ def _tell_places(run: Run, folder: Path, unstated: str) -> None:
 
 
 def best_adapters(records: Records, adapters: list[str], tasks: list[str], resamples: int) -> Table:
-    """For each task: its own adapter against the best of base and the four, paired bootstrap."""
+    """For each task, compare its adapter with the best of base and adapters by paired bootstrap."""
     header = ["task", "adapter", "score", "best of base and adapters", "difference, 95%", "verdict"]
     rows: list[list[Cell]] = []
     for task in tasks:
@@ -237,7 +237,7 @@ def limits_of(run: Run, standing: Standing | None) -> str:
 
 
 def state_licenses(run: Run) -> str:
-    """Put the recipe's licences into the model, and tell which it does not state.
+    """Put the recipe's licences into the model, and log which ones it does not state.
 
     They may have been added to the recipe since the model was made.
     """

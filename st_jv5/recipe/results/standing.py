@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from st_jv5.evaluation.means import NEW, NO_LABELS, TOLD, adapters_table, advice, kept_table
+from st_jv5.evaluation.means import NEW, NO_LABELS, SEEN, adapters_table, advice, kept_table
 from st_jv5.evaluation.mteb_encoder import adapter_for
 from st_jv5.evaluation.near_far import (
     INTERVALS,
@@ -143,8 +143,8 @@ class Standing:
 
     @cached_property
     def labels_of_tasks(self) -> dict[str, str]:
-        """Task -> whether its labels were trained on: told, new or nothing."""
-        words = {None: NO_LABELS, True: NEW, False: TOLD}
+        """Task -> whether its labels were trained on: seen, new or nothing."""
+        words = {None: NO_LABELS, True: NEW, False: SEEN}
         return {
             task: words[labels_are_new(task, self.trained_labels, self.own)] for task in self.tasks
         }
