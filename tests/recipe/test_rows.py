@@ -16,10 +16,11 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from st_jv5 import texts
+from st_jv5 import roles, texts
+from st_jv5.evaluation import own_tasks
 from st_jv5.recipe import config
 from st_jv5.recipe.config import DataSet
-from st_jv5.recipe.data import columns, prepare, sources
+from st_jv5.recipe.data import halves, prepare, sources
 from st_jv5.recipe.data import training_sets as data
 from st_jv5.recipe.data.prepare import _gathered, read_rows
 from st_jv5.recipe.data.rows import Rows, Texts
@@ -156,7 +157,7 @@ def test_the_first_of_equal_hashes_is_the_first_text():
     assert [distinct[i] for i in which] == texts
 
 
-@pytest.mark.parametrize("of", [prepare, data, shard, sources, columns, config, texts])
+@pytest.mark.parametrize("of", [prepare, data, shard, halves, roles, config, texts, own_tasks])
 def test_the_examples_of_the_docstrings_are_right(of):
     failed, tried = doctest.testmod(of)
     assert tried
