@@ -27,9 +27,9 @@ def main(path: str, file: str, out: str, *, steps: int = 100) -> None:
     model = SentenceTransformer(path)
     st_jv5.add_task(model, "spread")
     infonce = st_jv5.losses.InfoNCELoss(model)
-    loss = st_jv5.CompositeLoss(model, {"infonce": (infonce, 1.0), "uniform": (Uniformity(), 0.1)})
+    loss = st_jv5.CompositeLoss(model, {"infonce": (infonce, 1.0), "uniform": (Uniformity(), 1.0)})
     args = SentenceTransformerTrainingArguments(
-        out, max_steps=steps, logging_steps=10, report_to="none"
+        out, max_steps=steps, learning_rate=2e-4, logging_steps=10, report_to="none"
     )
     st_jv5.AdapterTrainer(model, args, tasks="spread", train_dataset=pairs, loss=loss).train()
     model.save_pretrained(f"{out}/model")
