@@ -12,7 +12,7 @@ VectorFiles = Literal["parquet", "npy"]
 
 Precision = Literal["float32", "float16", "int8", "binary", "binary-rescored"]
 """How an index stores vectors. ``binary-rescored`` keeps documents as binary and ranks the nearest
-of them anew by the query's float vector."""
+of them again by the query's float vector."""
 
 PRECISIONS = get_args(Precision)
 

@@ -28,10 +28,10 @@ def choose_tasks(
         names: Names of mteb's tasks and of the local ones.
         benchmarks: Names of mteb's benchmarks.
         local: All local tasks over this split, ``test`` or ``validation``; empty: none.
-        own: Tasks of one's own rows; they come last.
+        own: Tasks of your own rows; they come last.
         types: Keep these task types alone.
         languages: ISO 639-3 codes; keep tasks all of whose languages are among them, and those of
-            one's own rows, whose language is not known.
+            your own rows, whose language is not known.
     """
     for kind in types:
         if kind not in ADAPTER_OF_TYPE:

@@ -41,7 +41,7 @@ def near_and_far(
     Args:
         tasks: Their names.
         trained_on: Kinds of text, or tasks by name.
-        own: The kinds of text of tasks of one's own rows, by name.
+        own: The kinds of text of tasks of your own rows, by name.
 
     Example:
         >>> near_and_far(["WordNetSTS", "TopicClustering"], ["wordnet"])
@@ -89,7 +89,7 @@ def labels_are_new(
 
 
 def kinds_of(tasks: Iterable[str], own: Mapping[str, str] | None = None) -> str:
-    """The kinds of text of tasks, for people; ``own`` has those of one's own rows."""
+    """The kinds of text of tasks, for people; ``own`` has those of your own rows."""
     kinds = text_kinds() | dict(own or {})
     return ", ".join(sorted({kinds.get(task, "a kind not known") for task in tasks}))
 

@@ -57,7 +57,7 @@ MOST_ROWS = 10_000
 LEAST_PER_LABEL = 5
 """Texts that a cluster has at least."""
 NOT_KNOWN = "und"
-"""ISO 639-3 of a language that nobody has told."""
+"""ISO 639-3 code of an unknown language."""
 
 
 class Own(Local):

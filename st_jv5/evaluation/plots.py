@@ -1,7 +1,7 @@
 """Plots of a page, drawn by matplotlib: scores over something, means with their intervals, losses.
 
 A colour means one thing wherever it stands: an adapter's tasks have that adapter's, a difference is
-``better``, ``worse`` or ``noise``, and everything else is told by place, mark and dash.
+``better``, ``worse`` or ``noise``, and everything else is shown by place, mark and dash.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def intervals(
 
 
 def verdict_colour(bar: Bar) -> str:
-    """Of a difference: no colour inside its interval.
+    """Colour of a difference: none inside its interval.
 
     Example:
         >>> verdict_colour(Bar("", 1.3, -0.2, 2.8)) == QUIET

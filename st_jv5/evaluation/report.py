@@ -266,7 +266,7 @@ def write_report(folder: str | Path, *, trained_on: Sequence[str] = (), start: s
 
     Args:
         folder: Of the record.
-        trained_on: Kinds of text that the model was trained on; empty: those that its run has told.
+        trained_on: Kinds of text that the model was trained on; empty: those that its run recorded.
         start: Folder of the record of the model that training began with.
 
     Raises:

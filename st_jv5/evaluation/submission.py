@@ -55,7 +55,7 @@ def _file(model: str, name: str) -> Path | None:
 
 
 def model_meta(model: SentenceTransformer, name: str, source: str = "") -> ModelMeta:
-    """What mteb is told of a model.
+    """Metadata of a model, as mteb wants it.
 
     Args:
         model: Loaded.
@@ -121,7 +121,7 @@ def write_submission(
     Args:
         record: Of :func:`~st_jv5.evaluation.scoring.evaluate`.
         model: Whose record it is.
-        meta: What mteb is told of it.
+        meta: Its metadata for mteb.
         folder: Where ``results/`` goes.
         cache: mteb's result cache of the record.
         tasks: Names of those that are wanted; None: all of the record.

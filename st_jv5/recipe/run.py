@@ -177,7 +177,7 @@ def preflight(run: Run, stages: Sequence[str]) -> None:
 
 
 def check_measures(run: Run, stages: Sequence[str]) -> None:
-    """What is measured, in the end or to choose by, can be; what cannot is told."""
+    """Check that what is measured, in the end or to choose by, can be measured."""
     if {"stage1", "adapters"} & set(stages) and run.recipe.chooses:
         from st_jv5.recipe.results.measure import check_choices  # needs the extra `eval`
 
