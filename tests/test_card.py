@@ -51,7 +51,7 @@ def test_the_scores_are_told_to_the_hub():
 
 
 def test_a_missing_fact_is_named():
-    with pytest.raises(ValueError, match="the model card lacks: about_scores, base, command"):
+    with pytest.raises(ValueError, match="the model card lacks: about_scores, advice, base"):
         model_card({}, ModelCardData(license="mit"))
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from mteb.cache import ResultCache
 from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
-from mteb.types._metadata import Licenses
+from mteb.types import Licenses
 from sentence_transformers import SentenceTransformer
 
 from st_jv5.evaluation.record import main_rows

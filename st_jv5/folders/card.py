@@ -35,7 +35,7 @@ def model_card(facts: Mapping[str, str], metadata: ModelCardData) -> str:
         >>> from huggingface_hub import ModelCardData
         >>> model_card({"name": "mini"}, ModelCardData(license="mit"))
         Traceback (most recent call last):
-        ValueError: the model card lacks: about_scores, base, ...
+        ValueError: the model card lacks: about_scores, advice, ...
     """
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     if missing := sorted(set(template.get_identifiers()) - {"metadata", *facts}):
