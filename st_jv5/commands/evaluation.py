@@ -59,6 +59,12 @@ def _add_eval(commands: Any) -> None:
         "names a recipe knows; --trained-on takes a file's name as its kind of text",
     )
     parser.add_argument(
+        "--types",
+        nargs="+",
+        default=[],
+        help="keep tasks of these types only, such as Retrieval STS",
+    )
+    parser.add_argument(
         "--languages",
         nargs="+",
         default=[],
@@ -122,6 +128,19 @@ def _add_compare(commands: Any) -> None:
     )
     parser.add_argument(
         "--resamples", type=int, default=1000, help="bootstrap resamples; default 1000"
+    )
+    parser.add_argument(
+        "--published",
+        nargs="*",
+        metavar="MODEL",
+        help="also show averages from the paper, of these models or of all",
+    )
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="also show these models from mteb's result files",
     )
     parser.add_argument("--cache", help="folder of mteb's result files; default: mteb's own")
     parser.add_argument("--html", metavar="FILE", help="also write a page with plots")
