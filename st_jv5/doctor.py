@@ -22,7 +22,9 @@ from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import merge_task, merged, router_of
 from st_jv5.encoding import encode
-from st_jv5.export import export, graph
+from st_jv5.engines.graph import check_installed, start_onnx, start_openvino
+from st_jv5.export import export
+from st_jv5.export.graph import embed
 from st_jv5.export.parity import Array, parity_texts, prompted
 from st_jv5.jina import load_model
 from st_jv5.modules.merging import MergedAdapters, free_memory
@@ -201,9 +203,9 @@ def probe(
         yield measured("torch.compile", lambda: encode(stock, texts), how)
     if model.device.type != "cpu" or task not in router_of(model).tasks:
         return
-    for kind, start in (("onnx", graph.start_onnx), ("openvino", graph.start_openvino)):
+    for kind, start in (("onnx", start_onnx), ("openvino", start_openvino)):
         try:
-            graph.check_installed(kind, int8=False)
+            check_installed(kind, int8=False)
         except ValueError:
             continue
         with tempfile.TemporaryDirectory() as parent:
@@ -213,7 +215,7 @@ def probe(
             run = start(folder / file)
             given = prompted(folder, [(DEFAULT_PROMPT_NAME, text) for text in texts])
             how = f"st-jv5 export {name} {kind} --task {task} --to {kind}"
-            yield measured(kind, partial(graph.embed, run, folder, given), how)
+            yield measured(kind, partial(embed, run, folder, given), how)
 
 
 def _timed(run: Callable[[], Array]) -> tuple[Array, float]:

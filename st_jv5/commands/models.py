@@ -14,13 +14,15 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "export",
-        "write one task for another engine, compared with the model on real text",
+        "write one task, or all, for another engine, compared with the model on real text",
         "st-jv5 export out/demo/model exported --task retrieval --to onnx",
         run_export,
     )
     parser.add_argument("model", help="folder or Hub id; a published jina-embeddings-v5-text, too")
     parser.add_argument("folder", help="to be written; absent or empty")
-    parser.add_argument("--task", required=True, help="an adapter, or base")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", help="an adapter, or base")
+    what.add_argument("--all-tasks", action="store_true", help="onnx: one graph, task an input")
     parser.add_argument("--to", required=True, choices=EXPORTS, help="what to write")
     parser.add_argument("--revision", help="of a Hub model")
     parser.add_argument(
@@ -62,13 +64,21 @@ def add_commands(commands: Any) -> None:
 def run_export(args: argparse.Namespace) -> None:
     """Load in float32, write, and tell how close it is."""
     from st_jv5.adapters import router_of
-    from st_jv5.export import export
+    from st_jv5.export import export, export_all_tasks
     from st_jv5.jina import load_model
     from st_jv5.task_table import BASE
 
+    if args.all_tasks and args.to != "onnx":
+        raise ValueError(f"--all-tasks is for --to onnx, which OpenVINO reads, not for {args.to}")
     model = load_model(args.model, args.revision, dtype="float32")
-    task = router_of(model).resolve(args.task) or BASE  # an alias, too, as encode takes it
-    found = export(model, task, args.folder, kind=args.to, int8=args.int8, llama_cpp=args.llama_cpp)
+    if args.all_tasks:
+        task = "all tasks"
+        found = export_all_tasks(model, args.folder, int8=args.int8)
+    else:
+        task = router_of(model).resolve(args.task) or BASE  # an alias, too, as encode takes it
+        found = export(
+            model, task, args.folder, kind=args.to, int8=args.int8, llama_cpp=args.llama_cpp
+        )
     for parity in found:
         print(parity)
     if not found:
