@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from st_jv5.choices import DTYPES
+from st_jv5.choices import AUTO, DTYPES, ENGINES
 from st_jv5.commands.parsers import add_command
 from st_jv5.serve import Limits
 
@@ -39,6 +39,9 @@ def add_commands(commands: Any) -> None:
         "--token-ids", action="store_true", help="take token ids, of the model's own tokenizer"
     )
     parser.add_argument("--batch-tokens", type=int, help="padded tokens; default: by the device")
+    parser.add_argument(
+        "--engine", choices=(*ENGINES, AUTO), help="what computes; auto: the doctor's choice"
+    )
     parser.add_argument("--access-log", action="store_true", help="a line for each request")
     parser.add_argument("--revision", help="of a Hub model")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: as stored")
@@ -80,6 +83,7 @@ def run_serve(args: argparse.Namespace) -> None:
         keys=keys,
         token_ids=args.token_ids,
         batch_tokens=args.batch_tokens,
+        engine=args.engine,
     )
     logging.basicConfig(level=logging.WARNING)
     print(f"{names[0]}: {', '.join([*router.tasks, 'base'])}", flush=True)

@@ -63,8 +63,8 @@ class TaskLinear(nn.Module):
         adapter, has_adapter = self.rows.adapter, self.rows.has_adapter
         assert adapter is not None
         assert has_adapter is not None
-        low = torch.matmul(x, self.down.index_select(0, adapter)) * has_adapter
-        update = torch.matmul(low, self.up.index_select(0, adapter))
+        low = torch.bmm(x, self.down.index_select(0, adapter)) * has_adapter
+        update = torch.bmm(low, self.up.index_select(0, adapter))
         # One multiplication that adds to the update, and the bias last, where engines join it with
         # what follows: each further pass over the states would take as long as an adapter.
         flat = torch.addmm(update.reshape(-1, update.shape[-1]), x.flatten(0, 1), self.weight.T)

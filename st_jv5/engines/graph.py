@@ -119,11 +119,10 @@ def write_onnx(graph: TokensToVectors, path: Path) -> Path:
     return path
 
 
-def quantize_onnx(path: Path) -> Path:
+def quantize_onnx(path: Path, target: Path) -> Path:
     """int8 weights per channel, int8 activations by their own range."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    target = path.with_name("model_int8.onnx")
     with _quiet():
         quantize_dynamic(
             path,
@@ -136,10 +135,12 @@ def quantize_onnx(path: Path) -> Path:
 
 
 def start_onnx(path: Path) -> Run:
-    """A session on the CPU."""
+    """A session on the CPU, with as many threads as torch has."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(inputs: dict[str, Array]) -> Array:
         found: Array = session.run([OUTPUT], inputs)[0]
@@ -164,12 +165,11 @@ def write_openvino(graph: TokensToVectors, path: Path) -> Path:
     return path
 
 
-def quantize_openvino(path: Path) -> Path:
+def quantize_openvino(path: Path, target: Path) -> Path:
     """int8 weights, float activations."""
     import nncf
     import openvino
 
-    target = path.with_name("openvino_model_int8.xml")
     with _quiet():
         small = nncf.compress_weights(
             openvino.Core().read_model(str(path)), mode=nncf.CompressWeightsMode.INT8_ASYM
@@ -179,10 +179,17 @@ def quantize_openvino(path: Path) -> Path:
 
 
 def start_openvino(path: Path) -> Run:
-    """A model on the CPU, in float32 (its own default there is bfloat16 where the CPU has it)."""
+    """A model on the CPU, in float32, with as many threads as torch has.
+
+    OpenVINO's own default is bfloat16 where the CPU multiplies it.
+    """
     import openvino
 
-    model = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    model = openvino.compile_model(str(path), "CPU", settings)
 
     def run(inputs: dict[str, Array]) -> Array:
         found: Array = model(inputs)[OUTPUT].copy()

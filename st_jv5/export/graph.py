@@ -49,7 +49,7 @@ def write_all_tasks(
     )
     files = [(all_tasks.write_all_tasks(model, folder / "model.onnx"), True)]
     if int8:
-        files.append((quantize_onnx(files[0][0]), False))
+        files.append((quantize_onnx(files[0][0], folder / "model_int8.onnx"), False))
     # Each text under another task than the one before it: mixed batches, then those of one task.
     tasks = [index % len(names) for index in range(len(texts))]
     asked = [list(prompts[task]) for task in tasks]
@@ -86,11 +86,13 @@ def write(
     if kind == "onnx":
         files = [(write_onnx(graph, folder / "model.onnx"), True)]
         if int8:
-            files.append((quantize_onnx(files[0][0]), False))
+            files.append((quantize_onnx(files[0][0], folder / "model_int8.onnx"), False))
     else:
         files = [(write_openvino(graph, folder / "openvino_model.xml"), True)]
         if int8:
-            files.append((quantize_openvino(files[0][0]), False))
+            files.append(
+                (quantize_openvino(files[0][0], folder / "openvino_model_int8.xml"), False)
+            )
     start = start_onnx if kind == "onnx" else start_openvino
     named, vectors = source_vectors(model, task, texts)
     texts = prompted(folder, named)
