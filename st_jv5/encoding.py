@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget, row_chunks, take
-from st_jv5.engines.running import engine_of
+from st_jv5.engines.running import TORCH, check_engine, engine_of
 from st_jv5.modules.heads import HEAD, head_of, heads_of, through_head
 from st_jv5.modules.owner import sharing
 from st_jv5.modules.padding import known_padding
@@ -210,11 +210,13 @@ def encode_all_tasks(
     batch_tokens: int | None = None,
     show_progress_bar: bool | Progress = False,
     mode: str | None = None,
+    engine: str | None = None,
 ) -> dict[str, Array]:
     """Encode texts with every adapter and its default prompt: task -> float32 ``(n, dim)``.
 
     ``mode="head"`` encodes them once, with the base and its default prompt, and gives the vectors
-    to the head of each task (:func:`st_jv5.fit_heads`).
+    to the head of each task (:func:`st_jv5.fit_heads`). ``engine`` is what computes, as for
+    :func:`encode`; heads need torch.
 
     Example:
         >>> sorted(encode_all_tasks(model, ["a cat"]))
@@ -222,6 +224,7 @@ def encode_all_tasks(
     """
     names, texts = list(router_of(model).tasks), checked_texts(texts)
     if mode is not None:
+        check_engine(model, engine or TORCH, mode)
         return _all_heads(model, names, texts, dim, batch_tokens, show_progress_bar, mode)
     tasks = [name for name in names for _ in texts]
     rows = encode_mixed(
@@ -232,6 +235,7 @@ def encode_all_tasks(
         dim=dim,
         batch_tokens=batch_tokens,
         show_progress_bar=show_progress_bar,
+        engine=engine,
     )
     return dict(zip(names, rows.reshape(len(names), len(texts), rows.shape[1]), strict=True))
 

@@ -8,42 +8,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from st_jv5 import cli, doctor, new_student
-from st_jv5.choices import ENGINES
 from st_jv5.doctor import Probe
-from st_jv5.engines import running
-from st_jv5.engines.running import GraphEngine, engine_of
-from tests.conftest import adapted, real_texts
-
-
-def test_every_engine_is_measured_and_the_fastest_that_loses_little_is_kept_for_auto(
-    backbones, tmp_path, monkeypatch
-):
-    model = adapted(backbones["bert"], layers=[0])
-    model.save_pretrained(str(tmp_path / "model"))
-    monkeypatch.setenv("ST_JV5_CACHE", str(tmp_path / "cache"))
-    speeds = iter([10.0, 15.0, 20.0, 60.0, 30.0, 25.0])
-    scores = iter([80.0, 79.0, 80.0, 70.0, 79.61, 80.0])
-    timed = doctor._timed
-
-    def told(run):
-        found, speed = timed(run)
-        assert speed > 0
-        return found, next(speeds)
-
-    monkeypatch.setattr(doctor, "ROUNDS", 1)
-    monkeypatch.setattr(doctor, "_timed", told)
-    monkeypatch.setattr(doctor, "halves_score", lambda first, second: next(scores))
-    lines = doctor.doctor(str(tmp_path / "model"), "clustering")
-    rows = [line.split() for line in lines if "texts/s" in line]
-    assert [row[0] for row in rows] == list(ENGINES)
-    cosines = {row[0]: float(row[row.index("cosine") + 1]) for row in rows}
-    assert cosines["torch"] == 1
-    assert min(cosines["onnx"], cosines["openvino"]) > 0.9999
-    assert 0.9 < cosines["bfloat16"] < 0.9999
-    assert "openvino, 3.00 times as fast as it is, at 0.49% of the score: st_jv5." in lines[-2]
-    again = SentenceTransformer(str(tmp_path / "model"))
-    assert isinstance(engine_of(again, "auto"), GraphEngine)
-    assert running._chosen(again) == "openvino"
+from tests.conftest import real_texts
 
 
 def test_the_score_is_the_reciprocal_rank_of_a_texts_other_half():

@@ -8,11 +8,14 @@ import logging
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from starlette.testclient import TestClient
 
 import st_jv5
+from st_jv5 import doctor
+from st_jv5.choices import ENGINES
 from st_jv5.engines import running
-from st_jv5.engines.running import engine_of, keep_choice
+from st_jv5.engines.running import GraphEngine, engine_of, keep_choice
 from st_jv5.serve.app import create_app
 from tests.conftest import adapted
 
@@ -83,6 +86,35 @@ def test_auto_is_what_was_measured_and_is_told_once(small, texts, caplog):
     assert "bfloat16: 1.50 times as fast as it is, at 0.10% of the score" in caplog.text
     exact = st_jv5.encode(again, texts[:2], task="clustering")
     assert 0.9 < least_cosine(found, exact) < 0.999999
+
+
+def test_every_engine_is_measured_and_the_fastest_that_loses_little_is_kept_for_auto(
+    small, tmp_path, monkeypatch
+):
+    small.save_pretrained(str(tmp_path / "model"))
+    speeds = iter([10.0, 15.0, 20.0, 60.0, 30.0, 25.0])
+    scores = iter([80.0, 79.0, 80.0, 70.0, 79.61, 80.0])
+    timed = doctor._timed
+
+    def told(run):
+        found, speed = timed(run)
+        assert speed > 0
+        return found, next(speeds)
+
+    monkeypatch.setattr(doctor, "ROUNDS", 1)
+    monkeypatch.setattr(doctor, "_timed", told)
+    monkeypatch.setattr(doctor, "halves_score", lambda first, second: next(scores))
+    lines = doctor.doctor(str(tmp_path / "model"), "clustering")
+    rows = [line.split() for line in lines if "texts/s" in line]
+    assert [row[0] for row in rows] == list(ENGINES)
+    cosines = {row[0]: float(row[row.index("cosine") + 1]) for row in rows}
+    assert cosines["torch"] == 1
+    assert min(cosines["onnx"], cosines["openvino"]) > 0.9999
+    assert 0.9 < cosines["bfloat16"] < 1
+    assert "openvino, 3.00 times as fast as it is, at 0.49% of the score: st_jv5." in lines[-2]
+    again = SentenceTransformer(str(tmp_path / "model"))
+    assert isinstance(engine_of(again, "auto"), GraphEngine)
+    assert running._chosen(again) == "openvino"
 
 
 def test_a_server_computes_with_an_engine(small):
