@@ -73,7 +73,8 @@ def test_an_engine_is_started_once_and_anew_when_weights_change(small, texts, mo
     assert running.engine_folder(small) != running.engine_folder(twin)
 
 
-def test_auto_is_what_was_measured_and_is_told_once(small, texts, caplog):
+def test_auto_is_what_was_measured_and_is_told_once(small, texts, caplog, tmp_path, monkeypatch):
+    monkeypatch.setenv(running.VARIABLE, str(tmp_path))
     with caplog.at_level(logging.WARNING):
         st_jv5.encode(small, texts[:2], task="clustering", engine="auto")
     assert '"auto" takes torch: this model was not measured' in caplog.text
