@@ -120,15 +120,22 @@ def write_onnx(graph: TokensToVectors, path: Path) -> Path:
 
 
 def quantize_onnx(path: Path, target: Path) -> Path:
-    """int8 weights per channel, int8 activations by their own range."""
+    """int8 weights per channel, int8 activations by their own range; adapters stay as they are.
+
+    All adapters of a layer are one tensor, which would get one range for all.
+    """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    graph = onnx.load(path, load_external_data=False).graph
+    stacked = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 3}
     with _quiet():
         quantize_dynamic(
             path,
             target,
             per_channel=True,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=[n.name for n in graph.node if stacked & set(n.input)],
             extra_options={"DefaultTensorType": 1},
         )
     return target

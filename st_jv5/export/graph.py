@@ -50,25 +50,27 @@ def write_all_tasks(
     files = [(all_tasks.write_all_tasks(model, folder / "model.onnx"), True)]
     if int8:
         files.append((quantize_onnx(files[0][0], folder / "model_int8.onnx"), False))
-    # Each text under another task than the one before it: mixed batches, then those of one task.
-    tasks = [index % len(names) for index in range(len(texts))]
-    asked = [list(prompts[task]) for task in tasks]
-    asked_names = [own[index // len(names) % len(own)] for index, own in enumerate(asked)]
-    source = copy.deepcopy(model).float() if model.dtype.itemsize < 4 else model
-    vectors = encode_mixed(source, texts, [names[t] for t in tasks], prompt_names=asked_names)
-    given = [prompts[t][n] + text for t, n, text in zip(tasks, asked_names, texts, strict=True)]
-    order = np.argsort(tasks, kind="stable")
-    both = [*range(len(texts)), *order]
-    return [
-        compare(
-            "onnx",
-            path,
-            vectors[both],
-            embed(start_onnx(path), folder, [given[i] for i in both], [tasks[i] for i in both]),
-            bound,
-        )
-        for path, bound in files
+    # Each text under another task than the one before it.
+    tasks = np.arange(len(texts)) % len(names)
+    asked = [
+        list(prompts[task])[i // len(names) % len(prompts[task])] for i, task in enumerate(tasks)
     ]
+    source = copy.deepcopy(model).float() if model.dtype.itemsize < 4 else model
+    vectors = encode_mixed(source, texts, [names[task] for task in tasks], prompt_names=asked)
+    given = [prompts[task][n] + text for task, n, text in zip(tasks, asked, texts, strict=True)]
+
+    def found(path: Path) -> Array:
+        """In mixed batches, then in batches of one task."""
+        run = start_onnx(path)
+        mixed = embed(run, folder, given, tasks)
+        alone = np.empty_like(mixed)
+        for task in np.unique(tasks):
+            rows = np.flatnonzero(tasks == task)
+            alone[rows] = embed(run, folder, [given[row] for row in rows], tasks[rows])
+        return np.concatenate([mixed, alone])
+
+    both = np.concatenate([vectors, vectors])
+    return [compare("onnx", path, both, found(path), bound) for path, bound in files]
 
 
 def write(
@@ -106,7 +108,7 @@ def embed(
     run: Run,
     folder: Path,
     texts: Sequence[str],
-    tasks: Sequence[int] | None = None,
+    tasks: Array | None = None,
     batch_size: int = 16,
 ) -> Array:
     """Texts with their prompts through a graph: ``(n, D)``. Needs no transformers.
@@ -115,22 +117,24 @@ def embed(
         run: The graph.
         folder: Has its tokenizer.
         texts: ``n`` texts.
-        tasks: ``n`` numbers, for a graph of all tasks.
-        batch_size: Texts.
+        tasks: ``(n,)``, numbers, for a graph of all tasks.
+        batch_size: Texts, of about the same length.
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     config = read_json(folder / "tokenizer_config.json")
     tokenizer.enable_truncation(config["model_max_length"])
     pad = config["pad_token"]
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
+    order = np.argsort([len(text) for text in texts], kind="stable")
     vectors = []
     for begin in range(0, len(texts), batch_size):
-        rows = slice(begin, begin + batch_size)
-        batch = tokenizer.encode_batch(list(texts[rows]))
+        rows = order[begin : begin + batch_size]
+        batch = tokenizer.encode_batch([texts[row] for row in rows])
         ids = np.array([each.ids for each in batch], dtype=np.int64)
         mask = np.array([each.attention_mask for each in batch], dtype=np.int64)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if tasks is not None:
-            inputs["task"] = np.array(tasks[rows], dtype=np.int64)
+            inputs["task"] = tasks[rows]
         vectors.append(run(inputs))
-    return np.concatenate(vectors)
+    found: Array = np.concatenate(vectors)[np.argsort(order)]
+    return found
