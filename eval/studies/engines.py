@@ -13,7 +13,8 @@ import statistics
 import tempfile
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from st_jv5.evaluation.scoring import evaluate
 from st_jv5.export import parity_texts
 
 TASKS = ("OfficeHelpRetrieval", "WordNetSTS", "TopicClassification")
+SIZES = (16, 32, 64, 128)
+"""Tokens of a text."""
 ROUNDS = 5
 
 
@@ -53,7 +56,7 @@ def speeds(
     model: SentenceTransformer, engines: Sequence[str], task: str, texts: Sequence[str]
 ) -> dict[str, float]:
     """Texts a second of each engine."""
-    ways = {e: lambda e=e: encode(model, texts, task=task, engine=e) for e in engines}
+    ways = {e: partial(encode, model, texts, task=task, engine=e) for e in engines}
     found = seconds_of(ways, ROUNDS)
     return {engine: len(texts) / statistics.median(own) for engine, own in found.items()}
 
@@ -71,25 +74,31 @@ def halves_of(model: SentenceTransformer, engine: str, task: str) -> float:
     return halves_score(first, second)
 
 
-def over_merged(model: SentenceTransformer, task: str, tokens: int, rounds: int) -> list[float]:
-    """Time over a merged graph's at 32 texts of so many tokens: of one task, and of all in turn."""
+def over_merged(
+    model: SentenceTransformer, task: str, sizes: Sequence[int], rounds: int
+) -> Iterator[tuple[int, float, float]]:
+    """Of 32 texts of each size: tokens, and the time over a merged graph's.
+
+    First of a batch of one task, then of one with all tasks in turn.
+    """
     backbone = merge_task(model, task).transformers_model
     assert backbone is not None
     draw = np.random.default_rng(0)
-    ids = draw.integers(1000, 20_000, (32, tokens))
-    rows = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    one = np.zeros(32, dtype=np.int64)
-    mixed = np.arange(32) % len(router_of(model).tasks)
+    tasks = np.arange(32) % len(router_of(model).tasks)
     with tempfile.TemporaryDirectory() as folder:
         file = write_onnx(TokensToVectors(model, backbone), Path(folder) / "merged.onnx")
         merged, graph = start_onnx(file), start_onnx(graph_file(model, "onnx"))
-        ways = {
-            "merged": lambda: merged(rows),
-            "one": lambda: graph({**rows, TASK: one}),
-            "mixed": lambda: graph({**rows, TASK: mixed}),
-        }
-        found = {name: np.array(own) for name, own in seconds_of(ways, rounds).items()}
-    return [float(np.median(found[name] / found["merged"])) for name in ("one", "mixed")]
+        for tokens in sizes:
+            ids = draw.integers(1000, 20_000, (32, tokens))
+            rows = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            ways = {
+                "merged": partial(merged, rows),
+                "one": partial(graph, {**rows, TASK: tasks * 0}),
+                "mixed": partial(graph, {**rows, TASK: tasks}),
+            }
+            found = {name: np.array(own) for name, own in seconds_of(ways, rounds).items()}
+            one, mixed = (float(np.median(found[n] / found["merged"])) for n in ("one", "mixed"))
+            yield tokens, one, mixed
 
 
 def main() -> None:
@@ -109,8 +118,7 @@ def main() -> None:
         values = [np.mean(list(own.values())), *(own[name] for name in TASKS)]
         told = "  ".join(f"{value:.2f}" for value in [*values, halves_of(model, engine, task)])
         print(f"{engine:15s}  {per_second[engine]:.1f}  {told}", flush=True)
-    for tokens in (16, 32, 64, 128):
-        one, mixed = over_merged(model, task, tokens, rounds=9)
+    for tokens, one, mixed in over_merged(model, task, SIZES, rounds=9):
         print(f"32 texts of {tokens} tokens: one task {one:.3f}, mixed {mixed:.3f} of merged")
 
 
