@@ -167,7 +167,8 @@ def test_one_graph_has_the_vectors_of_every_task_and_the_base_once(
     plain, small = export_all_tasks(model, folder, int8=True)
     assert plain.texts == 400  # in mixed batches, and in batches of one task
     assert plain.least >= 0.9999
-    assert 0.85 < small.least < 1
+    assert 0.95 < small.mean < 1  # of random weights, which int8 suits less than trained ones
+    assert small.bound is None
     # Weights: the base's and each adapter's once; legal's rank of 2 takes the others' 4.
     stored = {tensor.name: tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer}
     held = sum(math.prod(t.dims) for t in stored.values() if t.data_type == onnx.TensorProto.FLOAT)
