@@ -19,6 +19,12 @@ PRECISIONS = get_args(Precision)
 EXPORTS = ("merged", "onnx", "openvino", "gguf")
 """What a task is exported to."""
 
+ENGINES = ("torch", "bfloat16", "onnx", "onnx-int8", "openvino", "openvino-int8")
+"""What computes vectors: torch, as the model is or in bfloat16, or on a CPU a graph."""
+
+AUTO = "auto"
+"""The engine that ``st-jv5 doctor`` chose."""
+
 DTYPES = ("float32", "float16", "bfloat16")
 """Dtypes of weights that are loaded."""
 

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_jv5.adapters import merge_task, merged, router_of
+from st_jv5.adapters import merge_task, router_of
+from st_jv5.choices import ENGINES
 from st_jv5.encoding import encode
-from st_jv5.export import export, graph
-from st_jv5.export.parity import Array, parity_texts, prompted
+from st_jv5.engines.running import BFLOAT16, check_engine, keep_choice
+from st_jv5.export.parity import Array, parity_texts
 from st_jv5.jina import load_model
 from st_jv5.modules.merging import MergedAdapters, free_memory
 from st_jv5.modules.padding import is_causal
-from st_jv5.task_table import BASE, DEFAULT_PROMPT_NAME
+from st_jv5.task_table import BASE
 
 TEXTS = 64
 ROUNDS = 3
-LEAST_COSINE = 0.999
-"""What a faster way must keep to be offered."""
+LARGEST_LOSS = 0.005
+"""Share of the score that a faster way may lose to be chosen."""
+HALF_CHARACTERS = 150
+"""Most of half a text, of those that are scored; a text has at least half as many."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,23 @@ class Probe:
     texts_per_second: float
     least_cosine: float
     """The least cosine of its vectors with those of the model as it was loaded."""
+    score: float
+    """How well the first halves of real texts find their second halves (:func:`halves_score`)."""
     how: str
     """What a user writes."""
 
     def __str__(self) -> str:
         return (
-            f"{self.name:20s} {self.texts_per_second:8.1f} texts/s   least cosine "
-            f"{self.least_cosine:.5f}   {self.how}"
+            f"{self.name:14s} {self.texts_per_second:8.1f} texts/s   score {self.score:6.2f}   "
+            f"least cosine {self.least_cosine:.5f}   {self.how}"
         )
 
 
 def doctor(model: str | None = None, task: str | None = None, compiled: bool = False) -> list[str]:
     """Return lines about this machine; with a model, also measure several ways to run it.
+
+    The fastest engine that loses at most 0.5% of the score is what
+    :func:`encode(engine="auto") <st_jv5.encode>` takes from then on, on this machine.
 
     Args:
         model: Folder or Hub id of an st_jv5 model.
@@ -80,14 +85,29 @@ def examine(
     name = router.resolve(task or next(iter(router.tasks), BASE)) or BASE
     lines += _model(loaded)
     texts = sorted(parity_texts()[:: 200 // TEXTS], key=len)
-    lines.append(f"task {name}, {len(texts)} real texts in six languages, median of {ROUNDS} runs:")
-    probes = list(probe(loaded, name, texts, model, compiled))
+    lines.append(
+        f"task {name}, {len(texts)} real texts in six languages, median of {ROUNDS} runs; score: "
+        f"how well half a text finds its other half, of 100:"
+    )
+    probes = list(probe(loaded, name, texts, compiled))
     lines += [f"  {one}" for one in probes]
-    able = [one for one in probes if one.least_cosine >= LEAST_COSINE]
-    best = max(able, key=lambda one: one.texts_per_second)
-    gain = best.texts_per_second / probes[0].texts_per_second
-    told = "as it is" if best is probes[0] else f"{gain:.2f} times as fast as it is: {best.how}"
-    return [*lines, f"fastest: {best.name}, {told}"], probes
+    best = choose(probes)
+    told = "as it is"
+    if best is not probes[0]:
+        gain = best.texts_per_second / probes[0].texts_per_second
+        cost = 100 * (1 - best.score / probes[0].score)
+        told = f"{gain:.2f} times as fast as it is, at {cost:.2f}% of the score: {best.how}"
+    lines.append(f"fastest: {best.name}, {told}")
+    if best.name in ENGINES and router.tasks:
+        keep_choice(loaded, best.name, f"{best.name}: {told.partition(': ')[0]}")
+        lines.append('  engine="auto" takes it from now on')
+    return lines, probes
+
+
+def choose(probes: Sequence[Probe]) -> Probe:
+    """The fastest that loses at most :data:`LARGEST_LOSS` of the first one's score."""
+    able = [one for one in probes if one.score >= (1 - LARGEST_LOSS) * probes[0].score]
+    return max(able, key=lambda one: one.texts_per_second)
 
 
 # ---------------------------------------------------------------------------------- what is there
@@ -177,50 +197,70 @@ def _model(model: SentenceTransformer) -> Iterator[str]:
 
 
 def probe(
-    model: SentenceTransformer,
-    task: str,
-    texts: Sequence[str],
-    name: str = "model",
-    compiled: bool = False,
+    model: SentenceTransformer, task: str, texts: Sequence[str], compiled: bool = False
 ) -> Iterator[Probe]:
     """Measure the ways to run one task, the model as it was loaded first."""
-    dtype = str(model.dtype).removeprefix("torch.")
-    with merged(model, task):
-        expected, speed = _timed(lambda: encode(model, texts, task=task))
-    yield Probe(f"torch {dtype}", speed, 1.0, f'SentenceTransformer("{name}")')
+    first, second = halves(parity_texts())
+    expected = encode(model, texts, task=task)
 
-    def measured(what: str, run: Callable[[], Array], how: str) -> Probe:
-        found, speed = _timed(run)
+    def measured(name: str, run: Callable[[Sequence[str]], Array], how: str) -> Probe:
+        found, speed = _timed(lambda: run(texts))
         lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
         least = float(((expected * found).sum(axis=1) / lengths).min())
-        return Probe(what, speed, least, how)
+        return Probe(name, speed, least, halves_score(run(first), run(second)), how)
 
-    if model.dtype == torch.float32:
-        half = copy.deepcopy(model).to(torch.bfloat16)
-        how = f'SentenceTransformer("{name}", model_kwargs={{"dtype": "bfloat16"}})'
-        with merged(half, task):
-            yield measured("torch bfloat16", lambda: encode(half, texts, task=task), how)
-        del half
+    for engine in ENGINES:
+        if (engine == BFLOAT16 and model.dtype != torch.float32) or not _able(model, engine):
+            continue
+        how = f'st_jv5.encode(model, texts, task="{task}", engine="{engine}")'
+        yield measured(engine, partial(encode, model, task=task, engine=engine), how)
     if compiled:
         stock: Any = merge_task(model, task)
         stock.compile(dynamic=True)
         how = f'st_jv5.merge_task(model, "{task}").compile(dynamic=True)'
-        yield measured("torch.compile", lambda: encode(stock, texts), how)
-    if model.device.type != "cpu" or task not in router_of(model).tasks:
-        return
-    for kind, start in (("onnx", graph.start_onnx), ("openvino", graph.start_openvino)):
-        try:
-            graph.check_installed(kind, int8=False)
-        except ValueError:
-            continue
-        with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent) / kind
-            export(model, task, folder, kind=kind, texts=texts[:4])
-            file = "model.onnx" if kind == "onnx" else "openvino_model.xml"
-            run = start(folder / file)
-            given = prompted(folder, [(DEFAULT_PROMPT_NAME, text) for text in texts])
-            how = f"st-jv5 export {name} {kind} --task {task} --to {kind}"
-            yield measured(kind, partial(graph.embed, run, folder, given), how)
+        yield measured("torch.compile", partial(encode, stock), how)
+
+
+def _able(model: SentenceTransformer, engine: str) -> bool:
+    try:
+        check_engine(model, engine)
+    except ValueError:
+        return False
+    return True
+
+
+def halves(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """First and second halves of the texts that are long enough, cut at a space if there is one.
+
+    Example:
+        >>> halves(["a cat " * 20, "short"])[0]
+        ['a cat a cat a cat a cat a cat a cat a cat a cat a cat a cat']
+    """
+    first, second = [], []
+    for text in texts:
+        text = text.strip()[: 2 * HALF_CHARACTERS]
+        if len(text) >= HALF_CHARACTERS // 2:
+            middle = text.find(" ", len(text) // 2) if " " in text[len(text) // 2 :] else -1
+            middle = middle if middle > 0 else len(text) // 2
+            first.append(text[:middle].strip())
+            second.append(text[middle:].strip())
+    return first, second
+
+
+def halves_score(first: Array, second: Array) -> float:
+    """Mean reciprocal rank, of 100, of each text's second half among all, by its first half.
+
+    Args:
+        first: Unit rows ``(n, D)``.
+        second: Unit rows ``(n, D)`` of the same texts' second halves.
+
+    Example:
+        >>> halves_score(np.eye(3), np.eye(3))
+        100.0
+    """
+    cosines = first @ second.T
+    ranks = (cosines >= np.diag(cosines)[:, None]).sum(axis=1)
+    return float(100 * (1 / ranks).mean())
 
 
 def _timed(run: Callable[[], Array]) -> tuple[Array, float]:

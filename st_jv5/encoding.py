@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget, row_chunks, take
+from st_jv5.engines.running import TORCH, check_engine, engine_of
 from st_jv5.modules.heads import HEAD, head_of, heads_of, through_head
 from st_jv5.modules.owner import sharing
 from st_jv5.modules.padding import known_padding
@@ -69,6 +69,7 @@ def encode(
     show_progress_bar: bool | Progress = False,
     prompt: str | None = None,
     mode: str | None = None,
+    engine: str | None = None,
 ) -> Array:
     """Like ``model.encode``, with batches filled by tokens, so that there is less padding.
 
@@ -89,6 +90,10 @@ def encode(
         prompt: Text of the prompt, in place of ``prompt_name``.
         mode: ``"head"`` runs the base and then the task's head, a linear map, instead of its
             adapter (:func:`st_jv5.fit_heads`).
+        engine: What computes; None or ``"torch"`` is the model as it is. ``"bfloat16"`` is a copy
+            of it in that dtype; ``"onnx"``, ``"onnx-int8"``, ``"openvino"`` and ``"openvino-int8"``
+            are graphs of all tasks on a CPU, made once and kept on disk. ``"auto"`` is the one that
+            ``st-jv5 doctor`` chose for this model on this machine; which one is logged once.
 
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
@@ -120,6 +125,7 @@ def encode(
         batch_tokens,
         show_progress_bar,
         mode,
+        engine,
     )
     return finite(found if len(index) == len(texts) else found[[index[t] for t in texts]], texts)
 
@@ -133,6 +139,7 @@ def encode_mixed(
     dim: int | None = None,
     batch_tokens: int | None = None,
     show_progress_bar: bool | Progress = False,
+    engine: str | None = None,
 ) -> Array:
     """Encode texts of several tasks in one call; each text has its own task.
 
@@ -148,6 +155,7 @@ def encode_mixed(
         dim: Cut the vectors to this many dims; they have length 1 again.
         batch_tokens: Most padded tokens of a batch; None chooses by the device.
         show_progress_bar: Show a progress bar that counts texts.
+        engine: What computes, as for :func:`encode`.
 
     Returns:
         float32 ``(n, dim)``, rows in the order of the texts.
@@ -182,7 +190,16 @@ def encode_mixed(
         places.append(rows.setdefault((number, adapters.index(adapter)), len(rows)))
     of_text, of_task = np.array(list(rows), dtype=np.int64).reshape(-1, 2).T
     found = _encode(
-        model, list(index), None, adapters, of_text, of_task, dim, batch_tokens, show_progress_bar
+        model,
+        list(index),
+        None,
+        adapters,
+        of_text,
+        of_task,
+        dim,
+        batch_tokens,
+        show_progress_bar,
+        engine=engine,
     )
     return finite(found[places], texts)
 
@@ -195,12 +212,14 @@ def encode_all_tasks(
     batch_tokens: int | None = None,
     show_progress_bar: bool | Progress = False,
     mode: str | None = None,
+    engine: str | None = None,
 ) -> dict[str, Array]:
     """Encode texts with every adapter and its default prompt.
 
     Returns a dict from task to float32 ``(n, dim)``. ``mode="head"`` encodes the texts once, with
     the base and its default prompt, and passes these vectors to the head of each task
-    (:func:`st_jv5.fit_heads`).
+    (:func:`st_jv5.fit_heads`). ``engine`` is what computes, as for
+    :func:`encode`; heads need torch.
 
     Example:
         >>> sorted(encode_all_tasks(model, ["a cat"]))
@@ -208,6 +227,7 @@ def encode_all_tasks(
     """
     names, texts = list(router_of(model).tasks), checked_texts(texts)
     if mode is not None:
+        check_engine(model, engine or TORCH, mode)
         return _all_heads(model, names, texts, dim, batch_tokens, show_progress_bar, mode)
     tasks = [name for name in names for _ in texts]
     rows = encode_mixed(
@@ -218,6 +238,7 @@ def encode_all_tasks(
         dim=dim,
         batch_tokens=batch_tokens,
         show_progress_bar=show_progress_bar,
+        engine=engine,
     )
     return dict(zip(names, rows.reshape(len(names), len(texts), rows.shape[1]), strict=True))
 
@@ -311,6 +332,7 @@ def _encode(
     batch_tokens: int | None,
     show_progress_bar: bool | Progress,
     mode: str | None = None,
+    engine: str | None = None,
 ) -> Array:
     """Encode ``n`` rows, each a text under a task.
 
@@ -325,12 +347,14 @@ def _encode(
         batch_tokens: Padded tokens per batch.
         show_progress_bar: Show a bar in rows.
         mode: The model's ``mode``.
+        engine: What computes.
 
     Returns:
         float32 ``(n, D)``.
     """
     if batch_tokens is not None and batch_tokens < 1:
         raise ValueError(f"batch_tokens must be positive, not {batch_tokens}")
+    compute = engine_of(model, engine, mode)
     budget = batch_tokens or default_budget(model.device.type)
     asked = {"dim": dim, "mode": mode}
     cut: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
@@ -355,7 +379,6 @@ def _encode(
         kept_rows[batch] = vectors.cpu().numpy()
         bar.update(len(batch))
 
-    model.eval()
     running: tuple[Array, Tensor] | None = None  # what a GPU computes while the next is made
     with (
         torch.inference_mode(),
@@ -374,14 +397,12 @@ def _encode(
                 part = take(features, torch.from_numpy(places[batch]), width, left)
                 full = int(own_lengths.min()) == width
                 called, counts = np.unique(of_task[chosen[batch]], return_counts=True)
-                named = {"task": tasks[called[0]]} if tasks[called[0]] is not None else {}
-                if len(called) > 1:
-                    part["runs"] = [(tasks[i], n) for i, n in zip(called, counts, strict=True)]
+                runs = [(tasks[i], int(n)) for i, n in zip(called, counts, strict=True)]
                 with known_padding("none" if full else "left" if left else "right"):
-                    output = model(batch_to_device(part, model.device), **named, **cut)
+                    vectors = compute(part, runs, cut)
                 if running is not None:
                     keep(*running)
-                running = chosen[batch], output["sentence_embedding"].float()
+                running = chosen[batch], vectors.float()
         if running is not None:
             keep(*running)
     if kept_rows is None:

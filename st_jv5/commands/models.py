@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
     parser = add_command(
         commands,
         "export",
-        "export one task for another engine, and compare it with the model on real text",
+        "export one task, or all, for another engine, and compare it with the model on real text",
         "st-jv5 export out/demo/model exported --task retrieval --to onnx",
         run_export,
     )
@@ -27,7 +27,11 @@ def add_commands(commands: Any) -> None:
         "model", help="folder or Hub id; also a published jina-embeddings-v5-text model"
     )
     parser.add_argument("folder", help="folder to write; it must be absent or empty")
-    parser.add_argument("--task", required=True, help="an adapter, or base")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--task", help="an adapter, or base")
+    what.add_argument(
+        "--all-tasks", action="store_true", help="for onnx: all tasks in one graph, task an input"
+    )
     parser.add_argument("--to", required=True, choices=EXPORTS, help="format to write")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub model")
     parser.add_argument(
@@ -83,13 +87,21 @@ def add_commands(commands: Any) -> None:
 def run_export(args: argparse.Namespace) -> None:
     """Load in float32, write, and print how close the export is."""
     from st_jv5.adapters import router_of
-    from st_jv5.export import export
+    from st_jv5.export import export, export_all_tasks
     from st_jv5.jina import load_model
     from st_jv5.task_table import BASE
 
+    if args.all_tasks and args.to != "onnx":
+        raise ValueError(f"--all-tasks is for --to onnx, which OpenVINO reads, not for {args.to}")
     model = load_model(args.model, args.revision, dtype="float32")
-    task = router_of(model).resolve(args.task) or BASE  # an alias, too, as encode takes it
-    found = export(model, task, args.folder, kind=args.to, int8=args.int8, llama_cpp=args.llama_cpp)
+    if args.all_tasks:
+        task = "all tasks"
+        found = export_all_tasks(model, args.folder, int8=args.int8)
+    else:
+        task = router_of(model).resolve(args.task) or BASE  # an alias, too, as encode takes it
+        found = export(
+            model, task, args.folder, kind=args.to, int8=args.int8, llama_cpp=args.llama_cpp
+        )
     for parity in found:
         print(parity)
     if not found:

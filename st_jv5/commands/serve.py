@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from st_jv5.choices import DTYPES
+from st_jv5.choices import AUTO, DTYPES, ENGINES
 from st_jv5.commands.parsers import add_command
 from st_jv5.serve import Limits
 
@@ -58,6 +58,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="dtype of the weights; default: as they are stored"
     )
+    parser.add_argument(
+        "--engine", choices=(*ENGINES, AUTO), help="what computes; auto: the doctor's choice"
+    )
     parser.add_argument("--device", help="such as cuda:1; default: sentence-transformers' choice")
     for limit in fields(Limits):
         parser.add_argument(
@@ -96,6 +99,7 @@ def run_serve(args: argparse.Namespace) -> None:
         keys=keys,
         token_ids=args.token_ids,
         batch_tokens=args.batch_tokens,
+        engine=args.engine,
     )
     logging.basicConfig(level=logging.WARNING)
     print(f"{names[0]}: {', '.join([*router.tasks, 'base'])}", flush=True)

@@ -84,6 +84,7 @@ class MTEBEncoder(AbsEncoder):
             not under test.
         remember: Keep all vectors at full width in memory until :meth:`forget`, so that no text is
             encoded twice for several tasks, dims and precisions.
+        engine: What computes, as for :func:`st_jv5.encode`; for an st_jv5 model only.
 
     Example:
         >>> encoder = MTEBEncoder(student, dim=64)
@@ -100,8 +101,9 @@ class MTEBEncoder(AbsEncoder):
         precision: str = "float32",
         ranges: Array | None = None,
         remember: bool = False,
+        engine: str | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.engine = model, engine
         self._memory: dict[tuple[str, str, str, int], _Vectors] | None = {} if remember else None
         self.clock = {"encode": 0.0}
         """Seconds spent in :meth:`encode`; shared with the encoders that :meth:`at` gives."""
@@ -158,6 +160,8 @@ class MTEBEncoder(AbsEncoder):
             f"tokens={self.model.max_seq_length}",
             f"prompts={prompts.hexdigest()[:8]}",
         ]
+        if self.engine is not None:
+            parts.append(f"engine={self.engine}")
         if self.ranges is not None:
             parts.append(f"ranges={hashlib.sha256(self.ranges.tobytes()).hexdigest()[:8]}")
         return ",".join(parts)
@@ -263,7 +267,7 @@ class MTEBEncoder(AbsEncoder):
                 by_side = getattr(self.model, f"encode_{side}")  # the route of a Router, if any
                 vectors = by_side(new, prompt=prompt, convert_to_numpy=True, **kwargs)
             else:
-                vectors = encode(self.model, new, task=task, prompt=prompt)
+                vectors = encode(self.model, new, task=task, prompt=prompt, engine=self.engine)
             known.add(new, np.asarray(vectors, dtype=np.float32))
         return known.rows(texts, self.dim)
 

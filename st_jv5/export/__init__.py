@@ -1,4 +1,7 @@
-"""Export one task to other engines: merged weights, ONNX, OpenVINO and GGUF."""
+"""Export for other engines: a task as merged weights, ONNX, OpenVINO or GGUF, or all in one graph.
+
+Each export is compared with the model when it is written.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_jv5.adapters import router_of
 from st_jv5.choices import EXPORTS as KINDS
+from st_jv5.engines import all_tasks
+from st_jv5.engines.graph import check_installed
 from st_jv5.export import gguf, graph
 from st_jv5.export.merged import write_merged
 from st_jv5.export.parity import (
@@ -22,7 +27,15 @@ from st_jv5.export.parity import (
 from st_jv5.files import whole_folder
 from st_jv5.task_table import BASE, unknown_name
 
-__all__ = ["BOUNDS", "KINDS", "Parity", "export", "parity_texts", "write_merged"]
+__all__ = [
+    "BOUNDS",
+    "KINDS",
+    "Parity",
+    "export",
+    "export_all_tasks",
+    "parity_texts",
+    "write_merged",
+]
 
 
 def export(
@@ -77,14 +90,12 @@ def export(
         raise ValueError(unknown_name("task", task, [*router.tasks, BASE], "this model"))
     if int8 and kind not in ("onnx", "openvino"):
         raise ValueError(f"int8 is for onnx and openvino, not for {kind}")
-    texts = parity_texts() if texts is None else list(texts)
-    if not texts:
-        raise ValueError("no texts to compare on")
+    texts = texts_to_compare(texts)
     if kind == "gguf":
         gguf.check_modules(model)
         checkout = gguf.find_llama_cpp(llama_cpp)
     else:
-        graph.check_installed(kind, int8)
+        check_installed(kind, int8)
     with whole_folder(folder) as partial:
         merged = write_merged(model, task, partial, kind=kind)
         if kind == "merged":
@@ -93,6 +104,56 @@ def export(
         if kind == "gguf":
             return gguf.write(model, task, partial, checkout, texts)
         return graph.write(model, task, merged, partial, kind, int8, texts)
+
+
+def export_all_tasks(
+    model: SentenceTransformer,
+    folder: str | Path,
+    *,
+    int8: bool = False,
+    texts: Sequence[str] | None = None,
+) -> list[Parity]:
+    """Write all tasks as one ONNX graph, and compare what was written with the model.
+
+    ``model.onnx``: input_ids and attention_mask ``(n, tokens)``, task ``(n,)`` -> unit
+    sentence_embedding ``(n, D)``. It has the base's weights once. ``tasks.json`` lists the tasks,
+    the base last, in the order of their numbers, each with its prompts. A batch of one task takes
+    little longer than a graph of that task alone; one of several tasks copies an adapter for each
+    row. OpenVINO reads the file, too.
+
+    Args:
+        model: A model of ours with adapters.
+        folder: Must be absent or empty.
+        int8: Also ``model_int8.onnx``, the base's weights in int8; its loss is measured and bound
+            by nothing.
+        texts: To compare on; None takes 200 texts of six languages that come along.
+
+    Returns:
+        A comparison for each file.
+
+    Raises:
+        ValueError: Bad arguments, or the export differs from the model by more than its bound; the
+            folder is then not written.
+
+    Example:
+        >>> (parity,) = export_all_tasks(model, export_folder, texts=["a cat"])
+        >>> parity.least >= 0.9999
+        True
+    """
+    all_tasks.task_names(model)
+    texts = texts_to_compare(texts)
+    check_installed("onnx", int8)
+    with whole_folder(folder) as partial:
+        write_merged(model, BASE, partial, kind="onnx")
+        return graph.write_all_tasks(model, partial, int8, texts)
+
+
+def texts_to_compare(texts: Sequence[str] | None) -> list[str]:
+    """The given ones, or those that come along; an error for none."""
+    texts = parity_texts() if texts is None else list(texts)
+    if not texts:
+        raise ValueError("no texts to compare on")
+    return texts
 
 
 def merged_vectors(folder: Path, named: Sequence[tuple[str, str]]) -> list[Array]:

@@ -36,13 +36,21 @@ ENGINES_POOLING = {
 }
 """Mode -> what a card calls it, and what the engines' own ``--pooling`` does."""
 
+OF = "[st_jv5](https://pypi.org/project/st-jv5/) model"
 CARDS = Path(__file__).parent / "cards"
+ALL_TASKS = "all_tasks"
+"""The kind of an export of all tasks, in its card."""
 FORMS = {
-    "merged": "merged into stock weights",
-    "onnx": "as one ONNX graph",
-    "openvino": "as one OpenVINO graph",
-    "gguf": "as GGUF for llama.cpp",
+    "merged": "The adapter {task} of an {model}, merged into stock weights",
+    "onnx": "The adapter {task} of an {model}, as one ONNX graph",
+    "openvino": "The adapter {task} of an {model}, as one OpenVINO graph",
+    "gguf": "The adapter {task} of an {model}, as GGUF for llama.cpp",
+    ALL_TASKS: "An {model} with all its adapters, as one ONNX graph whose input names the task",
 }
+BY_TASK = (
+    "`tasks.json` lists the tasks in the order of their numbers, which are the input `task`, and "
+    "the prompts\nof each, one of which stands in front of a text."
+)
 
 
 def write_merged(
@@ -128,12 +136,19 @@ def _write_tokenizer(stock: SentenceTransformer, folder: Path) -> None:
     )
 
 
-def card(model: SentenceTransformer, task: str, kind: str) -> str:
-    """The licence, and how the task is run."""
+def prompts_of(model: SentenceTransformer, task: str) -> dict[str, str]:
+    """Name -> text of a task's prompts, as ``encode`` puts them in front of texts."""
     router = router_of(model)
     prompts = dict(router.tasks[task].prompts if task in router.tasks else model.prompts)
     for name in prompts.keys() & model.prompts.keys():
         prompts[name] = router.prompt_for(task, model.prompts[name]) or ""
+    return prompts
+
+
+def card(model: SentenceTransformer, task: str, kind: str) -> str:
+    """The licence, and how the task is run; of ``all_tasks`` its first adapter."""
+    router = router_of(model)
+    prompts = prompts_of(model, task)
     license_ = license_of(model)
     bound = f"\nThe weights are {as_words(license_)}: not for commercial use.\n"
     pad = model.tokenizer.pad_token
@@ -147,11 +162,12 @@ def card(model: SentenceTransformer, task: str, kind: str) -> str:
             tags=["sentence-transformers", "feature-extraction", "st_jv5"],
         ).to_yaml(),
         "task": task,
-        "form": FORMS[kind],
+        "what": FORMS[kind].format(task=as_code(task), model=OF),
+        "title": "All tasks" if kind == ALL_TASKS else task,
         "width": model.get_embedding_dimension(),
         "tokens": model.max_seq_length,
         "bound": bound if router.licenses.binding() else "",
-        "prompts": _told(prompts),
+        "prompts": BY_TASK if kind == ALL_TASKS else _told(prompts),
         "pooling": pooling["said"],
         "tei_pooling": pooling["TEI"],
         "llama_pooling": pooling["llama.cpp"],

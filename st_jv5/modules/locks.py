@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-TOKENIZER, MERGING, ADAPTERS = range(3)
+STARTING, TOKENIZER, MERGING, ADAPTERS = range(4)
 """In this order a thread takes the locks of a model, where it takes several."""
 
 _making = threading.Lock()
@@ -25,7 +25,8 @@ def forkable_lock(order: int) -> Any:
     """A reentrant lock.
 
     Args:
-        order: One of :data:`TOKENIZER`, :data:`MERGING`, :data:`ADAPTERS`.
+        order: One of :data:`STARTING` (an engine), :data:`TOKENIZER`,
+            :data:`MERGING`, :data:`ADAPTERS`.
     """
     lock = threading.RLock()
     with _making:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from st_jv5.encoding import NotFiniteError, head_vectors
+from st_jv5.engines.running import check_engine
 from st_jv5.serve.answers import openai_answer, tei_answer
 from st_jv5.serve.batcher import Batcher, OverloadedError, StoppingError
 from st_jv5.serve.errors import ApiError, broken, on_api_error, on_bad_request, on_http_error
@@ -48,6 +49,7 @@ def create_app(
     keys: Sequence[str] = (),
     token_ids: bool = False,
     batch_tokens: int | None = None,
+    engine: str | None = None,
 ) -> FastAPI:
     """An ASGI application that serves an st_jv5 model.
 
@@ -60,6 +62,7 @@ def create_app(
         keys: API keys; a request needs one of them. Without keys every request is answered.
         token_ids: Accept token ids of the model's own tokenizer in place of texts.
         batch_tokens: Most padded tokens of a batch; None chooses by the device.
+        engine: What computes, as for :func:`st_jv5.encode`.
 
     Example:
         >>> from starlette.testclient import TestClient
@@ -73,7 +76,9 @@ def create_app(
         raise ValueError("a served model needs a name")
     if not all(keys):
         raise ValueError("a key must not be empty: it would open to all")
-    service = Service(model, names, limits or Limits(), token_ids, batch_tokens)
+    if engine is not None:
+        check_engine(model, engine)
+    service = Service(model, names, limits or Limits(), token_ids, batch_tokens, engine)
     app = FastAPIOffline(
         redoc_url=None,
         title="st_jv5",
@@ -108,13 +113,14 @@ class Service:
         limits: Limits,
         token_ids: bool,
         batch_tokens: int | None,
+        engine: str | None,
     ) -> None:
         self.limits, self.token_ids = limits, token_ids
         self.names = Names(model, names)
         self.width = int(model.get_embedding_dimension() or 0)
         self.counter = TokenCounter(self.names.router)
         self.metrics = Metrics()
-        self.batcher = Batcher(model, limits, batch_tokens, self.metrics.batch)
+        self.batcher = Batcher(model, limits, batch_tokens, self.metrics.batch, engine)
         self.metrics.watch(self.batcher)
 
     @asynccontextmanager

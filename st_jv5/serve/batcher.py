@@ -143,6 +143,7 @@ class Batcher:
         limits: ``max_waiting_tokens`` and ``batch_wait_ms`` are used here.
         batch_tokens: Padded tokens of a batch; None chooses by the device.
         observe: Called with texts, tokens and seconds of each batch.
+        engine: What computes, as for :func:`st_jv5.encode`.
     """
 
     def __init__(
@@ -151,8 +152,9 @@ class Batcher:
         limits: Limits,
         batch_tokens: int | None = None,
         observe: Callable[[int, int, float], None] = lambda texts, tokens, seconds: None,
+        engine: str | None = None,
     ) -> None:
-        self.model, self.limits, self.observe = model, limits, observe
+        self.model, self.limits, self.observe, self.engine = model, limits, observe, engine
         self.budget = batch_tokens or default_budget(model.device.type)
         self.waiting_tokens = 0
         self._waiting: list[Piece] = []
@@ -178,9 +180,11 @@ class Batcher:
         return self._stopping
 
     def start(self) -> None:
-        """Merge the adapters, so that the first requests do not wait for it, and begin."""
+        """Start the engine, merge the adapters, which no request is to wait for, and begin."""
         for task in router_of(self.model).tasks or [BASE]:
-            encode_mixed(self.model, [WARM_TEXT], [task], batch_tokens=self.budget)
+            encode_mixed(
+                self.model, [WARM_TEXT], [task], batch_tokens=self.budget, engine=self.engine
+            )
         self._thread.start()
 
     def close(self) -> None:
@@ -288,6 +292,7 @@ class Batcher:
                 [piece.job.task for piece in batch],
                 prompt_names=[piece.job.prompt_name for piece in batch],
                 batch_tokens=self.budget,
+                engine=self.engine,
             )
         except Exception as error:
             jobs = list(dict.fromkeys(piece.job for piece in batch))

@@ -16,11 +16,11 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 import st_jv5
-from st_jv5.export import export, gguf, parity_texts
+from st_jv5.export import export, export_all_tasks, gguf, parity_texts
 from st_jv5.export.parity import compare, prompted, source_vectors
 from st_jv5.task_table import PROMPTS
 from tests import engines
-from tests.conftest import MINILM, adapted, with_adapters
+from tests.conftest import MINILM, ROOT, adapted, with_adapters
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
@@ -103,6 +103,20 @@ def test_infinity_serves_a_merged_folder(request, backbones, tmp_path, backbone)
             ).data
         ]
     print(compare("merged", "infinity", source, found))
+
+
+def test_onnxruntime_web_runs_all_tasks_from_one_graph(mean, tmp_path):
+    assert shutil.which("node"), "node is needed"
+    packages = engines.node("web", "onnxruntime-web", "@huggingface/tokenizers")
+    export_all_tasks(mean, tmp_path / "all", texts=["a cat"])
+    script = packages / "onnx_web.mjs"
+    script.write_text((ROOT / "examples" / "onnx_web.mjs").read_text())
+    texts = parity_texts()[::4]
+    for task, name in (("retrieval", "query"), ("clustering", "document"), ("base", "document")):
+        command = ["node", script, tmp_path / "all", task, name, *texts]
+        done = subprocess.run(command, check=True, cwd=packages, capture_output=True)
+        source = mean.encode(texts, task=task, prompt_name=name)
+        print(compare("onnx", f"onnxruntime-web, {task}", source, json.loads(done.stdout)))
 
 
 # -------------------------------------------------------------------------------------- llama.cpp

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import math
 import runpy
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -20,8 +22,8 @@ from transformers import AutoModel
 
 import st_jv5
 from st_jv5.cli import main
-from st_jv5.export import export, parity_texts
-from st_jv5.export.graph import start_onnx, start_openvino
+from st_jv5.engines.graph import start_onnx, start_openvino
+from st_jv5.export import export, export_all_tasks, parity_texts
 from st_jv5.export.merged import _for_a_shell, _in_quotes
 from st_jv5.export.parity import compare
 from st_jv5.files import read_any_json, read_json
@@ -156,6 +158,70 @@ def test_a_graph_has_the_models_vectors_and_int8s_loss_is_told(
         assert client.post("/embed", json={"texts": texts}).status_code == 422
 
 
+SMALL_AND_LARGE = [
+    pytest.param(name, marks=() if name == "bert" else pytest.mark.full)
+    for name in ("bert", "mpnet", "qwen3", "eurobert")
+]
+
+
+@pytest.mark.parametrize("backbone", SMALL_AND_LARGE)
+def test_one_graph_has_the_vectors_of_every_task_and_the_base_once(
+    backbones, tmp_path, monkeypatch, backbone
+):
+    model = adapted(backbones[backbone], layers=[0])
+    st_jv5.add_task(model, "legal", rank=2, alpha=6, prompts={"document": "Law: "})
+    for key, tensor in model[0].adapter_tensors("legal").items():
+        if ".lora_B." in key:
+            torch.nn.init.normal_(tensor, std=0.2)
+    folder = tmp_path / "all"
+    plain, small = export_all_tasks(model, folder, int8=True)
+    assert plain.texts == 400  # in mixed batches, and in batches of one task
+    assert plain.least >= 0.9999
+    assert 0.95 < small.mean < 1  # of random weights, which int8 suits less than trained ones
+    assert small.bound is None
+    # Weights: the base's and each adapter's once; legal's rank of 2 takes the others' 4.
+    stored = {tensor.name: tensor for tensor in onnx.load(folder / "model.onnx").graph.initializer}
+    held = sum(math.prod(t.dims) for t in stored.values() if t.data_type == onnx.TensorProto.FLOAT)
+    router = model[0]
+    adapters = sum(
+        t.numel() for name in router.tasks for t in router.adapter_tensors(name).values()
+    )
+    legal = sum(tensor.numel() for tensor in router.adapter_tensors("legal").values())
+    base = sum(parameter.numel() for parameter in router.base_parameters())
+    assert held <= 1.02 * (base + adapters + legal)
+    # The card's own lines, as its reader runs them.
+    card = (folder / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    space: dict[str, object] = {}
+    exec(card[card.index("```python\n") + 10 : card.rindex("```")], space)
+    expected = model.encode(["a text", "another"], task="retrieval", prompt_name="document")
+    np.testing.assert_allclose(space["vectors"], expected, atol=1e-5)
+    # Each row its own task, one text or many, by ONNX Runtime and by OpenVINO.
+    told = read_json(folder / "tasks.json")
+    names = [task["name"] for task in told["tasks"]]
+    assert names == [*router.tasks, "base"]
+    assert told["tasks"][4]["prompts"] == {"document": "Law: "}
+    rows = {"input_ids": space["ids"], "attention_mask": space["mask"]}
+    for run in (start_onnx(folder / "model.onnx"), start_openvino(folder / "model.onnx")):
+        for pair in (("base", "clustering"), ("clustering", "clustering"), ("base", "base")):
+            task = np.array([names.index(name) for name in pair])
+            expected = [
+                model.encode(text, task=name, prompt="Document: ")
+                for text, name in zip(["a text", "another"], pair, strict=True)
+            ]
+            np.testing.assert_allclose(run({**rows, "task": task}), expected, atol=1e-5)
+        one = {name: array[:1] for name, array in rows.items()}
+        np.testing.assert_allclose(run({**one, "task": task[:1]}), expected[:1], atol=1e-5)
+
+
+def test_one_graph_wants_adapters_and_is_onnx(saved, student, tmp_path):
+    with pytest.raises(ValueError, match="this model has no adapters; its one task is base"):
+        export_all_tasks(student, tmp_path / "m")
+    with pytest.raises(SystemExit, match=r"--all-tasks is for --to onnx, .*, not for merged"):
+        main(["export", saved, str(tmp_path / "m"), "--all-tasks", "--to", "merged"])
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize("kind", ["merged", "onnx", "openvino"])
 @pytest.mark.parametrize(("pooling", "engines"), [("mean", "mean"), ("cls", "cls")])
 def test_the_mean_and_the_first_token_are_exported_as_such(
@@ -275,7 +341,7 @@ def test_bad_arguments_are_named_before_anything_is_written(
 )
 def test_a_missing_package_is_named(model, tmp_path, monkeypatch, kind, int8, package, told):
     monkeypatch.setattr(
-        "st_jv5.export.graph.find_spec", lambda name: None if name == package else find_spec(name)
+        "st_jv5.engines.graph.find_spec", lambda name: None if name == package else find_spec(name)
     )
     with pytest.raises(ValueError, match=f"needs the package {package}: {told}"):
         export(model, "retrieval", tmp_path / "m", kind=kind, int8=int8)

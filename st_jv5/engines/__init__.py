@@ -1,0 +1,1 @@
+"""Graphs that other engines than torch run: one task's, or all tasks' in one."""
