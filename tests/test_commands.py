@@ -103,10 +103,14 @@ def test_the_doctors_page_has_what_was_measured(tmp_path):
     from st_jv5.commands.models import doctor_page
     from st_jv5.doctor import Probe
 
-    probes = [Probe("torch float32", 10.0, 1.0, "as it is"), Probe("onnx", 31.5, 0.9999, "export")]
+    probes = [
+        Probe("torch", 10.0, 1.0, 50.25, "as it is"),
+        Probe("onnx", 31.5, 0.9999, 50.0, "export"),
+    ]
     text = doctor_page(["device: cpu"], probes).html()
     assert 'scope="row">onnx<' in text
     assert "31.5" in text
+    assert "50.25" in text
     assert "<svg" in text
     assert "device: cpu" in text
     assert "<svg" not in doctor_page(["device: cpu"], []).html()

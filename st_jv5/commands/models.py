@@ -153,9 +153,13 @@ def doctor_page(lines: Sequence[str], probes: Sequence[Probe]) -> Page:
         rows: list[list[Cell]] = []
         for one in probes:
             speed = f"{one.texts_per_second:,.1f}"
-            rows.append([one.name, speed, f"{one.least_cosine:.5f}", one.how])
-        header = ["way", "texts a second", "least cosine", "how"]
-        caption = "The least cosine is with the vectors of the model as it was loaded."
+            score = f"{one.score:.2f}"
+            rows.append([one.name, speed, score, f"{one.least_cosine:.5f}", one.how])
+        header = ["way", "texts a second", "score", "least cosine", "how"]
+        caption = (
+            "The score says how well one half of a text finds the other, of 100. The least cosine "
+            "is with the vectors of the model as it was loaded."
+        )
         plot = amounts("speed", about, speeds, "texts a second")
         page.add("Ways to run it", plot, Table(header, rows, caption=caption))
     page.add("All findings", Code("\n".join(lines)))

@@ -76,7 +76,7 @@ class AllTasks(TokensToVectors):
     """A model with all its adapters as one graph; the base is the last of its tasks.
 
     Args:
-        model: A model of ours with adapters, which is left as it is.
+        model: An st_jv5 model with adapters, which is left as it is.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (*TokensToVectors.inputs, TASK)

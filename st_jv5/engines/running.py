@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 TORCH, BFLOAT16 = ENGINES[:2]
 VARIABLE = "ST_JV5_CACHE"
 FORMAT = "1"
-"""Of the graphs that are kept: another number makes all anew."""
+"""Version of the graphs that are kept; with another, all are made again."""
 CHOICE = "choice.json"
 
 Runs = Sequence[tuple[TaskName | None, int]]
@@ -116,7 +116,7 @@ def engine_of(model: SentenceTransformer, name: str | None, mode: str | None = N
     """A model's engine, started once while its weights are the same.
 
     Args:
-        model: A model of ours; any text model for ``"torch"``.
+        model: An st_jv5 model; any text model for ``"torch"``.
         name: One of :data:`~st_jv5.choices.ENGINES`; ``"auto"`` is the one that ``st-jv5 doctor``
             chose for this model on this machine; None is torch.
         mode: The model's ``mode``.
@@ -208,7 +208,7 @@ def keep_choice(model: SentenceTransformer, engine: str, about: str) -> None:
 
 
 def _chosen(model: SentenceTransformer) -> str:
-    """The doctor's choice, told once; without one torch."""
+    """The doctor's choice, which is logged; torch if there is none."""
     path = engine_folder(model) / CHOICE
     told = read_json(path) if path.exists() else {}
     if told.get("machine") != platform.node():

@@ -122,7 +122,7 @@ def export_all_tasks(
     row. OpenVINO reads the file, too.
 
     Args:
-        model: A model of ours with adapters.
+        model: An st_jv5 model with adapters.
         folder: Must be absent or empty.
         int8: Also ``model_int8.onnx``, the base's weights in int8; its loss is measured and bound
             by nothing.

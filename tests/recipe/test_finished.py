@@ -20,7 +20,7 @@ from st_jv5.publish.hub import publish
 from st_jv5.publish.self_test import ABSOLUTE, self_test
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.planning.plan import plan
+from st_jv5.recipe.planning.plan import plan_page
 from st_jv5.recipe.strict import RecipeError
 from tests.conftest import real_texts
 
@@ -196,7 +196,7 @@ def test_the_plan_of_a_recipe_without_teacher_or_stage1_counts_its_adapter_alone
     published, tmp_path
 ):
     run = Run(load_recipe(recipe(tmp_path, published[1])))
-    told = plan(run, measured=False)
+    told = plan_page(run, measured=False).markdown()
     assert "| adapters.retrieval | 2 |" in told
     assert "0 texts, 0.00 GiB on disk" in told
     shutil.rmtree(tmp_path / "out", ignore_errors=True)

@@ -19,7 +19,7 @@ from st_jv5.recipe.context import Run
 from st_jv5.recipe.data import prepare, sources
 from st_jv5.recipe.load import load_recipe
 from st_jv5.recipe.planning.cost import Costs, batch, read_config, with_layers
-from st_jv5.recipe.planning.plan import _passes, _short, plan, plan_page, with_plots
+from st_jv5.recipe.planning.plan import _passes, _short, plan_page, with_plots
 from st_jv5.recipe.planning.planner import Planner
 from st_jv5.recipe.planning.probe import LENGTHS, Machine, Speed, fit, probe
 from st_jv5.recipe.strict import RecipeError
@@ -132,7 +132,7 @@ def test_a_plan_leaves_no_trace_and_asks_no_hub(tmp_path, monkeypatch):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
     monkeypatch.setattr(sources, "load_dataset", pytest.fail)
     run = Run(load_recipe(tmp_path / "own.yaml"))
-    told = plan(run, measured=False)
+    told = plan_page(run, measured=False).markdown()
     assert "| faq | 81 |" in told
     assert "not looked at, being on the Hub: hub; their numbers are the recipe's" in told
     assert "counted as trained on: rows that share a text with those held out of hub" in told
@@ -142,7 +142,7 @@ def test_a_plan_leaves_no_trace_and_asks_no_hub(tmp_path, monkeypatch):
     Run(local).read("faq")
     before = sorted((one, one.stat().st_mtime_ns) for one in (tmp_path / "out").rglob("*"))
     monkeypatch.setattr(prepare, "open_source", pytest.fail)
-    assert "| faq | 81 |" in plan(Run(local), measured=False)
+    assert "| faq | 81 |" in plan_page(Run(local), measured=False).markdown()
     after = sorted((one, one.stat().st_mtime_ns) for one in (tmp_path / "out").rglob("*"))
     assert before == after
 

@@ -40,11 +40,6 @@ UTILISATION = 0.4
 # ------------------------------------------------------------------------------------- what is told
 
 
-def plan(run: Run, measured: bool = True) -> str:
-    """The whole plan, as Markdown: :func:`plan_page`."""
-    return plan_page(run, measured).markdown()
-
-
 def plan_page(run: Run, measured: bool = True) -> Page:
     """The whole plan, without plots.
 
