@@ -1,4 +1,4 @@
-// A model of ours in JavaScript, in a browser or under node: all tasks from one ONNX graph.
+// An st_jv5 model in JavaScript, in a browser or under node: all tasks from one ONNX graph.
 //
 //     st-jv5 export out/demo/model out/all-tasks --all-tasks --to onnx
 //     npm install onnxruntime-web @huggingface/tokenizers

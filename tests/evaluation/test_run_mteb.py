@@ -308,9 +308,9 @@ def test_one_pass_encodes_each_text_once(model, tmp_path, small_tasks, monkeypat
     seen: list[tuple[str, str | None, str | None]] = []
     encode = mteb_encoder.encode
 
-    def counted(model, texts, task=None, prompt=None):
+    def counted(model, texts, task=None, prompt=None, engine=None):
         seen.extend((text, task, prompt) for text in texts)
-        return encode(model, texts, task=task, prompt=prompt)
+        return encode(model, texts, task=task, prompt=prompt, engine=engine)
 
     monkeypatch.setattr(mteb_encoder, "encode", counted)
     settings = Settings("all", dims=(48, 8), precisions=("float32", "int8", "binary"))
