@@ -20,6 +20,8 @@ from transformers import TrainerCallback
 import st_jv5
 from eval.gpu.bench import told_of_waits
 from st_jv5.doctor import doctor
+from st_jv5.serve import Limits
+from st_jv5.serve.batcher import Batcher
 from st_jv5.teacher import TeacherStore
 from st_jv5.trainer.compilation import compiled_layers
 from tests.conftest import adapted, real_texts
@@ -106,6 +108,64 @@ def test_threads_get_their_own_task(pair):
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda n: st_jv5.encode(gpu, real_texts(), task=n), names))
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def _repeated(count):
+    return [f"{text} {number}" for number in range(count) for text in real_texts()][: 2 * 48 + 8]
+
+
+def test_heads_fitted_on_a_gpu_are_the_cpus(pair):
+    texts, found = _repeated(3), []
+    for model in pair:
+        st_jv5.fit_heads(model, texts)
+        found.append(st_jv5.encode(model, real_texts(), task="clustering", mode="head"))
+    assert np.abs(found[0] - found[1]).max() < 1e-3  # a fit of few texts, its inputs 1e-6 apart
+    both = st_jv5.encode_all_tasks(pair[1], real_texts(), mode="head")
+    assert np.abs(both["clustering"] - found[1]).max() < 1e-5
+
+
+def test_a_rotation_on_a_gpu_keeps_cosines_and_moves_with_the_model(pair):
+    _, gpu = pair
+    before = st_jv5.encode(gpu, real_texts(), task="retrieval")
+    st_jv5.rotate(gpu, real_texts(), steps=2)
+    after = st_jv5.encode(gpu, real_texts(), task="retrieval")
+    assert np.abs(before @ before.T - after @ after.T).max() < 1e-5
+    assert np.abs(before - after).max() > 1e-2
+    assert np.abs(st_jv5.encode(gpu.to("cpu"), real_texts(), task="retrieval") - after).max() < 1e-5
+
+
+def test_a_query_table_of_a_model_on_a_gpu_answers_there(pair):
+    cpu, gpu = (st_jv5.fit_query_table(model, real_texts(), epochs=1) for model in pair)
+    queries = [model.encode_query(real_texts()) for model in (cpu, gpu)]
+    documents = [model.encode_document(real_texts()) for model in (cpu, gpu)]
+    assert gpu.device.type == DEVICE
+    assert np.abs(queries[0] - queries[1]).max() < 1e-3  # trained on vectors that are 1e-6 apart
+    assert np.abs(documents[0] - documents[1]).max() < 1e-5
+
+
+def test_a_servers_batches_on_a_gpu_have_the_vectors_of_encode(pair):
+    _, gpu = pair
+    texts, names = real_texts(), [*gpu[0].tasks]
+    batcher = Batcher(gpu, Limits(), batch_tokens=512)
+    batcher.start()
+    try:
+        asked = [(text, name) for text in texts for name in names]
+        futures = [batcher.submit([text], [len(text)], name) for text, name in asked]
+        found = np.stack([future.result()[0] for future in futures])
+    finally:
+        batcher.close()
+    wanted = st_jv5.encode_mixed(gpu, [t for t, _ in asked], [n for _, n in asked])
+    assert np.abs(found - wanted).max() < 1e-5
+
+
+def test_the_engines_of_a_gpu_are_torchs_and_others_are_refused(pair):
+    _, gpu = pair
+    plain = st_jv5.encode(gpu, real_texts(), task="retrieval")
+    half = st_jv5.encode(gpu, real_texts(), task="retrieval", engine="bfloat16")
+    assert (plain * half).sum(1).min() > 0.99  # random weights of 48 dims
+    if CUDA:
+        with pytest.raises(ValueError, match="runs on a CPU"):
+            st_jv5.encode(gpu, real_texts(), task="retrieval", engine="onnx")
 
 
 LOSSES = {

@@ -221,12 +221,13 @@ def test_weights_that_average_nothing_are_refused(model, tmp_path, weights):
         cli.main(["average", str(tmp_path / "one"), *given])
 
 
-def test_evaluation_without_mteb_names_the_extra(monkeypatch):
+def test_without_mteb_corpora_are_there_and_the_encoder_names_the_extra(monkeypatch):
     for name in [n for n in sys.modules if n.startswith(("st_jv5.evaluation", "mteb"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_WithoutMteb(), *sys.meta_path])
+    import_module("st_jv5.evaluation.corpora")
     with pytest.raises(ImportError, match=r'pip install "st-jv5\[eval\]"'):
-        import_module("st_jv5.evaluation")
+        _ = import_module("st_jv5.evaluation").MTEBEncoder
 
 
 class _WithoutMteb:

@@ -40,6 +40,8 @@ from st_jv5.evaluation.corpora import rows
 from st_jv5.losses import CompositeLoss, InfoNCELoss, clustering_loss, retrieval_loss
 from st_jv5.machine.cuda import without_cudnn_attention
 from st_jv5.modules.padding import known_padding
+from st_jv5.serve import Limits
+from st_jv5.serve.batcher import Batcher
 from st_jv5.teacher import TeacherStore, fill
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.trainer.compilation import compiled_layers
@@ -422,6 +424,46 @@ class Bench:
             "encode_waits", waits=self.waits(lambda: st_jv5.encode(model, many[:512], task=TASK))
         )
 
+    def tasks(self) -> None:
+        """All tasks by adapters and by heads; a server's queue beside ``encode_mixed``."""
+        model = self.model().to(torch.bfloat16 if DEVICE == "cuda" else torch.float32).eval()
+        many = self.documents[: self.size.texts // 2]
+        st_jv5.fit_heads(model, self.documents[: max(4 * self.size.width, len(many))])
+        by_adapters = self.timed(lambda: st_jv5.encode_all_tasks(model, many), 2, 1)
+        by_heads = self.timed(lambda: st_jv5.encode_all_tasks(model, many, mode="head"), 2, 1)
+        self.tell("all_tasks", texts=len(many), adapters=by_adapters, heads=by_heads,
+                  times_as_fast=by_adapters / by_heads)  # fmt: skip
+        names = st_jv5.tasks(model)
+        drawn = [names[i] for i in np.random.default_rng(0).integers(len(names), size=len(many))]
+        tokens = [max(1, len(text) // 4) for text in many]
+
+        def served() -> None:
+            batcher = Batcher(model, Limits(max_waiting_tokens=1 << 30))
+            batcher.start()
+            asked = zip(many, tokens, drawn, strict=True)
+            futures = [batcher.submit([text], [size], name) for text, size, name in asked]
+            for future in futures:
+                future.result()
+            batcher.close()
+
+        mixed = self.timed(lambda: st_jv5.encode_mixed(model, many, drawn), 2, 1)
+        queue = self.timed(served, 2, 1)
+        self.tell("queue", texts=len(many), seconds=queue, encode_mixed=mixed, share=mixed / queue)
+
+    def fits(self) -> None:
+        """Seconds of a rotation and of a query table, of a model on the GPU."""
+        model = self.model().to(torch.bfloat16 if DEVICE == "cuda" else torch.float32).eval()
+        pairs = list(zip(self.queries, self.documents, strict=True))[: self.size.texts // 2]
+        for name, fit in {
+            "rotate": lambda: st_jv5.rotate(model, pairs),
+            "fit_query_table": lambda: st_jv5.fit_query_table(model, self.queries, epochs=1),
+        }.items():
+            _finish()
+            begin = time.perf_counter()
+            fit()
+            _finish()
+            self.tell(name, seconds=time.perf_counter() - begin)
+
     def fill(self) -> None:
         """Vectors of a teacher of this shape, into its store."""
         many = self.documents[: self.size.texts // 2]
@@ -547,7 +589,10 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-PARTS = ("machine", "equality", "step", "compiled", "trainer", "encode", "fill", "long", "memory")
+PARTS = (
+    "machine", "equality", "step", "compiled", "trainer", "encode", "tasks", "fits", "fill", "long",
+    "memory",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

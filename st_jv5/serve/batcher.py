@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import traceback
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -233,10 +234,9 @@ class Batcher:
             self.check_room(sum(tokens))
             turn = self._turn
             for index, size in enumerate(tokens):
-                self._waiting.append(Piece(turn, self._number, job, index))
+                insort(self._waiting, Piece(turn, self._number, job, index))
                 self._number += 1
                 turn += size
-            self._waiting.sort()
             self.waiting_tokens += sum(tokens)
             self._changed.notify_all()
         future.add_done_callback(lambda _: self._drop(job))
