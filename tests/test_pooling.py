@@ -62,7 +62,7 @@ def pooled(folder: str, task: str, texts: list[str], mode: str) -> np.ndarray:
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_an_untrained_student_of_minilm_has_minilms_own_vectors(texts, loaded, tmp_path):
-    base = SentenceTransformer(MINILM)
+    base, texts = SentenceTransformer(MINILM), texts[:12]
     expected = base.encode(texts)
     student = st_jv5.new_student(base if loaded else MINILM)
     student.save_pretrained(str(tmp_path))
