@@ -71,7 +71,7 @@ def test_a_wheel_makes_a_model_of_a_file_in_an_empty_folder(installed, tmp_path)
     pages = [row for row in rows("wikipedia", "train") if row["description"]][:PAIRS]
     with (tmp_path / "faq.jsonl").open("w", encoding="utf-8") as file:
         for page in pages:
-            pair = {"question": page["description"], "answer": page["extract"][:200]}
+            pair = {"question": page["description"], "answer": page["extract"][:80]}
             file.write(json.dumps(pair) + "\n")
     # MiniLM's card says apache-2.0, so that the model that comes out may be published.
     commands = [

@@ -52,9 +52,13 @@ def cases() -> list[Case]:
 
 
 def gathered_cases(which: str) -> list[Case]:
-    """Those of two, all or few; the backbone's own differ in the parameters alone: left out."""
-    few = which == "few"
-    settings = itertools.product(LAYOUTS, (4,) if few else (1, 4), DIMS[few:], (False, True))
+    """Those of two, all or few; the backbone's own differ in the parameters alone: left out.
+
+    Few: each layout once, with and without gathering among them.
+    """
+    settings = itertools.product(LAYOUTS, (1, 4), DIMS, (False, True))
+    if which == "few":
+        return [Case("retrieval", layout, 4, DIMS[1], layout != "plain") for layout in LAYOUTS]
     return [Case("retrieval", *each) for each in settings]
 
 

@@ -201,12 +201,12 @@ def kill_and_go_on(processes, command: list[str], out: Path, shards: int, kills:
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(processes, saved, tmp_path):
-    documents = write_rows(tmp_path / "rows.parquet", 3000)
+    documents = write_rows(tmp_path / "rows.parquet", 1500)
     corpus, out = Corpus(documents, "text"), tmp_path / "killed"
     settings = {"task": "retrieval", "dim": 16, "shard_rows": 100}
     once = encode_corpus(saved, corpus, tmp_path / "once", **settings)
-    kill_and_go_on(processes, encode_command(saved, documents, out, 100), out, shards=30, kills=2)
-    assert 0 < shards_in(out) < 30
+    kill_and_go_on(processes, encode_command(saved, documents, out, 100), out, shards=15, kills=2)
+    assert 0 < shards_in(out) < 15
     encode_corpus(saved, corpus, out, **settings)
     assert contents(once.path) == contents(out)
 
