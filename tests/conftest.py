@@ -11,6 +11,7 @@ import shutil
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -210,11 +211,20 @@ def saved(saved_once: Path, tmp_path: Path) -> str:
 LINEARS = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
 
 
+@pytest.fixture(scope="session")
+def published_once(backbones, tmp_path_factory) -> Callable[[str], Path]:
+    """``published_once(architecture)``: a folder in the published layout, made once."""
+    return cache(lambda kind: _publish(backbones[kind], tmp_path_factory.mktemp("jina") / kind))
+
+
 @pytest.fixture(params=["qwen3", "eurobert"])
-def published(request, backbones, tmp_path) -> tuple[str, str]:
-    """(stock backbone, folder in the published layout)"""
-    stock = backbones[request.param]
-    folder = tmp_path / "jina"
+def published(request, backbones, published_once, tmp_path) -> tuple[str, str]:
+    """(stock backbone, folder in the published layout); this test's own copy."""
+    folder = shutil.copytree(published_once(request.param), str(tmp_path / "jina"))
+    return backbones[request.param], folder
+
+
+def _publish(stock: str, folder: Path) -> Path:
     shutil.copytree(stock, folder)
     torch.manual_seed(2)
     for task in TASKS:
@@ -233,7 +243,7 @@ def published(request, backbones, tmp_path) -> tuple[str, str]:
     told = json.loads(words.read_text())
     words.write_text(json.dumps(told | {"auto_map": {"AutoTokenizer": ["modeling.T", None]}}))
     (folder / "modeling.py").write_text("raise RuntimeError('remote code was run')")
-    return stock, str(folder)
+    return folder
 
 
 # ----------------------------------------------------------------------------------- evaluation
