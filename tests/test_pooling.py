@@ -62,7 +62,7 @@ def pooled(folder: str, task: str, texts: list[str], mode: str) -> np.ndarray:
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_an_untrained_student_of_minilm_has_minilms_own_vectors(texts, loaded, tmp_path):
-    base = SentenceTransformer(MINILM)
+    base, texts = SentenceTransformer(MINILM), texts[:12]
     expected = base.encode(texts)
     student = st_jv5.new_student(base if loaded else MINILM)
     student.save_pretrained(str(tmp_path))
@@ -229,11 +229,12 @@ def test_a_last_token_module_takes_no_other_mode(tmp_path):
 def test_alone_in_batches_and_padded_on_either_side_a_text_has_one_vector(
     backbones, kind, mode, texts, tmp_path
 ):
+    texts = texts[:24]
     model = adapted(backbones[kind], pooling=mode, prompts=PROMPTS)
     model.save_pretrained(str(tmp_path))
     expected = pooled(str(tmp_path), "retrieval", texts, mode)
     blind = (kind, mode) == ("qwen3", "cls")  # a causal decoder's first token sees no other
-    assert len(np.unique(expected.round(4), axis=0)) in ([1] if blind else range(61, 65))
+    assert len(np.unique(expected.round(4), axis=0)) in ([1] if blind else range(22, 25))
     for side in ("left", "right"):
         model.tokenizer.padding_side = side
         batched = model.encode(texts, task="retrieval", batch_size=64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -24,14 +23,6 @@ from tests.resume_worker import (
     resume_all,
     run,
 )
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Children of a fresh process that has imported everything and run nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.resume_worker"])
-    return context
 
 
 def run_killed(processes, arguments: tuple, kills: int, draw: random.Random) -> list[int]:

@@ -22,28 +22,26 @@ from st_jv5.files import read_json, write_json
 from st_jv5.folders.configs import is_within
 from st_jv5.folders.trust import check_folder, check_stock, contents_of
 from st_jv5.jina import load_model
+from tests import hostile
+from tests.children import logged
 from tests.conftest import ROOT
 from tests.hostile import ADAPTER, CASES, LORA, RETRIEVAL, SECONDS, Seen, put
 
 WEIGHTS = "model.safetensors"
 
 
-def run_hostile(saved: Path, scratch: Path, *before: str) -> dict[tuple[str, str], Seen]:
-    """Every case in one process of its own: (case, by whom) -> what it saw."""
-    shutil.copytree(saved, scratch / "outside")
-    results = scratch / "results.json"
-    command = [sys.executable, "-m", "tests.hostile", str(saved), str(scratch), str(results)]
-    done = subprocess.run(
-        [*before, *command], cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    seen = [Seen(**each) for each in json.loads(results.read_text())]
-    return {(each.name, each.by): each for each in seen}
-
-
 @pytest.fixture(scope="module")
-def seen(saved_once, tmp_path_factory) -> dict[tuple[str, str], Seen]:
-    return run_hostile(saved_once, tmp_path_factory.mktemp("hostile"))
+def seen(processes, saved_once, tmp_path_factory) -> dict[tuple[str, str], Seen]:
+    """Every case in one process of its own: (case, by whom) -> what it saw."""
+    scratch = tmp_path_factory.mktemp("hostile")
+    log, results = scratch / "log", scratch / "results.json"
+    shutil.copytree(saved_once, scratch / "outside")
+    child = processes.Process(target=logged, args=(log, hostile.run, saved_once, scratch, results))
+    child.start()
+    child.join(timeout=280)
+    assert child.exitcode == 0, log.read_text()[-2000:]
+    found = [Seen(**each) for each in json.loads(results.read_text())]
+    return {(each.name, each.by): each for each in found}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,9 +68,12 @@ def test_the_watch_over_hostile_folders_sees_what_it_is_for(seen):
 def test_no_hostile_folder_has_a_file_outside_opened_by_compiled_code(saved_once, tmp_path):
     log = tmp_path / "calls.txt"
     (tmp_path / "scratch").mkdir()
-    watch = ["strace", "-f", "-qq", "-y", "-e", "trace=%file", "-o", str(log)]
-    run_hostile(saved_once, tmp_path / "scratch", *watch)
-    outside = re.escape(str(tmp_path / "scratch" / "outside"))
+    scratch = tmp_path / "scratch"
+    shutil.copytree(saved_once, scratch / "outside")
+    watch = ["strace", "-f", "-qq", "-y", "-e", "trace=%file", "-o", str(log), sys.executable]
+    command = ["-m", "tests.hostile", saved_once, scratch, scratch / "results.json"]
+    subprocess.run([*watch, *map(str, command)], cwd=ROOT, check=True, timeout=280)
+    outside = re.escape(str(scratch / "outside"))
     opened = rf"= \d+<{outside}"  # by whatever name: strace tells what a descriptor stands for
     changed = rf"^\d+ +(mkdir|unlink|rename|creat|truncate)\w*\(.*{outside}.*= 0"
     lines = log.read_text(errors="replace").splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,10 +42,22 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made / "site"
 
 
+COMMANDS = """
+import json, sys
+import st_jv5
+from st_jv5.cli import main
+print(st_jv5.__file__)
+for arguments in json.loads(sys.argv[1]):
+    print("$", *arguments)
+    main(arguments)
+"""
+"""Several commands, and torch imported once."""
+
+
 def test_a_wheel_makes_a_model_of_a_file_in_an_empty_folder(installed, tmp_path):
-    def st_jv5(*arguments: str) -> str:
+    def python(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "st_jv5", *arguments],
+            [sys.executable, "-P", *arguments],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"},
             capture_output=True,
@@ -54,26 +67,25 @@ def test_a_wheel_makes_a_model_of_a_file_in_an_empty_folder(installed, tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    where = "import st_jv5; print(st_jv5.__file__)"
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    place = subprocess.check_output(
-        [sys.executable, "-P", "-c", where], env=environment, cwd=tmp_path, text=True
-    )
-    assert Path(place.strip()).is_relative_to(installed)
+    assert python("-m", "st_jv5", "--version").startswith("st-jv5 ")
     pages = [row for row in rows("wikipedia", "train") if row["description"]][:PAIRS]
     with (tmp_path / "faq.jsonl").open("w", encoding="utf-8") as file:
         for page in pages:
-            pair = {"question": page["description"], "answer": page["extract"][:200]}
+            pair = {"question": page["description"], "answer": page["extract"][:80]}
             file.write(json.dumps(pair) + "\n")
     # MiniLM's card says apache-2.0, so that the model that comes out may be published.
-    seen = st_jv5(
-        "new", "faq.jsonl", "--base", MINILM, "--teacher", MINILM
-    )  # apache-2.0, by its card
+    commands = [
+        ["new", "faq.jsonl", "--base", MINILM, "--teacher", MINILM],
+        ["train", "recipe.yaml", "--fraction", "0.2"],
+        ["check", "out/recipe/model"],
+    ]
+    place, seen, told, _ = re.split(
+        r"^\$ .*\n", python("-c", COMMANDS, json.dumps(commands)), flags=re.M
+    )
+    assert Path(place.strip()).is_relative_to(installed)
     assert "question is query, answer is positive" in seen
     assert len((tmp_path / "recipe.yaml").read_text().splitlines()) < 40
-    told = st_jv5("train", "recipe.yaml", "--fraction", "0.2")
     assert "\n| faq (held out) | " in told
     header = next(line for line in told.splitlines() if line.startswith("| task |"))
     assert all(f"| {who} |" in header for who in ("base (stage 1)", "teacher", "this model"))
     assert "No far task was measured" in told
-    st_jv5("check", "out/recipe/model")

@@ -34,6 +34,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
+from functools import cache
 from typing import Any
 
 from st_jv5.evaluation.corpora import packages, rows
@@ -159,10 +160,20 @@ def tree_pairs(found: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     draw = random.Random(SEED)
     pairs: dict[tuple[str, str], dict[str, Any]] = {}
     levels = [0] * 4
+
+    @cache
+    def by_nearness(module: str, topic: str) -> list[list[dict[str, Any]]]:
+        here: dict[str, Any] = {"module": module, "topic": topic}
+        groups: list[list[dict[str, Any]]] = [[] for _ in levels]
+        for row in found:
+            groups[nearness(here, row)].append(row)
+        return groups
+
     for _ in range(400 * count):
         level = levels.index(min(levels))
         one = draw.choice(found)
-        near = [row for row in found if nearness(one, row) == level and row is not one]
+        group = by_nearness(one["module"], one["topic"])[level]
+        near = [row for row in group if row is not one]
         if not near:
             continue
         both = sorted((one["summary"], draw.choice(near)["summary"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,19 @@ class Record:
 
     def add(self, row: Row) -> None:
         """Keep a score; one of the same key, of other prompts or other data, gives way."""
-        about = {"versions": {name: version(name) for name in PACKAGES}, "commit": commit(),
-                 "machine": machine(), "time": now()}  # fmt: skip
+        about = {"versions": versions(), "commit": commit(), "machine": machine(), "time": now()}
         row = plain({**row, **about})
         self.rows[key_of(row)] = row
         write_json(self.path, {**self.tree, "results": self.results()})
         line = {key: value for key, value in row.items() if key not in ("scores", "samples")}
         with (self.folder / "run_log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Those installed; read once, for a package's metadata is a file to parse."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def plain(value: Any) -> Any:

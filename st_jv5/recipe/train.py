@@ -193,6 +193,7 @@ def make_trainer(
     loss = loss or make_loss(run, student, task, phase, stores)
     replay = make_replay_loss(run, student, phase, stores) if phase.replay else None
     student.model_card_data.set_widget_examples = _no_examples
+    student.model_card_data.extract_dataset_metadata = _no_metadata
     return AdapterTrainer(
         student,
         args,
@@ -207,6 +208,11 @@ def make_trainer(
 
 def _no_examples(dataset: Any) -> None:
     """Our card has none; sentence-transformers would read whole columns for its own."""
+
+
+def _no_metadata(**_: Any) -> list[dict[str, Any]]:
+    """Nor what is known of the data sets; a thousand rows of each would be tokenised for it."""
+    return []
 
 
 class _Spent(TrainerCallback, ExportableState):

@@ -129,7 +129,6 @@ def _try_phase(
     args = arguments(run, phase, folder / "checkpoints", sets)
     if args.n_gpu > 1:
         args._n_gpu = 1  # a few rows on one; before training `preflight` asks for torchrun
-    student.model_card_data.train_datasets = []  # it would tell of the last phase's
     trainer = make_trainer(run, student, task, phase, sets, stores, args)
     student.train()
     assert isinstance(trainer.train_dataset, dict)

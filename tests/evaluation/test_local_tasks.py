@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,7 @@ def texts_under_test(task: Any) -> Iterator[str]:
             yield from task.dataset["test"][column]
 
 
+@cache
 def loaded(name: str, part: str) -> Any:
     task = dict(zip(local_tasks(), local_tasks(part).values(), strict=True))[name]()
     task.load_data()

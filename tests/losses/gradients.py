@@ -1,13 +1,10 @@
-"""One optimizer step of the retrieval loss, in one process or as one of several.
-
-python -m tests.losses.gradients BACKBONE FOLDER PORT RANK few|all
-"""
+"""One optimizer step of the retrieval loss, in one process or as one of several."""
 
 from __future__ import annotations
 
 import gc
 import itertools
-import sys
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +52,13 @@ def cases() -> list[Case]:
 
 
 def gathered_cases(which: str) -> list[Case]:
-    """Those of two, all or few; the backbone's own differ in the parameters alone: left out."""
-    few = which == "few"
-    settings = itertools.product(LAYOUTS, (4,) if few else (1, 4), DIMS[few:], (False, True))
+    """Those of two, all or few; the backbone's own differ in the parameters alone: left out.
+
+    Few: each layout once, with and without gathering among them.
+    """
+    settings = itertools.product(LAYOUTS, (1, 4), DIMS, (False, True))
+    if which == "few":
+        return [Case("retrieval", layout, 4, DIMS[1], layout != "plain") for layout in LAYOUTS]
     return [Case("retrieval", *each) for each in settings]
 
 
@@ -164,26 +165,19 @@ def step(backbone: str, case: Case, folder: Path) -> dict[str, Any]:
     return {"gradients": recorder.gradients, "rows": trainer.rows}
 
 
-def main() -> None:
+def run(backbone: str, folder: Path, port: int, rank: int, which: str) -> None:
     """Few or all cases, in one of two processes; each leaves its own file."""
-    import os
-
-    backbone, folder, port, rank, which = sys.argv[1:]
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=port,
-        RANK=rank,
-        LOCAL_RANK=rank,
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
         WORLD_SIZE="2",
         LOCAL_WORLD_SIZE="2",
     )
     torch.set_num_threads(1)
     gc.freeze()  # every trainer ends with a full collection
     for case in gathered_cases(which):
-        found = step(backbone, case, Path(folder) / "trainer")
-        torch.save(found, Path(folder) / f"{case.name}.{rank}.pt")
+        found = step(backbone, case, folder / "trainer")
+        torch.save(found, folder / f"{case.name}.{rank}.pt")
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

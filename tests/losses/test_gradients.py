@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 
 from st_jv5 import batching, functional
-from tests.losses.gradients import Case, cases, data, gathered_cases, step, student_and_loss
+from tests.children import logged
+from tests.losses.gradients import (
+    Case,
+    cases,
+    data,
+    gathered_cases,
+    run,
+    step,
+    student_and_loss,
+)
 
 ROWS = data()
 
@@ -141,22 +147,28 @@ def test_the_gradients_of_a_step_are_the_sum_of_each_terms_own(case, backbones, 
 
 
 @pytest.mark.parametrize("which", ["few", pytest.param("all", marks=pytest.mark.full)])
-def test_two_processes_have_the_gradients_of_all_their_batches(backbones, tmp_path, which):
+def test_two_processes_have_the_gradients_of_all_their_batches(
+    processes, backbones, tmp_path, which
+):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.losses.gradients", backbones["bert"], str(tmp_path)]
-    logs = [Path(tmp_path) / f"{rank}.log" for rank in range(2)]
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
     workers = [
-        subprocess.Popen(
-            [*command, str(port), str(rank), which], stdout=log.open("w"), stderr=subprocess.STDOUT
+        processes.Process(
+            target=logged, args=(log, run, backbones["bert"], tmp_path, port, rank, which)
         )
         for rank, log in enumerate(logs)
     ]
-    codes = [worker.wait(timeout=240) for worker in workers]
-    assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=240)
+    assert [worker.exitcode for worker in workers] == [0, 0], [
+        log.read_text()[-2000:] for log in logs
+    ]
     for case in gathered_cases(which):
-        found = [torch.load(Path(tmp_path) / f"{case.name}.{rank}.pt") for rank in range(2)]
+        found = [torch.load(tmp_path / f"{case.name}.{rank}.pt") for rank in range(2)]
         first, second = ([tuple(rows) for rows in one["rows"]] for one in found)
         assert len(first) == case.accumulation
         together = [*zip(first, second, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -32,6 +33,20 @@ SMALL, NANO = (next(path for path in RECIPES if path.stem == name) for name in (
 @pytest.fixture(scope="module")
 def minilm() -> Costs:
     return Costs(without_dropout(), bfloat16=False)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Callable[..., Planner]:
+    """``demo(*changes)`` plans the demo, whose rows are prepared once."""
+    output = f"output={tmp_path_factory.mktemp('demo') / 'out'}"
+    assert Run(load_recipe(DEMO, [output])).rows
+    return lambda *changes: Planner(Run(load_recipe(DEMO, [output, *changes])))
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    """Batches enough where none is compared with a mean."""
+    monkeypatch.setattr("st_jv5.recipe.planning.planner.DRAWN", 10)
 
 
 def without_dropout():
@@ -101,8 +116,8 @@ def test_every_chunk_keeps_its_own_bfloat16_weights():
     assert costs.kept(chunks) > 4 * costs.weights().linear
 
 
-def test_batches_are_cut_as_they_are_embedded():
-    planner = Planner(Run(load_recipe(DEMO)))
+def test_batches_are_cut_as_they_are_embedded(demo):
+    planner = demo()
     phase = planner.recipe.phases["stage1"]
     for name in phase.data:
         size = phase.batch_sizes.get(name, phase.batch_size)
@@ -159,10 +174,7 @@ def test_full_size_recipes_know_their_architecture(path, parameters):
     assert student.weights(32).trained == pytest.approx(lora, rel=0.01)
 
 
-def test_full_size_recipes_plan_offline(monkeypatch):
-    monkeypatch.setattr(
-        "st_jv5.recipe.planning.planner.DRAWN", 10
-    )  # lengths are means: the draws are alike
+def test_full_size_recipes_plan_offline(few_draws):  # lengths are means: the draws are alike
     run = Run(load_recipe(NANO))
     planner = Planner(run)
     phases = {one.name: one for one in planner.phases()}
@@ -185,7 +197,7 @@ def test_full_size_recipes_plan_offline(monkeypatch):
     assert "| H100 |" in text
 
 
-def test_the_plan_says_how_often_each_set_is_read():
+def test_the_plan_says_how_often_each_set_is_read(demo):
     changes = [
         "stage1.data={wikipedia-descriptions: 3, wordnet-lemmas: 1}",
         "stage1.replay={wordnet-examples: 1}",
@@ -194,8 +206,8 @@ def test_the_plan_says_how_often_each_set_is_read():
         "data_sets.wordnet-examples.rows=1000",
         "data_sets.wordnet-examples.limit=null",
     ]
-    run = Run(load_recipe(DEMO, changes))
-    stage1, planner = run.recipe.stage1, Planner(run)
+    planner = demo(*changes)
+    run, stage1 = planner.run, planner.recipe.stage1
     rows = planner.facts["wikipedia-descriptions"].rows
     asked = 0.6 * stage1.steps * stage1.batch_size / rows
     assert stage1.passes("wikipedia-descriptions", rows) == pytest.approx(asked)
@@ -212,8 +224,8 @@ def test_a_hub_model_that_the_recipe_does_not_describe_is_named():
         Planner(Run(recipe))
 
 
-def test_local_texts_are_counted_with_the_students_tokenizer():
-    planner = Planner(Run(load_recipe(DEMO, ["student.prompts=paper"])))
+def test_local_texts_are_counted_with_the_students_tokenizer(demo):
+    planner = demo("student.prompts=paper")
     glosses = planner.facts["wordnet-glosses"]
     assert glosses.rows == 8000
     assert glosses.tokens["text"].mean() == pytest.approx(12.6, rel=0.1)
@@ -222,20 +234,22 @@ def test_local_texts_are_counted_with_the_students_tokenizer():
     (extracts,) = planner.columns("wikipedia-extracts", 64)
     assert extracts.max() == 64
     assert 50 < extracts.mean() < 64
-    without = Planner(Run(load_recipe(DEMO, ["student.prompts=none"])))
+    without = demo("student.prompts=none")
     own = without.columns("wordnet-nouns", 64)
     assert [round(a.mean() - b.mean()) for a, b in zip(nouns, own, strict=True)] == [3] * 9
 
 
-def test_the_plan_is_printed_before_anything_is_written(tmp_path, capsys, monkeypatch):
+def test_the_plan_is_printed_before_anything_is_written(
+    tiny, tmp_path, capsys, monkeypatch, few_draws
+):
     monkeypatch.setattr("st_jv5.recipe.planning.planner.probe", quick_probe)
-    main([str(DEMO), "--plan", "--set", f"output={tmp_path / 'out'}"])
+    main([tiny(tmp_path), "--plan"])
     printed = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     for phase in ("teacher", "stage1", "adapters.classification", "training"):
         assert re.search(rf"\| {phase} \|.*\|", printed), phase
     assert "process" in printed
-    for row in (r"\| wordnet-glosses \| 8,000 \| 0\.00 \| 0\.00 \|", r"\| in all, and the .* \|"):
+    for row in (r"\| wordnet-glosses \| 24 \| 0\.00 \| 0\.00 \|", r"\| in all, and the .* \|"):
         assert re.search(row, printed), row
 
 
@@ -267,9 +281,9 @@ def machine(**seconds: float) -> Machine:
     return Machine(speeds, update=0, process=100, holes=0)
 
 
-def test_a_forward_of_the_base_takes_the_time_of_reading():
+def test_a_forward_of_the_base_takes_the_time_of_reading(demo, few_draws):
     """Classification's base has no gradient, and no dropout."""
-    planner = Planner(Run(load_recipe(DEMO)))
+    planner = demo()
     seconds = []
     for reading in (0.0, 1.0):
         planner.machine = machine(base=1, adapter=1, dropout=1, reading=reading)
@@ -277,13 +291,13 @@ def test_a_forward_of_the_base_takes_the_time_of_reading():
     without, whole = seconds
     for name, own in whole.items():
         assert own == pytest.approx(without[name] * (1 + (name == "adapters.classification")))
-    alone = Planner(Run(load_recipe(DEMO, ["adapters.classification.loss={rkd_weight: 0}"])))
+    alone = demo("adapters.classification.loss={rkd_weight: 0}")
     alone.machine = planner.machine
     assert [one.seconds for one in alone.phases()] == pytest.approx([*without.values()])
 
 
-def test_a_phase_maps_the_vectors_that_it_distils():
-    planner = Planner(Run(load_recipe(DEMO)))
+def test_a_phase_maps_the_vectors_that_it_distils(demo, few_draws):
+    planner = demo()
     planner.machine = machine(base=1, adapter=1, dropout=1, reading=1)
     phases = {one.name: one for one in planner.phases()}
     texts = sum(planner.facts[name].rows for name in planner.recipe.phases["stage1"].mix)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +24,9 @@ from st_jv5.serve.app import create_app
 from st_jv5.task_table import BASE, TASKS
 from st_jv5.teacher import EndpointTeacher
 from st_jv5.teacher.store import Space
+from tests import children
 from tests.serve.conftest import ATOL, NAME, running
 
-PROGRAM = "from st_jv5.cli import main; main()"
 SETTINGS = ("--port", "0", "--name", NAME, "--access-log")
 
 
@@ -189,25 +186,26 @@ def test_a_body_without_a_length_is_read_up_to_the_limit(served):
             assert isinstance(reason, ConnectionError)
 
 
-def test_sigterm_finishes_what_was_taken(saved_once, tmp_path):
+def test_sigterm_finishes_what_was_taken(processes, saved_once, tmp_path):
     secret = "nobody may read this"
     folder = shutil.copytree(saved_once, tmp_path / "model")
-    with open(tmp_path / "log", "w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "serve", folder, *SETTINGS],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "ST_JV5_API_KEY": "key"},
-        )
+    (tmp_path / "log").touch()
+    serve = ["serve", str(folder), *SETTINGS]
+    server = processes.Process(
+        target=children.command,
+        args=(tmp_path / "log", serve),
+        kwargs={"ST_JV5_API_KEY": "key"},
+    )
+    server.start()
     try:
         told: list[str] = []
 
         def listening() -> bool:
             told[:] = re.findall(r"running on (\S+)", (tmp_path / "log").read_text())
-            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert server.is_alive(), (tmp_path / "log").read_text()
             return bool(told)
 
-        until(listening, 150)  # torch is imported anew
+        until(listening, 150)  # torch may be imported anew
         client = openai.OpenAI(base_url=f"{told[0]}/v1", api_key="key", max_retries=0)
         texts = [f"{secret} {i} " * 9 for i in range(1000)]
         answers: list[int] = []
@@ -221,11 +219,12 @@ def test_sigterm_finishes_what_was_taken(saved_once, tmp_path):
             thread.start()
         keyed = Request(f"{told[0]}/metrics", headers={"Authorization": "Bearer key"})
         until(lambda: all_wait(keyed))
-        server.send_signal(signal.SIGTERM)
+        server.terminate()
         for thread in threads:
             thread.join()
         assert answers == [1000] * 4
-        assert server.wait(30) in (0, -signal.SIGTERM)
+        server.join(30)
+        assert server.exitcode in (0, -signal.SIGTERM)
         with pytest.raises(openai.APIConnectionError):
             client.models.list()
     finally:

@@ -249,16 +249,16 @@ def files(store: TeacherStore) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.full)])
-def test_a_killed_filling_ends_with_the_bytes_of_an_unbroken_one(backbones, tmp_path, texts, kills):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.teacher.fill_worker"])
+def test_a_killed_filling_ends_with_the_bytes_of_an_unbroken_one(
+    processes, backbones, tmp_path, texts, kills
+):
     seed = random.SystemRandom().randrange(10**6)
     draw, killed = random.Random(seed), []
     texts = [f"{text} {i}" for i in range(4) for text in texts]
     paths = {name: str(tmp_path / name) for name in ("unbroken", "killed")}
 
     def start(name: str) -> multiprocessing.Process:
-        child = context.Process(target=run, args=(backbones["bert"], texts, paths[name]))
+        child = processes.Process(target=run, args=(backbones["bert"], texts, paths[name]))
         child.start()
         return child
 

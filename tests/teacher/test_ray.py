@@ -61,6 +61,7 @@ def the_vectors(recipe: str, output: str) -> tuple[np.ndarray, np.ndarray]:
     return rows, store.gather(rows).float().numpy()
 
 
+@pytest.mark.full
 def test_two_workers_fill_the_store_that_one_process_fills(recipe, tmp_path):
     here, there = (str(tmp_path / name / "out") for name in ("here", "there"))
     command = [recipe, "--set", f"output={there}", "--engine", "ray", "--workers", "2"]

@@ -26,6 +26,7 @@ from st_jv5 import texts as texts_module
 from st_jv5.precision import codes, from_codes
 from st_jv5.vectors import Corpus, VectorFolder, encode_corpus, search
 from st_jv5.vectors import corpus as corpus_module
+from tests import children
 from tests.conftest import MINILM, adapted, real_texts
 from tests.teacher.test_ray import ROOT, run
 
@@ -176,7 +177,8 @@ def write_rows(path: Path, count: int) -> str:
 
 
 def encode_command(model: str, documents: str, out: Path, shard_rows: int) -> list[str]:
-    command = [sys.executable, "-m", "st_jv5", "encode", model, "--task", "retrieval"]
+    """What stands behind ``st-jv5``."""
+    command = ["encode", model, "--task", "retrieval"]
     command += ["--in", documents, "--column", "text", "--out", str(out), "--dim", "16"]
     return [*command, "--shard-rows", str(shard_rows)]
 
@@ -185,41 +187,44 @@ def shards_in(out: Path) -> int:
     return len(list(out.glob("*.parquet")))
 
 
-def kill_and_go_on(command: list[str], out: Path, shards: int, kills: int) -> None:
+def kill_and_go_on(processes, command: list[str], out: Path, shards: int, kills: int) -> None:
     """Kill a command at evenly spread shards; it is left unfinished."""
+    log = out.with_suffix(".log")
     for kill in range(1, kills + 1):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        while shards_in(out) < kill * shards // (kills + 1) and process.poll() is None:
+        process = processes.Process(target=children.command, args=(log, command))
+        process.start()
+        while shards_in(out) < kill * shards // (kills + 1) and process.is_alive():
             time.sleep(0.01)
-        assert process.poll() is None, "it ended before it was killed"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"it ended before: {log.read_text()}"
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_bytes(saved, tmp_path):
-    documents = write_rows(tmp_path / "rows.parquet", 3000)
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(processes, saved, tmp_path):
+    documents = write_rows(tmp_path / "rows.parquet", 1500)
     corpus, out = Corpus(documents, "text"), tmp_path / "killed"
     settings = {"task": "retrieval", "dim": 16, "shard_rows": 100}
     once = encode_corpus(saved, corpus, tmp_path / "once", **settings)
-    kill_and_go_on(encode_command(saved, documents, out, 100), out, shards=30, kills=2)
-    assert 0 < shards_in(out) < 30
+    kill_and_go_on(processes, encode_command(saved, documents, out, 100), out, shards=15, kills=2)
+    assert 0 < shards_in(out) < 15
     encode_corpus(saved, corpus, out, **settings)
     assert contents(once.path) == contents(out)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-def test_a_million_rows_take_flat_memory_and_five_kills(tmp_path):
+def test_a_million_rows_take_flat_memory_and_five_kills(processes, tmp_path):
     model = str(tmp_path / "model")  # 384 dims
     student = st_jv5.new_student(MINILM, layers=1)
     st_jv5.add_task(student, "retrieval")
     student.save_pretrained(model)
     documents = write_rows(tmp_path / "rows.parquet", 1_000_000)
     once, out = tmp_path / "once", tmp_path / "killed"
+    module = [sys.executable, "-m", "st_jv5"]
     command = [*encode_command(model, documents, once, 4096), "--max-tokens", "16"]
     memory = []
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stderr=log)
+        process = subprocess.Popen([*module, *command], stderr=log)
     while process.poll() is None:
         if shards_in(once) >= 1:
             memory.append(psutil.Process(process.pid).memory_info().rss)
@@ -229,8 +234,8 @@ def test_a_million_rows_take_flat_memory_and_five_kills(tmp_path):
     print(f"{memory[0] / 2**20:.0f} MiB at the first shard, at most {more:.0f} MiB more")
     assert more < 200
     command[command.index(str(once))] = str(out)
-    kill_and_go_on(command, out, shards=245, kills=5)
-    subprocess.run(command, check=True, capture_output=True)
+    kill_and_go_on(processes, command, out, shards=245, kills=5)
+    subprocess.run([*module, *command], check=True, capture_output=True)
     assert contents(once) == contents(out)
 
 

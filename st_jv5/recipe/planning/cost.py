@@ -7,13 +7,13 @@ autograd keeps are the activations. Nothing is downloaded and nothing computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -125,12 +125,17 @@ def batch(config: PreTrainedConfig, rows: int, tokens: int) -> dict[str, Tensor]
 
 
 class Costs:
-    """Counts forwards of one architecture."""
+    """Counts forwards of one architecture; equal ones are counted once in a process."""
+
+    _counts: ClassVar[
+        dict[tuple[str, bool], tuple[Callable[..., Any], Callable[..., Weights]]]
+    ] = {}
 
     def __init__(self, config: PreTrainedConfig, bfloat16: bool) -> None:
         self.config, self.bfloat16 = config, bfloat16
-        self.polynomial = cache(self._polynomial)
-        self.weights = cache(self._weights)
+        key = config.to_json_string(use_diff=False), bfloat16
+        own = cache(self._polynomial), cache(self._weights)
+        self.polynomial, self.weights = self._counts.setdefault(key, own)
 
     def _weights(self, rank: int = 0) -> Weights:
         with torch.device("meta"):
