@@ -73,7 +73,13 @@ def load_model(
     else:
         _check_others(name, revision)
     kwargs = {"dtype": dtype} if dtype else {}
-    return SentenceTransformer(name, revision=revision, device=device, model_kwargs=kwargs)
+    try:
+        return SentenceTransformer(name, revision=revision, device=device, model_kwargs=kwargs)
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        told = f"{name} is not a folder here, nor a model that the Hub gives: {error}"
+        raise OSError(told) from error
 
 
 def _check_others(name: str, revision: str | None) -> None:

@@ -93,8 +93,9 @@ def roles_of(table: Table, kind: str = "") -> dict[str, str]:
     if missing := [role for role in order if role in wanted and role not in found]:
         raise ValueError(
             f"has no column that is known as {' or '.join(missing)}: it has "
-            f"{', '.join(map(str, table))}; {WANTED}; name them, such as "
-            f"columns: {{query: COLUMN, positive: COLUMN}}{_separated(table)}"
+            f"{', '.join(map(str, table))}; {WANTED}; rename them, or write "
+            f"in a recipe which is which: columns: {{query: COLUMN, positive: COLUMN}}"
+            f"{_separated(table)}"
         )
     columns = {role: found[role] for role in order if role in wanted}
     if wanted == ROLES["pairs"] and kind != "long":

@@ -18,6 +18,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 import st_jv5
 from st_jv5.files import read_json, write_json
 from st_jv5.folders import licenses
+from st_jv5.jina import load_model
 from st_jv5.publish.hub import publish
 from st_jv5.task_table import TASKS
 from tests.conftest import arguments
@@ -160,3 +161,9 @@ def test_other_folders_are_refused(backbones):
         st_jv5.load_jina_v5(backbones["bert"])
     with pytest.raises(ValueError, match=r"1_Pooling/config.json does not pool the last token"):
         st_jv5.load_jina_v5(backbones["qwen3"])
+
+
+@pytest.mark.parametrize("name", ["nowhere", "out/no/model"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(OSError, match=f"^{name} is not a folder here"):
+        load_model(name)

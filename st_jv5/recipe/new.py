@@ -20,7 +20,7 @@ from st_jv5.files import whole_file
 from st_jv5.recipe.config import HELD_OUT, DataSet
 from st_jv5.recipe.data.prepare import read_rows
 from st_jv5.recipe.data.rows import Rows
-from st_jv5.recipe.data.sources import with_columns
+from st_jv5.recipe.data.sources import first_table, with_columns
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.teacher.sources import resolve_model
 from st_jv5.texts import stem
@@ -63,6 +63,8 @@ class Own:
     is_multi: bool
     """Whether texts have several labels each."""
     first: dict[str, Any]
+    unused: list[str]
+    """Columns of the file that have no role."""
 
     def lines(self) -> Iterator[str]:
         """What it holds, for its user."""
@@ -70,6 +72,9 @@ class Own:
         lost = [f"{self.told[why]:,} {why}" for why in ("empty", "repeated") if self.told[why]]
         dropped = f", dropped: {', '.join(lost)}" if lost else ""
         yield f"{self.name}: {self.told['read']:,} rows{dropped}; {self.spec.kind}: {roles}"
+        if self.unused:
+            names = ", ".join(self.unused)
+            yield f"  not used: {names}; rename a column to use it, such as to question or answer"
         yield f"  such as {' | '.join(str(value)[:60] for value in self.first.values())}"
         lengths = [f"{count:,} in {role}" for role, count in self.lengths.items()]
         yield f"  characters of the middle text: {', '.join(lengths)}"
@@ -133,6 +138,7 @@ def look(paths: Sequence[str], out: Path) -> list[Own]:
                 f"no file {place}; of a data set on the Hub write the recipe by hand: its columns "
                 f"must be named"
             )
+        _, columns = first_table(name, DataSet(place))
         spec = with_columns(name, DataSet(place))
         with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             rows = read_rows(name, spec, 0, Path(folder))
@@ -141,7 +147,8 @@ def look(paths: Sequence[str], out: Path) -> list[Own]:
             spec = replace(spec, held_out=_held_out(spec, rows))
             train = len(read_rows(name, spec, 0, Path(folder)))
             spec = replace(spec, path=_seen_from(out, place))
-            found.append(_own(name, spec, rows, train))
+            unused = [column for column in columns if column not in spec.columns.values()]
+            found.append(_own(name, spec, rows, train, unused))
     return found
 
 
@@ -156,7 +163,7 @@ def _is_multi(spec: DataSet, rows: Rows) -> bool:
     return spec.kind == "labelled" and not isinstance(rows[0]["label"], str)
 
 
-def _own(name: str, spec: DataSet, rows: Rows, train: int) -> Own:
+def _own(name: str, spec: DataSet, rows: Rows, train: int, unused: list[str]) -> Own:
     texts = {role: rows.texts(rows.numbers(role)[:SAMPLE]) for role in rows.roles}
     lengths = {role: [*map(len, of)] for role, of in texts.items()}
     longest = np.percentile([length for of in lengths.values() for length in of], 95)
@@ -168,7 +175,7 @@ def _own(name: str, spec: DataSet, rows: Rows, train: int) -> Own:
     middle = {role: int(np.median(of)) for role, of in lengths.items()}
     tokens = float(longest) / CHARACTERS_PER_TOKEN
     multi = _is_multi(spec, rows)
-    return Own(name, spec, rows.told, train, middle, tokens, labels, multi, rows[0])
+    return Own(name, spec, rows.told, train, middle, tokens, labels, multi, rows[0], unused)
 
 
 def _name(path: str, taken: Sequence[str]) -> str:

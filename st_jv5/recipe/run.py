@@ -131,7 +131,7 @@ def _check_model(setting: str, name: str, revision: str = "") -> None:
         raise RecipeError(
             f"{setting}: {name} is not a folder here, and the Hub cannot be asked for it (no "
             f"network, or HF_HUB_OFFLINE is set); run `hf download {name}` where there is a "
-            f"network, or name a folder"
+            f"network, or name a folder, here or as package:NAME/FOLDER in a package from PyPI"
         ) from error
     except EntryNotFoundError:
         return  # the Hub has it; some have their config in a folder

@@ -176,3 +176,13 @@ def test_the_command_tells_what_it_saw_and_what_to_do(tmp_path, capsys):
     assert "question is query, answer is positive" in told
     assert "such as how is " in told
     assert f"st-jv5 train {out}" in told
+
+
+def test_columns_without_a_role_are_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    rows = [{"title": f"title {i}", "body": f"body {i}", "id": i} for i in range(50)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = new_recipe([str(path)], tmp_path / "own.yaml")
+    assert any("not used: title, id; rename a column" in line for line in lines)
+    lines = new_recipe([file_of(tmp_path, "pairs", 50)], tmp_path / "other.yaml")
+    assert not any("not used" in line for line in lines)

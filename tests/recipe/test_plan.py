@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
@@ -220,8 +222,18 @@ def test_the_plan_says_how_often_each_set_is_read(demo):
 
 def test_a_hub_model_that_the_recipe_does_not_describe_is_named():
     recipe = load_recipe(DEMO, ["student.base=org/model"])
-    with pytest.raises(RecipeError, match=r"student.config is missing.*what org/model is"):
+    with pytest.raises(RecipeError, match=r"config of org/model cannot be read.*student.config"):
         Planner(Run(recipe))
+
+
+def test_of_a_hub_model_only_the_config_is_fetched(hub, tmp_path, monkeypatch):
+    """A first recipe names models by their ids, and says nothing of their architecture."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hub.commits["org/model"] = [{"config.json": Path(MINILM, "config.json").read_bytes()}]
+    recipe = load_recipe(DEMO, ["student.base=org/model"])
+    assert read_config(recipe.student, "student").hidden_size == 384
+    fetched = [path.name for path in tmp_path.rglob("*") if path.is_symlink()]
+    assert fetched == ["config.json"]
 
 
 def test_local_texts_are_counted_with_the_students_tokenizer(demo):

@@ -2,7 +2,7 @@
 
 The backbone is built from its config without weights (fake tensors) and run forward and backward as
 a phase does, with its adapter, in its precision: torch counts the operations, and the tensors that
-autograd keeps are the activations. Nothing is downloaded and nothing computed.
+autograd keeps are the activations. No weights are downloaded and nothing is computed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Weights:
 
 
 def read_config(spec: Student | Teacher, where: str) -> PreTrainedConfig:
-    """The architecture: of the model on this disk, or as the recipe describes it."""
+    """The architecture: of the model on this disk, as the recipe describes it, or as the Hub does.
+
+    Of a model on the Hub only ``config.json`` is fetched, a few kilobytes.
+    """
     name = spec.name if isinstance(spec, Student) else spec.model
     folder = resolve_model(name)
     if Path(folder).is_dir():
@@ -72,10 +75,16 @@ def read_config(spec: Student | Teacher, where: str) -> PreTrainedConfig:
         settings = dict(spec.config)
         config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
     else:
-        raise RecipeError(
-            f"{where}.config is missing: the plan downloads nothing, so the recipe must say what "
-            f"{name} is (model_type, num_hidden_layers, hidden_size, ...)"
-        )
+        revision = spec.revision if isinstance(spec, Teacher) else ""
+        try:
+            config = AutoConfig.from_pretrained(
+                folder, revision=revision or None, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise RecipeError(
+                f"{where}: the config of {name} cannot be read, neither here nor from the Hub; say "
+                f"in {where}.config what it is (model_type, num_hidden_layers, hidden_size, ...)"
+            ) from error
     if isinstance(spec, Student) and spec.layers is not None:
         kept = spec.layers if isinstance(spec.layers, int) else len(spec.layers)
         return with_layers(config, kept)
