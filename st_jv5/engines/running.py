@@ -78,7 +78,7 @@ class GraphEngine:
         self.model, self.run, self.names = model, run, task_names(model)
 
     def __call__(self, features: dict[str, Any], runs: Runs, asked: Mapping[str, Any]) -> Tensor:
-        numbers = [self.names.index(self._adapter(task)) for task, _ in runs]
+        numbers = [self.names.index(self.adapter(task)) for task, _ in runs]
         rows = len(features["input_ids"])
         counts = [count for _, count in runs] if len(runs) > 1 else rows
         inputs = {name: features[name].numpy() for name in ("input_ids", "attention_mask")}
@@ -86,7 +86,8 @@ class GraphEngine:
         cut: Tensor = self.model[-1]({"sentence_embedding": vectors}, **asked)["sentence_embedding"]
         return cut
 
-    def _adapter(self, task: TaskName | None) -> str:
+    def adapter(self, task: TaskName | None) -> str:
+        """The adapter that a task means, or the base; an error for a blend."""
         adapter = router_of(self.model).resolve(task) or BASE
         if isinstance(adapter, Blend):
             raise ValueError(
@@ -110,6 +111,13 @@ def check_engine(model: SentenceTransformer, name: str, mode: str | None = None)
     kind, _, int8 = name.partition("-")
     for package in {"onnx", kind}:  # every graph is made as ONNX
         check_installed(package, bool(int8) and package == kind)
+
+
+def check_blend(model: SentenceTransformer, name: str, blend: Mapping[str, float]) -> None:
+    """An error, that says what to do, if an engine cannot compute a blend of several adapters."""
+    engine = engine_of(model, name)
+    if isinstance(engine, GraphEngine):
+        engine.adapter(blend)
 
 
 def engine_of(model: SentenceTransformer, name: str | None, mode: str | None = None) -> Engine:
