@@ -51,22 +51,33 @@ Runs = Sequence[tuple[TaskName | None, int]]
 class Engine(Protocol):
     """A model's forward."""
 
+    device: torch.device
+    """Where it computes."""
+
     def __call__(self, features: dict[str, Any], runs: Runs, asked: Mapping[str, Any]) -> Tensor:
         """Unit rows ``(n, dim)`` of tokens; ``asked`` has the model's own ``dim`` and ``mode``."""
 
 
 class TorchEngine:
-    """The model itself."""
+    """The model itself.
+
+    Args:
+        model: Any text model; it is brought out of training.
+    """
 
     def __init__(self, model: SentenceTransformer) -> None:
-        self.model = model.eval()
+        # To set the mode of every module, or ask for the device, takes as long as a layer.
+        inner = [child for module in model for child in (module, *module.children())]
+        if any(module.training for module in (model, *inner)):
+            model.eval()
+        self.model, self.device = model, model.device
 
     def __call__(self, features: dict[str, Any], runs: Runs, asked: Mapping[str, Any]) -> Tensor:
         task = runs[0][0]
         named = {} if task is None else {"task": task}
         if len(runs) > 1:
             features["runs"] = list(runs)
-        output = self.model(batch_to_device(features, self.model.device), **named, **asked)
+        output = self.model(batch_to_device(features, self.device), **named, **asked)
         found: Tensor = output["sentence_embedding"]
         return found
 
@@ -76,6 +87,7 @@ class GraphEngine:
 
     def __init__(self, model: SentenceTransformer, run: Run) -> None:
         self.model, self.run, self.names = model, run, task_names(model)
+        self.device = torch.device("cpu")
 
     def __call__(self, features: dict[str, Any], runs: Runs, asked: Mapping[str, Any]) -> Tensor:
         numbers = [self.names.index(self.adapter(task)) for task, _ in runs]
