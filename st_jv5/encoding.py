@@ -355,7 +355,7 @@ def _encode(
     if batch_tokens is not None and batch_tokens < 1:
         raise ValueError(f"batch_tokens must be positive, not {batch_tokens}")
     compute = engine_of(model, engine, mode)
-    budget = batch_tokens or default_budget(model.device.type)
+    budget = batch_tokens or default_budget(compute.device.type)
     asked = {"dim": dim, "mode": mode}
     cut: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     # The prompts of several tasks are in the texts already; one task may have its own.
@@ -364,7 +364,7 @@ def _encode(
     place = np.empty(len(texts), dtype=np.int64)
     place[order] = np.arange(len(texts))
     rows = np.argsort(place[of_text], kind="stable")
-    size = BLOCK_TEXTS if model.device.type == "cpu" else BLOCK_TEXTS_ELSEWHERE
+    size = BLOCK_TEXTS if compute.device.type == "cpu" else BLOCK_TEXTS_ELSEWHERE
     begins = np.searchsorted(place[of_text[rows]], np.arange(0, len(texts) + size, size))
     tokenise = partial(that_pads(model).preprocess, prompt=prompt, **at_task, **cut)
     blocks = [
@@ -383,7 +383,7 @@ def _encode(
     with (
         torch.inference_mode(),
         _bar(len(rows), show_progress_bar) as bar,
-        closing(_ahead(tokenise, blocks, model.device.type != "cpu")) as tokenised,
+        closing(_ahead(tokenise, blocks, compute.device.type != "cpu")) as tokenised,
     ):
         for number, (begin, end) in enumerate(pairwise(begins)):
             features = next(tokenised)

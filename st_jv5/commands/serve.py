@@ -27,7 +27,9 @@ def add_commands(commands: Any) -> None:
         run_serve,
     )
     parser.add_argument(
-        "model", help="folder or Hub id; also a published jina-embeddings-v5-text model"
+        "model",
+        help="folder or Hub id of a model, of one with a query table, or of a published "
+        "jina-embeddings-v5-text model",
     )
     parser.add_argument(
         "--host",
@@ -81,14 +83,10 @@ def run_serve(args: argparse.Namespace) -> None:
         from st_jv5.serve.app import create_app
     except ImportError as error:
         raise ImportError(f'{error}; serving needs: pip install "st-jv5[serve]"') from error
-    from st_jv5.adapters import router_of
     from st_jv5.jina import load_model
 
+    logging.basicConfig(level=logging.WARNING)  # the engine that is taken is told
     model = load_model(args.model, args.revision, dtype=args.dtype, device=args.device)
-    router: Any = router_of(model)
-    if args.task is not None:
-        router.resolve(args.task)  # an error for one that is not known
-        router.default_task = args.task
     names = args.name or [
         Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
     ]
@@ -100,9 +98,9 @@ def run_serve(args: argparse.Namespace) -> None:
         token_ids=args.token_ids,
         batch_tokens=args.batch_tokens,
         engine=args.engine,
+        task=args.task,
     )
-    logging.basicConfig(level=logging.WARNING)
-    print(f"{names[0]}: {', '.join([*router.tasks, 'base'])}", flush=True)
+    print(f"{names[0]}: {', '.join(app.state.tasks)}", flush=True)
     if not keys and args.host not in LOOPBACK:
         print(
             f"no API key: anyone who reaches {args.host} can use it; set {KEY_VARIABLE}",

@@ -51,22 +51,33 @@ Runs = Sequence[tuple[TaskName | None, int]]
 class Engine(Protocol):
     """A model's forward."""
 
+    device: torch.device
+    """Where it computes."""
+
     def __call__(self, features: dict[str, Any], runs: Runs, asked: Mapping[str, Any]) -> Tensor:
         """Unit rows ``(n, dim)`` of tokens; ``asked`` has the model's own ``dim`` and ``mode``."""
 
 
 class TorchEngine:
-    """The model itself."""
+    """The model itself.
+
+    Args:
+        model: Any text model; it is brought out of training.
+    """
 
     def __init__(self, model: SentenceTransformer) -> None:
-        self.model = model.eval()
+        # To set the mode of every module, or ask for the device, takes as long as a layer.
+        inner = [child for module in model for child in (module, *module.children())]
+        if any(module.training for module in (model, *inner)):
+            model.eval()
+        self.model, self.device = model, model.device
 
     def __call__(self, features: dict[str, Any], runs: Runs, asked: Mapping[str, Any]) -> Tensor:
         task = runs[0][0]
         named = {} if task is None else {"task": task}
         if len(runs) > 1:
             features["runs"] = list(runs)
-        output = self.model(batch_to_device(features, self.model.device), **named, **asked)
+        output = self.model(batch_to_device(features, self.device), **named, **asked)
         found: Tensor = output["sentence_embedding"]
         return found
 
@@ -76,9 +87,10 @@ class GraphEngine:
 
     def __init__(self, model: SentenceTransformer, run: Run) -> None:
         self.model, self.run, self.names = model, run, task_names(model)
+        self.device = torch.device("cpu")
 
     def __call__(self, features: dict[str, Any], runs: Runs, asked: Mapping[str, Any]) -> Tensor:
-        numbers = [self.names.index(self._adapter(task)) for task, _ in runs]
+        numbers = [self.names.index(self.adapter(task)) for task, _ in runs]
         rows = len(features["input_ids"])
         counts = [count for _, count in runs] if len(runs) > 1 else rows
         inputs = {name: features[name].numpy() for name in ("input_ids", "attention_mask")}
@@ -86,7 +98,8 @@ class GraphEngine:
         cut: Tensor = self.model[-1]({"sentence_embedding": vectors}, **asked)["sentence_embedding"]
         return cut
 
-    def _adapter(self, task: TaskName | None) -> str:
+    def adapter(self, task: TaskName | None) -> str:
+        """The adapter that a task means, or the base; an error for a blend."""
         adapter = router_of(self.model).resolve(task) or BASE
         if isinstance(adapter, Blend):
             raise ValueError(
@@ -110,6 +123,13 @@ def check_engine(model: SentenceTransformer, name: str, mode: str | None = None)
     kind, _, int8 = name.partition("-")
     for package in {"onnx", kind}:  # every graph is made as ONNX
         check_installed(package, bool(int8) and package == kind)
+
+
+def check_blend(model: SentenceTransformer, name: str, blend: Mapping[str, float]) -> None:
+    """An error, that says what to do, if an engine cannot compute a blend of several adapters."""
+    engine = engine_of(model, name)
+    if isinstance(engine, GraphEngine):
+        engine.adapter(blend)
 
 
 def engine_of(model: SentenceTransformer, name: str | None, mode: str | None = None) -> Engine:

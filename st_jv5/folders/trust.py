@@ -274,7 +274,8 @@ def check_stock(folder: str | Path) -> None:
         >>> check_stock(teacher_folder)
     """
     folder = Path(folder)
-    for path in sorted(folder.glob("*.json")):
+    of_modules = folder.glob("*/*.json")  # a Router's transformers have folders of their own
+    for path in sorted([*folder.glob("*.json"), *of_modules]):
         check_regular(path)
         if path.name == "sentence_bert_config.json":
             check_stock_settings(path)

@@ -49,7 +49,8 @@ class MergedAdapters:
     the same: after training, loading or moving the model it is made again. A layer with a hook of
     torch's is left unmerged. torch does not count writes through ``.data``. They are noticed if
     they changed a whole row or column of a matrix, on a GPU within :data:`LOOK_SECONDS` seconds.
-    After writing single elements through ``.data``, call :meth:`clear`.
+    After writing single elements through ``.data``, call :meth:`clear`. To look at them takes time
+    in every batch, which :meth:`unchanging` saves.
 
     A batch is merged by its own size, not by what ran before it, so that equal batches give equal
     bits in any order and from any thread.
@@ -76,6 +77,7 @@ class MergedAdapters:
         self._kept: dict[str | Blend, tuple[Weights, _Source]] = {}
         # How many blocks of `merged` each adapter is in: two threads may be in one at once.
         self._pinned: dict[str | Blend, int] = {}
+        self._unchanging = 0  # blocks
         # One thread folds at a time: two would make the same copy twice, and count room that the
         # other takes. A server that forks its workers must not leave them a lock that is held.
         self._lock = forkable_lock(MERGING)
@@ -100,6 +102,8 @@ class MergedAdapters:
     ) -> Weights | None:
         """The merged weights for a forward of so many padded tokens, or None: run it unmerged."""
         with self._lock:
+            if self._unchanging and isinstance(adapter, str) and adapter in self._kept:
+                return self._kept[adapter][0]
             pinned = adapter in self._pinned
             if not pinned and (self.least_tokens is None or tokens < self.least_tokens):
                 return None
@@ -141,6 +145,17 @@ class MergedAdapters:
                     del self._pinned[adapter]
                     if not was_kept:  # the block has made it, so its memory goes with the block
                         self._kept.pop(adapter, None)
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Inside the block, which no weight changes in, a copy that is there serves every batch."""
+        with self._lock:
+            self._unchanging += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._unchanging -= 1
 
     def _make_room(self, adapter: str | Blend, layers: Sequence[RoutedLinear]) -> bool:
         """Whether one more copy may be made."""

@@ -52,12 +52,12 @@ def mask_for(backbone: PreTrainedModel, mask: Tensor) -> dict[str, Any]:
     padding = _known.get()
     if padding is None or getattr(backbone.config, "_attn_implementation", None) != "sdpa":
         return {}
-    causal = is_causal(backbone)
-    if padding == "none" or (padding == "right" and causal):
+    # is_causal looks at every module: last.
+    if padding == "none" or (padding == "right" and is_causal(backbone)):
         # Where they can be given the masks of their kinds of layers, causal decoders do not ask
         # the device whether several texts stand in one row.
         return {"attention_mask": {"full_attention": None} if _takes_masks(backbone) else None}
-    if causal or backbone.config.model_type not in TAKE_WHOLE_MASKS:
+    if backbone.config.model_type not in TAKE_WHOLE_MASKS or is_causal(backbone):
         return {}
     tokens = mask.shape[1]
     return {"attention_mask": mask.bool()[:, None, None, :].expand(-1, 1, tokens, tokens)}

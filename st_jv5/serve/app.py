@@ -17,17 +17,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from st_jv5.adapters import router_of
 from st_jv5.encoding import NotFiniteError, head_vectors
-from st_jv5.engines.running import check_engine
+from st_jv5.engines.running import TORCH, check_blend, check_engine, engine_of
+from st_jv5.modules.heads import HEAD
 from st_jv5.serve.answers import openai_answer, tei_answer
 from st_jv5.serve.batcher import Batcher, OverloadedError, StoppingError
 from st_jv5.serve.errors import ApiError, broken, on_api_error, on_bad_request, on_http_error
 from st_jv5.serve.gate import Gate
 from st_jv5.serve.limits import Limits
+from st_jv5.serve.look_up import QueryTable, split
 from st_jv5.serve.metrics import Metrics
 from st_jv5.serve.naming import Asked, Names
 from st_jv5.serve.tokens import TokenCounter
 from st_jv5.serve.wire import EmbeddingsAnswer, EmbeddingsRequest, EmbedRequest, ErrorAnswer
+from st_jv5.task_table import BASE
 
 PAGE = Path(__file__).parent / "page"
 GONE = 499
@@ -50,19 +54,28 @@ def create_app(
     token_ids: bool = False,
     batch_tokens: int | None = None,
     engine: str | None = None,
+    task: str | None = None,
 ) -> FastAPI:
     """An ASGI application that serves an st_jv5 model.
 
     One thread computes the vectors. Do not change the model while the application runs.
 
+    A model of :func:`st_jv5.fit_query_table` answers the task ``query`` by look-up, beside that
+    thread, and all others as documents.
+
     Args:
-        model: An st_jv5 model.
+        model: An st_jv5 model, or one of :func:`st_jv5.fit_query_table`.
         names: Names of the model in requests; a request may add a task, as in ``name/retrieval``.
         limits: Limits of requests and of the queue.
         keys: API keys; a request needs one of them. Without keys every request is answered.
         token_ids: Accept token ids of the model's own tokenizer in place of texts.
         batch_tokens: Most padded tokens of a batch; None chooses by the device.
-        engine: What computes, as for :func:`st_jv5.encode`.
+        engine: What computes, as for :func:`st_jv5.encode`; it is started here.
+        task: Task of requests that name none; None is the model's default task.
+
+    Raises:
+        ValueError: A name or key is empty, the task is unknown, the engine cannot run the model, or
+            the model is of another kind.
 
     Example:
         >>> from starlette.testclient import TestClient
@@ -76,9 +89,11 @@ def create_app(
         raise ValueError("a served model needs a name")
     if not all(keys):
         raise ValueError("a key must not be empty: it would open to all")
-    if engine is not None:
-        check_engine(model, engine)
-    service = Service(model, names, limits or Limits(), token_ids, batch_tokens, engine)
+    model, table = split(model)
+    router_of(model).resolve(task or BASE)  # an error for one that is not known
+    engine_of(model, engine)
+    naming = Names(model, names, default=task, looks_up=table is not None)
+    service = Service(model, table, naming, limits or Limits(), token_ids, batch_tokens, engine)
     app = FastAPIOffline(
         redoc_url=None,
         title="st_jv5",
@@ -99,6 +114,7 @@ def create_app(
     app.get("/health")(service.health)
     app.get("/ready")(service.ready)
     app.get("/metrics")(service.told_metrics)
+    app.state.tasks = service.names.tasks()
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
@@ -109,16 +125,17 @@ class Service:
     def __init__(
         self,
         model: SentenceTransformer,
-        names: Sequence[str],
+        table: QueryTable | None,
+        names: Names,
         limits: Limits,
         token_ids: bool,
         batch_tokens: int | None,
         engine: str | None,
     ) -> None:
         self.limits, self.token_ids = limits, token_ids
-        self.names = Names(model, names)
+        self.names, self.table = names, table
         self.width = int(model.get_embedding_dimension() or 0)
-        self.counter = TokenCounter(self.names.router)
+        self.counter = TokenCounter.of(self.names.router)
         self.metrics = Metrics()
         self.batcher = Batcher(model, limits, batch_tokens, self.metrics.batch, engine)
         self.metrics.watch(self.batcher)
@@ -189,6 +206,8 @@ class Service:
         self, request: Request, field: str, given: Any, asked: Asked, truncate: bool | None
     ) -> tuple[Any, int]:
         """Vectors ``(n, width)`` and the tokens that they took."""
+        if asked.looked_up:
+            return await run_in_threadpool(self._looked_up, field, given, asked, truncate)
         try:
             self.batcher.check_room()
             texts, counts = await run_in_threadpool(self._read, field, given, asked, truncate)
@@ -198,12 +217,35 @@ class Service:
             raise ApiError(429, str(error), code="overloaded", headers=retry) from None
         except StoppingError as error:
             raise ApiError(503, str(error), code="stopping") from None
-        self.metrics.texts.labels(asked.label).inc(len(texts))
-        self.metrics.tokens.labels(asked.label).inc(sum(counts))
+        self._count(asked, counts)
         vectors = await self._answer(request, field, asyncio.wrap_future(future))
         if asked.head is not None:
             vectors = await run_in_threadpool(head_vectors, self.names.model, vectors, asked.head)
         return vectors, sum(counts)
+
+    def _looked_up(
+        self, field: str, given: Any, asked: Asked, truncate: bool | None
+    ) -> tuple[Any, int]:
+        """The same of queries, by the table."""
+        assert self.table is not None
+        texts, counts = self._read(field, given, asked, truncate)
+        self._count(asked, counts)
+        return self.table.vectors([asked.prompt + text for text in texts]), sum(counts)
+
+    def _count(self, asked: Asked, counts: Sequence[int]) -> None:
+        self.metrics.texts.labels(asked.label).inc(len(counts))
+        self.metrics.tokens.labels(asked.label).inc(sum(counts))
+
+    def _check_engine(self, asked: Asked) -> None:
+        """An error for what the engine does not compute."""
+        name = self.batcher.engine or TORCH
+        try:
+            check_engine(self.names.model, name, asked.head and HEAD)
+            if isinstance(asked.task, Mapping):
+                check_blend(self.names.model, name, asked.task)
+        except ValueError as error:
+            param = "mode" if asked.head else "task"
+            raise ApiError(400, str(error), param=param, code="not_by_this_engine") from error
 
     async def _answer(self, request: Request, field: str, vectors: asyncio.Future[Any]) -> Any:
         """The vectors; they are dropped if they take too long or the client disconnects."""
@@ -236,9 +278,11 @@ class Service:
         self, field: str, given: Any, asked: Asked, truncate: bool | None
     ) -> tuple[list[str], list[int]]:
         """A request's texts, and for each the number of tokens that the model will see."""
+        self._check_engine(asked)
         texts = self._texts(field, given)
-        counts = self.counter.counts([asked.prompt + text for text in texts])
-        most = self.counter.most
+        counter = self.table.counter if asked.looked_up and self.table else self.counter
+        counts = counter.counts([asked.prompt + text for text in texts])
+        most = counter.most
         for index, count in enumerate(counts):
             if not count:
                 told = f"text {index} has no token, and so no vector"

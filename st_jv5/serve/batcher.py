@@ -10,7 +10,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 from st_jv5.adapters import router_of
 from st_jv5.batching import default_budget
 from st_jv5.encoding import SHARED_TOKENS, Array, NotFiniteError, encode_mixed
+from st_jv5.engines.running import TorchEngine, engine_of
 from st_jv5.machine.cpu import give_back_memory
 from st_jv5.serve.limits import Limits
 from st_jv5.task_table import BASE, Blend, TaskName
@@ -163,6 +164,7 @@ class Batcher:
         self._turn = self._number = 0
         self._tokens_per_second = 0.0
         self._stopping = False
+        self._unchanging = ExitStack()
         self._thread = threading.Thread(target=self._work, name="st_jv5-model", daemon=True)
 
     @property
@@ -186,6 +188,10 @@ class Batcher:
             encode_mixed(
                 self.model, [WARM_TEXT], [task], batch_tokens=self.budget, engine=self.engine
             )
+        compute = engine_of(self.model, self.engine)
+        if isinstance(compute, TorchEngine):
+            merging = router_of(compute.model).merging
+            self._unchanging.enter_context(merging.unchanging())
         self._thread.start()
 
     def close(self) -> None:
@@ -195,6 +201,7 @@ class Batcher:
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join()
+        self._unchanging.close()
 
     def check_room(self, tokens: int = 0) -> None:
         """An error if so many more tokens cannot wait."""

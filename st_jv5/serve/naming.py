@@ -34,6 +34,8 @@ class Asked:
     """An adapter's name, base or blend: few, so that metrics can count by it."""
     head: str | None = None
     """The adapter whose head the vectors go through; they are then asked of the base."""
+    looked_up: bool = False
+    """Whether a table has the vectors."""
 
 
 class Names:
@@ -42,14 +44,26 @@ class Names:
     Args:
         model: An st_jv5 model.
         names: At least one; answers contain the first.
+        default: Task of requests that name none; None is the model's own.
+        looks_up: Whether queries are looked up in a table.
     """
 
-    def __init__(self, model: SentenceTransformer, names: Sequence[str]) -> None:
-        self.model, self.names = model, list(names)
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        names: Sequence[str],
+        *,
+        default: str | None = None,
+        looks_up: bool = False,
+    ) -> None:
+        self.model, self.names, self.looks_up = model, list(names), looks_up
         self.router: Any = router_of(model)
+        self.default: TaskName | None = default or self.router.default_task
 
     def tasks(self) -> list[str]:
         """What may follow a name: adapters, their aliases, and base."""
+        if not self.router.tasks:
+            return [*PROMPTS, BASE]
         known = self.router.tasks.values()
         return [*(t.name for t in known), *(alias for t in known for alias in t.aliases), BASE]
 
@@ -62,8 +76,8 @@ class Names:
             "dimensions": self.model.get_embedding_dimension(),
             "max_tokens": self.router.max_seq_length,
         }
-        default = self.router.default_task
-        shown = str(Blend(default)) if isinstance(default, Mapping) else default
+        own = self.default
+        shown = str(Blend(own)) if isinstance(own, Mapping) else own
         adapters = [*self.router.tasks, BASE]
         found = []
         for name in self.names:
@@ -89,6 +103,8 @@ class Names:
         named = told
         if isinstance(told, str) and told in JINA_TASKS and told not in self.tasks():
             named, own_prompt = JINA_TASKS[told]
+            if own_prompt and not self.router.tasks:
+                named = own_prompt  # of the base
             if own_prompt and prompt_name not in (None, own_prompt):
                 message = f"task {told!r} has the prompt {own_prompt!r}, not {prompt_name!r}"
                 raise ApiError(400, message, param="prompt_name", code="conflict")
@@ -116,7 +132,7 @@ class Names:
         raise ApiError(404, message, param="model", code="model_not_found")
 
     def _resolved(self, task: TaskName | None, prompt_name: str | None) -> Asked:
-        task = self.router.default_task if task is None else task
+        task = self.default if task is None else task
         if task is None:
             if self.router.tasks:
                 message = (
@@ -133,5 +149,7 @@ class Names:
             prompt = self.router.prompt_for(task, prompt_named(self.model, prompt_name))
         except ValueError as error:
             raise ApiError(400, str(error), param="prompt_name", code="unknown_prompt") from error
+        if self.looks_up and task == "query":
+            return Asked(task, prompt_name, prompt or "", "query", looked_up=True)
         label = "blend" if isinstance(adapter, Blend) else adapter or BASE
         return Asked(task, prompt_name, prompt or "", label)

@@ -12,23 +12,40 @@ class TokenCounter:
     """Counts with a tokenizer of its own: the model's keeps its truncation in shared state.
 
     Args:
-        router: The first module of a model.
-
-    Attributes:
+        tokenizer: It is copied.
         most: Tokens that the model sees of a text; None has no bound.
+        lower: Whether the model makes texts lower case first.
+        special_tokens: Whether the model adds the tokenizer's special tokens.
     """
 
-    def __init__(self, router: Any) -> None:
-        self._tokenizer = Tokenizer.from_str(router.tokenizer.backend_tokenizer.to_str())
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        most: int | None,
+        lower: bool = False,
+        special_tokens: bool = True,
+    ) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._lower = bool(router.do_lower_case)
-        self.most: int | None = router.max_seq_length
+        self._lower, self._special = lower, special_tokens
+        self.most = most
+
+    @classmethod
+    def of(cls, router: Any) -> TokenCounter:
+        """Of the first module of a model."""
+        return cls(
+            router.tokenizer.backend_tokenizer,
+            most=router.max_seq_length,
+            lower=bool(router.do_lower_case),
+        )
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, whole, with special tokens. The prompt is to be in front already."""
         given = [text.lower() for text in texts] if self._lower else list(texts)
-        return [len(found.ids) for found in self._tokenizer.encode_batch_fast(given)]
+        found = self._tokenizer.encode_batch_fast(given, add_special_tokens=self._special)
+        return [len(each.ids) for each in found]
 
     def text_of(self, ids: Sequence[int]) -> str | None:
         """The text of token ids without special ones; None if it would not have the same ids."""
