@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 import st_jv5
 from st_jv5.losses import retrieval_loss
-from st_jv5.trainer.compilation import compiled_layers, layers_of
+from st_jv5.trainer.compilation import SETTINGS, compiled_layers, layers_of
 from tests.conftest import ROOT, TEACHER_DIM, adapted, arguments, real_texts, trainable
 from tests.recipe.test_processes import launcher
 
@@ -68,6 +68,21 @@ def test_vectors_and_gradients_are_those_of_plain_layers(model):
     assert 4 <= counters["stats"]["unique_graphs"] <= 16
 
 
+def test_the_compiler_has_its_settings_in_both_passes(model):
+    seen = []
+
+    def backend(graph, inputs):
+        own = {name: getattr(torch._dynamo.config, name) for name in SETTINGS}
+        seen.append((torch.is_grad_enabled(), own == SETTINGS))
+        return graph.forward
+
+    with compiled_layers(model, backend):
+        vectors_and_gradients(model, "retrieval", 128)
+    assert {right for _, right in seen} == {True}
+    assert {with_gradients for with_gradients, _ in seen} == {True, False}
+    assert torch._dynamo.config.recompile_limit != SETTINGS["recompile_limit"]
+
+
 @pytest.mark.full
 def test_every_architecture_can_be_compiled(backbones, architecture):
     model = adapted(backbones[architecture])
@@ -85,7 +100,7 @@ def test_nothing_of_it_is_kept(model, tmp_path):
         return [m for m in one.modules() if m._compiled_call_impl is not None]
 
     with compiled_layers(model, BACKEND):
-        assert len(compiled(model)) == 1 + len(list(layers_of(model[0].model)))
+        assert len(compiled(model)) == len(list(layers_of(model[0].model)))
         assert list(model.state_dict()) == names
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
         model.save_pretrained(str(tmp_path / "saved"))

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -31,6 +32,7 @@ from st_jv5.engines.graph import (
 )
 from st_jv5.files import read_json, whole_folder, write_json
 from st_jv5.fingerprint import fingerprint
+from st_jv5.machine.cuda import without_cudnn_attention
 from st_jv5.modules.heads import HEAD
 from st_jv5.modules.locks import STARTING, forkable_lock
 from st_jv5.modules.owner import sharing
@@ -61,6 +63,8 @@ class Engine(Protocol):
 class TorchEngine:
     """The model itself.
 
+    On a GPU it runs without cuDNN's attention, which is slow where each batch has a new shape.
+
     Args:
         model: Any text model; it is brought out of training.
     """
@@ -77,7 +81,8 @@ class TorchEngine:
         named = {} if task is None else {"task": task}
         if len(runs) > 1:
             features["runs"] = list(runs)
-        output = self.model(batch_to_device(features, self.device), **named, **asked)
+        with without_cudnn_attention() if self.device.type == "cuda" else nullcontext():
+            output = self.model(batch_to_device(features, self.device), **named, **asked)
         found: Tensor = output["sentence_embedding"]
         return found
 

@@ -76,8 +76,8 @@ class Names:
             "dimensions": self.model.get_embedding_dimension(),
             "max_tokens": self.router.max_seq_length,
         }
-        own = self.default
-        shown = str(Blend(own)) if isinstance(own, Mapping) else own
+        default = self.default
+        shown = str(Blend(default)) if isinstance(default, Mapping) else default
         adapters = [*self.router.tasks, BASE]
         found = []
         for name in self.names:

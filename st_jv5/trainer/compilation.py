@@ -11,6 +11,8 @@ from torch import nn
 
 from st_jv5.adapters import router_of
 
+Backend = str | Callable[..., Any]
+
 SETTINGS: dict[str, Any] = {
     # A layer has a variant with and without gradients, a mask and an input that learns, for one row
     # and for many, and for each adapter. Past the limit it would run uncompiled.
@@ -25,7 +27,7 @@ SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def compiled_layers(
-    model: nn.Module, backend: str | None = None, mode: str | None = None
+    model: nn.Module, backend: Backend | None = None, mode: str | None = None
 ) -> Iterator[None]:
     """Compile the layers of a model's backbone while the block runs.
 
@@ -36,7 +38,7 @@ def compiled_layers(
 
     Args:
         model: An st_jv5 model.
-        backend: Backend of ``torch.compile``; None is torch's default.
+        backend: Backend of ``torch.compile``, by name or as a function; None is torch's default.
         mode: Mode of ``torch.compile``.
 
     Raises:
@@ -52,12 +54,11 @@ def compiled_layers(
         raise ValueError(f"{type(backbone).__name__} has no list of layers to compile")
     for layer in layers:
         layer._compiled_call_impl = _compiled(layer, backend, mode)
-    backbone._compiled_call_impl = _with_settings(backbone)
     try:
         yield
     finally:
-        for module in (backbone, *layers):
-            module._compiled_call_impl = None
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
 def layers_of(module: nn.Module) -> Iterator[nn.Module]:
@@ -69,26 +70,20 @@ def layers_of(module: nn.Module) -> Iterator[nn.Module]:
             yield from layers_of(child)
 
 
-def _compiled(layer: nn.Module, backend: str | None, mode: str | None) -> Callable[..., Any]:
+def _compiled(layer: nn.Module, backend: Backend | None, mode: str | None) -> Callable[..., Any]:
+    """A layer's call, with the compiler's settings set in the thread that calls.
+
+    They are a thread's own from torch 2.12 on (pytorch issue 186537), and the backward pass runs
+    chunks in another thread. A layer sets them, and not the backbone, whose ``forward``
+    sentence-transformers calls without the module's ``__call__``.
+    """
     chosen: dict[str, Any] = {"backend": backend} if backend else {}
     run = torch.compile(layer._call_impl, dynamic=True, mode=mode, **chosen)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if layer.training and not torch.is_inference_mode_enabled():
-            return run(*args, **kwargs)
+            with torch._dynamo.config.patch(**SETTINGS):
+                return run(*args, **kwargs)
         return layer._call_impl(*args, **kwargs)
-
-    return call
-
-
-def _with_settings(backbone: nn.Module) -> Callable[..., Any]:
-    """The backbone's call, with the compiler's settings set in the thread that calls.
-
-    They are a thread's own (pytorch issue 186537), and the backward pass runs chunks in another.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(**SETTINGS):
-            return backbone._call_impl(*args, **kwargs)
 
     return call
