@@ -17,9 +17,17 @@ from st_jv5.choices import ENGINES
 from st_jv5.engines import running
 from st_jv5.engines.running import GraphEngine, engine_of, keep_choice
 from st_jv5.serve.app import create_app
-from tests.conftest import adapted
+from tests.conftest import adapted, real_texts
 
 GRAPHS = ("onnx", "onnx-int8", "openvino", "openvino-int8")
+PACKAGES = {
+    "onnx": ("onnx", "onnxruntime"),
+    "onnx-int8": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
+    "openvino-int8": ("onnx", "openvino", "nncf"),
+}
+ATOL = {"bfloat16": 1e-2, "onnx-int8": 1e-2}
+"""Of vectors from batches of other shapes; the ranges of int8 are a batch's own."""
 LEAST = {"onnx": 0.9999, "openvino": 0.9999}
 
 
@@ -118,12 +126,56 @@ def test_every_engine_is_measured_and_the_fastest_that_loses_little_is_kept_for_
     assert running._chosen(again) == "openvino"
 
 
-def test_a_server_computes_with_an_engine(small):
-    body = {"model": "mine/query", "input": ["a cat", "a dog"]}
-    with TestClient(create_app(small, ["mine"], engine="onnx")) as client:
-        found = client.post("/v1/embeddings", json=body).json()["data"]
-    expected = st_jv5.encode(small, body["input"], task="query")
-    np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-5)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_server_gives_the_vectors_of_each_engine(small, texts, engine):
+    for package in PACKAGES.get(engine, ()):
+        pytest.importorskip(package, reason=f"the engine {engine} needs it")
+    with TestClient(create_app(small, ["mine"], engine=engine)) as client:
+        for task in ("query", "clustering", "base"):
+            body = {"model": f"mine/{task}", "input": texts[:4], "dimensions": 8}
+            rows = client.post("/v1/embeddings", json=body).json()["data"]
+            expected = st_jv5.encode(small, texts[:4], task=task, dim=8, engine=engine)
+            np.testing.assert_allclose(
+                [row["embedding"] for row in rows], expected, atol=ATOL.get(engine, 1e-5)
+            )
+
+
+def test_a_server_on_auto_tells_once_what_it_took_and_what_that_costs(
+    small, caplog, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(running.VARIABLE, str(tmp_path))
+    keep_choice(small, "bfloat16", "bfloat16: 1.50 times as fast as it is, at 0.10% of the score")
+    with caplog.at_level(logging.WARNING, logger="st_jv5.engines"):
+        app = create_app(small, ["mine"], engine="auto")
+        told = [r.getMessage() for r in caplog.records if r.name.startswith("st_jv5.engines")]
+        with TestClient(app) as client:
+            for task in ("query", "clustering"):
+                body = {"model": f"mine/{task}", "input": ["a cat"]}
+                rows = client.post("/v1/embeddings", json=body).json()["data"]
+                expected = st_jv5.encode(small, ["a cat"], task=task, engine="bfloat16")
+                np.testing.assert_allclose(rows[0]["embedding"], expected[0], atol=1e-2)
+    assert told == [
+        'engine="auto" takes bfloat16: 1.50 times as fast as it is, at 0.10% of the score'
+    ]
+    assert [r for r in caplog.records if r.name.startswith("st_jv5.engines")][1:] == []
+
+
+def test_a_server_says_what_its_engine_does_not_compute(backbones, cache, monkeypatch):
+    monkeypatch.setenv(running.VARIABLE, str(cache))
+    model = adapted(backbones["bert"], layers=[0])
+    st_jv5.fit_heads(model, [f"{text} {i}" for i in range(3) for text in real_texts()])
+    body = {"model": "mine", "input": "a cat"}
+    blend, head = {"retrieval": 0.5, "base": 0.5}, {"task": "clustering", "mode": "head"}
+    for asked, param, told in (
+        ({"task": blend}, "task", "this engine has adapters, and no blend"),
+        (head, "mode", "heads are computed by torch, not by the engine 'onnx'"),
+    ):
+        with TestClient(create_app(model, ["mine"], engine="onnx")) as client:
+            answer = client.post("/v1/embeddings", json=body | asked)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, param)
+        assert error["code"] == "not_by_this_engine"
+        assert told in error["message"]
 
 
 def test_what_an_engine_cannot_do_is_said_before_it_starts(small, student, monkeypatch):

@@ -13,7 +13,8 @@ gives the server the first of them and the clients the other.
     apart              most that an element of two vectors of one text differs
 
 ``--beside NAME=URL`` asks another server, which runs already, in turn with this one: the same
-texts, by OpenAI's request, with the model's name NAME. It needs one task, and no prompt.
+texts, none longer than the model takes, by OpenAI's request, with the model's name NAME. It needs
+one task, and no prompt.
 
     python -m eval.studies.load --tasks retrieval --beside other=http://localhost:8080/v1/embeddings
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
 import os
 import random
 import re
@@ -33,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -48,6 +50,7 @@ from sentence_transformers import SentenceTransformer
 import st_jv5
 from st_jv5.evaluation.corpora import rows
 from st_jv5.jina import load_model
+from st_jv5.serve.tokens import TokenCounter
 
 LEAST_WORDS, MOST_WORDS = 5, 300
 APART = 1e-5
@@ -72,18 +75,25 @@ class Answered:
 
 
 class Texts:
-    """Passages of real text, of any number of words."""
+    """Passages of real text, of any number of words.
 
-    def __init__(self) -> None:
+    Args:
+        fits: Whether a text may be drawn.
+    """
+
+    def __init__(self, fits: Callable[[str], bool] = lambda text: True) -> None:
+        self.fits = fits
         pages = [row["body"] for row in rows("office_help", "train")]
         extracts = [row["extract"] for row in rows("wikipedia", "train")]
         self.words = " ".join([*extracts, *pages]).split()
 
     def draw(self, source: random.Random) -> str:
         """One of them."""
-        count = source.randint(LEAST_WORDS, MOST_WORDS)
-        begin = source.randrange(len(self.words) - count)
-        return " ".join(self.words[begin : begin + count])
+        while True:
+            count = source.randint(LEAST_WORDS, MOST_WORDS)
+            begin = source.randrange(len(self.words) - count)
+            if self.fits(text := " ".join(self.words[begin : begin + count])):
+                return text
 
 
 @contextmanager
@@ -106,6 +116,12 @@ def server(model: str, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], i
         finally:
             process.terminate()
             process.wait()
+
+
+def taken_whole(model: SentenceTransformer) -> Callable[[str], bool]:
+    """Whether the model takes a text uncut; not every server cuts those that are too long."""
+    counter = TokenCounter.of(model[0])
+    return lambda text: counter.counts([text])[0] <= (counter.most or math.inf)
 
 
 @dataclass(frozen=True)
@@ -235,10 +251,11 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs=2, metavar=("SERVER", "CLIENTS"))
     args = parser.parse_args()
     others = [Asked.beside(told) for told in args.beside]
-    model, texts = load_model(args.model), Texts()
+    model = load_model(args.model)
     tasks = args.tasks or st_jv5.tasks(model)
     if others and len(tasks) > 1:
         raise SystemExit("servers beside this one serve one task; name it with --tasks")
+    texts = Texts(taken_whole(model)) if others else Texts()
     if args.cores:  # a new process or thread keeps to the core of its maker
         os.sched_setaffinity(0, args.cores[:1])
     found = []

@@ -26,6 +26,22 @@ def test_large_batches_are_merged_and_small_ones_are_not(model, texts):
     assert not np.array_equal(model.encode(texts, task="retrieval"), first)
 
 
+def test_where_weights_are_unchanging_a_copy_serves_small_batches_unlooked(
+    model, texts, monkeypatch
+):
+    unmerged = model.encode(texts[:1], task="retrieval")
+    model.encode(texts, task="retrieval")
+    with monkeypatch.context() as patch:
+        patch.setattr(merging._Source, "is_same", None)
+        with model[0].merging.unchanging():
+            merged = model.encode(texts[:1], task="retrieval")
+            again = model.encode(texts[:2], task="retrieval")[:1]
+    np.testing.assert_allclose(merged, unmerged, atol=1e-5)
+    np.testing.assert_allclose(again, unmerged, atol=1e-5)
+    assert not np.array_equal(merged, unmerged)
+    assert np.array_equal(model.encode(texts[:1], task="retrieval"), unmerged)
+
+
 def test_a_folded_weight_is_the_formula(model):
     _, layer = next(iter(model[0].lora_layers()))
     a, b = (half["retrieval"].weight.double() for half in (layer.lora_A, layer.lora_B))

@@ -78,6 +78,15 @@ def blocked(batcher: Batcher, held) -> Future:
     return first
 
 
+def test_a_short_text_is_merged_while_the_queue_runs_and_no_longer(served, batcher, texts):
+    queue = batcher()
+    found = submit(queue, texts[:1], "retrieval").result(30)
+    merged = served.encode(texts[:1], task="retrieval")
+    np.testing.assert_allclose(found, merged, atol=ATOL)
+    queue.close()
+    assert not np.array_equal(served.encode(texts[:1], task="retrieval"), merged)
+
+
 def test_texts_of_all_tasks_wait_in_one_queue_and_share_a_batch(batcher, served, held, texts):
     queue = batcher()
     blocked(queue, held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -103,6 +104,13 @@ def test_a_server_beside_this_one_is_asked_for_the_same_texts_and_compared(
         asked = load.Asked.beside(f"backwards={url}")
         with pytest.raises(SystemExit, match="backwards gives other vectors: a cosine"):
             load.load_beside(model, asked, load.Texts(), ["retrieval"], 1, 0.1)
+
+
+def test_no_server_beside_is_asked_for_a_text_that_the_model_would_cut(model):
+    texts = load.Texts(load.taken_whole(model))
+    source = random.Random(0)
+    lengths = [len(model.tokenizer(texts.draw(source))["input_ids"]) for _ in range(20)]
+    assert max(lengths) <= model.max_seq_length
 
 
 def test_what_cannot_be_asked_beside_is_told_at_once(model, monkeypatch):
