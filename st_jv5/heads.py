@@ -1,13 +1,16 @@
-"""Fit a map from the base's vectors to each adapter's, so that one forward pass gives all tasks."""
+"""Fit maps from the base's vectors to each adapter's: one forward pass then gives all tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
 from st_jv5.encoding import encode
@@ -23,41 +26,60 @@ STRENGTHS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Strengths of the regularisation, per row; the best one on held-out rows is taken."""
 HELD_OUT = 10
 """Every so many-th row is held out."""
+BATCH = 2048
+"""Rows of a training step."""
+RATE, WARMUP, WEIGHT_DECAY = 1e-3, 0.05, 0.05
+"""Peak learning rate, share of the steps that it rises for, and decay of matrices."""
 
 
 def fit_heads(
-    model: SentenceTransformer, texts: Sequence[str], *, tasks: Sequence[str] | None = None
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    tasks: Sequence[str] | None = None,
+    hidden: int = 2048,
+    steps: int = 2000,
+    show_progress_bar: bool = False,
 ) -> dict[str, float]:
-    """Fit heads, linear maps from the base's vectors to each adapter's, and add them to the model.
+    """Fit heads, small maps from the base's vectors to each adapter's, and add them to the model.
 
     Then ``encode(texts, task=..., mode="head")`` costs as much as encoding with the base, and
     ``encode_all_tasks(..., mode="head")`` costs one forward pass for all tasks together. Stored
     vectors of the base can be turned into a task's vectors without the texts
-    (:func:`st_jv5.vectors.convert`). The maps are ridge regressions in closed form; the strength of
-    the regularisation is chosen on held-out rows. With ``mode="head"`` texts get the base's
-    prompts, even for a task whose prompts differ from the base's.
+    (:func:`st_jv5.vectors.convert`). With ``mode="head"`` texts get the base's prompts, even for a
+    task whose prompts differ from the base's.
 
-    A head is less than its adapter: it keeps about half of what the adapter gains over the base.
-    With six layers of MiniLM a head had 97.5% of the retrieval adapter's score, 99.7% of
-    text-matching's, 94% of clustering's and 95% of classification's (eval/studies/heads.py).
+    A head begins as a ridge regression in closed form, whose regularisation is chosen on held-out
+    rows. Then a hidden layer beside it is trained, with it, to lower 1 - cosine with the adapter's
+    vectors (AdamW). A tenth of the rows is held out of that; a hidden layer that does not come
+    nearer to the adapter on them is left out. The training runs where the model is: seconds on a
+    GPU, minutes a task on a CPU.
+
+    A head is less than its adapter. With six layers of MiniLM and 140,000 texts, on validation, it
+    had 98.3% of the retrieval adapter's score, 98.8% of text-matching's, 100% of clustering's and
+    98.8% of classification's; linear maps have 97.9, 98.4, 93.6 and 94.9 (notes/log.md).
 
     Heads are saved with the model. When an adapter changes, fit its head again.
 
     Args:
         model: An st_jv5 model with adapters.
-        texts: Texts like those that will be encoded; at least ten times as many as the model has
-            dims are best. A task with several prompts encodes each text with each prompt.
+        texts: Texts like those that will be encoded; tens of thousands are best. A task with
+            several prompts encodes each text with each prompt.
         tasks: Adapters to fit heads for; None takes all. Heads of other adapters are kept.
+        hidden: Width of the hidden layer; 0 leaves it out.
+        steps: Training steps of the hidden layer, of 2,048 rows each.
+        show_progress_bar: Show a progress bar of the training.
 
     Returns:
         Task -> mean cosine of the head's vectors with the adapter's, on held-out rows.
 
     Raises:
-        ValueError: Fewer texts than twice the model's dims, or an unknown task.
+        ValueError: Fewer texts than twice the model's dims, an unknown task, or a negative width
+            or number of steps.
 
     Example:
         >>> many = [f"{text} {i}" for text in texts for i in range(2)]
-        >>> sorted(fit_heads(model, many, tasks=["clustering"]))
+        >>> sorted(fit_heads(model, many, tasks=["clustering"], hidden=8, steps=2))
         ['clustering']
         >>> model.encode(["a cat"], task="clustering", mode="head").shape
         (1, 384)
@@ -69,16 +91,26 @@ def fit_heads(
             raise ValueError(unknown_name("task", name, router.tasks, "this model"))
     if not names:
         raise ValueError("this model has no adapters to fit heads to; add one: st_jv5.add_task")
+    for key, value in (("hidden", hidden), ("steps", steps)):
+        if value < 0:
+            raise ValueError(f"{key} must be 0 or more, not {value}")
     with model.truncate_embeddings(None):
-        heads, cosines = _fitted(model, names, texts)
-    _put(model, heads)
-    return cosines
+        fitted = _fitted(model, names, texts, hidden if steps else 0, steps, show_progress_bar)
+    known = heads_in(model)
+    kept = [] if known is None else [known.one(name) for name in known.tasks if name not in names]
+    _put(model, Heads.joined([*kept, *(heads for heads, _ in fitted)]))
+    return {name: cosine for name, (_, cosine) in zip(names, fitted, strict=True)}
 
 
 def _fitted(
-    model: SentenceTransformer, names: Sequence[str], texts: Sequence[str]
-) -> tuple[Heads, dict[str, float]]:
-    """Heads of some tasks beside those of others that are there, and their cosines."""
+    model: SentenceTransformer,
+    names: Sequence[str],
+    texts: Sequence[str],
+    hidden: int,
+    steps: int,
+    bar: bool,
+) -> list[tuple[Heads, float]]:
+    """Each task's head, and its cosine with the adapter on held-out rows."""
     router = router_of(model)
     width = model.get_embedding_dimension() or 0
     if len(texts) < 2 * width:
@@ -86,10 +118,7 @@ def _fitted(
             f"{len(texts)} texts cannot fit maps of {width} dims; pass {2 * width} or more, ten "
             f"times as many for good ones"
         )
-    known = heads_in(model)
-    kept = {} if known is None else {n: m for n, m in known.maps.items() if n not in names}
-    heads = Heads(width, [*kept, *names])
-    cosines, of_base = {}, dict[str, Array]()
+    found, of_base = [], dict[str, Array]()
     for name in names:
         sides = []
         for own, prompt in _prompts(router, name):
@@ -98,12 +127,71 @@ def _fitted(
             adapters = _plain(model, encode(model, texts, task=name, prompt=prompt))
             sides.append((of_base[own], adapters))
         base, adapter = (np.concatenate(rows) for rows in zip(*sides, strict=True))
-        weight, bias, cosines[name] = ridge(base, adapter)
-        state = {"weight": torch.from_numpy(weight.T), "bias": torch.from_numpy(bias)}
-        heads.maps[name].load_state_dict(state)
-    for name, one in kept.items():
-        heads.maps[name].load_state_dict(one.state_dict())
-    return heads, cosines
+        one, cosine = _linear(name, base, adapter)
+        if hidden:
+            other, nearer = _trained(name, base, adapter, hidden, steps, bar, model.device)
+            if nearer > cosine:
+                one, cosine = other, nearer
+        found.append((one, cosine))
+    return found
+
+
+def _linear(name: str, base: Array, adapter: Array) -> tuple[Heads, float]:
+    """A task's head without a hidden layer, and its cosine on held-out rows."""
+    weight, bias, cosine = ridge(base, adapter)
+    head = Heads(base.shape[1], [name])
+    state = {"weight": torch.from_numpy(weight.T), "bias": torch.from_numpy(bias)}
+    head.maps[name].load_state_dict(state)
+    return head, cosine
+
+
+def _trained(
+    name: str,
+    base: Array,
+    adapter: Array,
+    hidden: int,
+    steps: int,
+    bar: bool,
+    device: torch.device,
+    seed: int = 0,
+) -> tuple[Heads, float]:
+    """The same with a hidden layer, trained on the rows that are not held out."""
+    held = np.arange(len(base)) % HELD_OUT == 0
+    start, _ = _linear(name, base[~held], adapter[~held])
+    draw = torch.Generator().manual_seed(seed)
+    head = Heads(base.shape[1], [name], {name: hidden})
+    head.maps.load_state_dict(start.maps.state_dict())
+    layers: Any = head.layers[name]
+    into, _, out = layers
+    for tensor in (into.weight, into.bias):
+        nn.init.uniform_(tensor, -(base.shape[1] ** -0.5), base.shape[1] ** -0.5, generator=draw)
+    for tensor in (out.weight, out.bias):
+        nn.init.zeros_(tensor)
+    head.to(device).requires_grad_(True)
+    rows, wanted = (torch.from_numpy(one).float().to(device) for one in (base, adapter))
+    learn = torch.from_numpy(np.flatnonzero(~held))
+    parameters = list(head.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, RATE, total_steps=steps + 1, pct_start=WARMUP
+    )
+    size = min(BATCH, len(learn))
+    with torch.enable_grad():
+        for _ in tqdm(range(steps), desc=name, unit="step", disable=not bar):
+            batch = learn[torch.randint(len(learn), (size,), generator=draw)].to(device)
+            cosines = (head.through(name, rows[batch]) * wanted[batch]).sum(dim=1)
+            optimizer.zero_grad()
+            (1 - cosines.mean()).backward()
+            optimizer.step()
+            schedule.step()
+    head.requires_grad_(False)
+    own = torch.from_numpy(held).to(device)
+    nearer = (head.through(name, rows[own]) * wanted[own]).sum(dim=1).mean()
+    return head.cpu(), float(nearer)
 
 
 def ridge(inputs: Array, targets: Array) -> tuple[Array, Array, float]:

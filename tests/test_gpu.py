@@ -117,7 +117,7 @@ def _repeated(count):
 def test_heads_fitted_on_a_gpu_are_the_cpus(pair):
     texts, found = _repeated(3), []
     for model in pair:
-        st_jv5.fit_heads(model, texts)
+        st_jv5.fit_heads(model, texts, hidden=8, steps=5)
         found.append(st_jv5.encode(model, real_texts(), task="clustering", mode="head"))
     assert np.abs(found[0] - found[1]).max() < 1e-3  # a fit of few texts, its inputs 1e-6 apart
     both = st_jv5.encode_all_tasks(pair[1], real_texts(), mode="head")

@@ -18,12 +18,14 @@ from st_jv5.adapters import router_of
 from st_jv5.encoding import encode, encode_all_tasks
 from st_jv5.fingerprint import fingerprint
 from st_jv5.folders.trust import check_folder
-from st_jv5.heads import ridge
+from st_jv5.heads import _linear, _trained, ridge
 from st_jv5.modules.heads import heads_in
 from st_jv5.precision import unit
 from st_jv5.task_table import TASKS
 from st_jv5.vectors import Corpus, VectorFolder, convert, encode_corpus, search
 from tests.conftest import adapted, real_texts
+
+SMALL = {"hidden": 16, "steps": 60}
 
 
 def fitting() -> list[str]:
@@ -33,7 +35,7 @@ def fitting() -> list[str]:
 @pytest.fixture(scope="session")
 def with_heads_once(backbones, tmp_path_factory) -> str:
     model = adapted(backbones["eurobert"])
-    st_jv5.fit_heads(model, fitting())
+    st_jv5.fit_heads(model, fitting(), **SMALL)
     folder = tmp_path_factory.mktemp("heads")
     model.save_pretrained(str(folder))
     return str(folder)
@@ -57,6 +59,42 @@ def test_ridge_finds_a_linear_map_and_chooses_its_strength_by_rows_held_out():
     assert cosine(unit(inputs @ weight + bias), targets) > told - 0.05
     noise = unit(rng.standard_normal((400, 6)))
     assert abs(ridge(inputs, noise)[2]) < 0.2  # not what fits the rows themselves
+
+
+def bent(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets that no linear map connects."""
+    rng = np.random.default_rng(seed)
+    inputs = unit(rng.standard_normal((4000, 8)))
+    return inputs, unit(np.abs(inputs @ rng.standard_normal((8, 8))) - 0.5)
+
+
+def test_a_hidden_layer_finds_a_map_that_is_not_linear_and_the_same_one_again():
+    inputs, targets = bent()
+    _, linear = _linear("a", inputs, targets)
+    found = [_trained("a", inputs, targets, 64, 300, False, torch.device("cpu")) for _ in range(2)]
+    assert found[0][1] > linear + 0.1
+    own, again = (head.state_dict() for head, _ in found)
+    assert all(torch.equal(own[name], again[name]) for name in own)
+
+
+def test_a_hidden_layer_that_comes_no_nearer_is_left_out(model, monkeypatch):
+    monkeypatch.setattr("st_jv5.heads._trained", lambda *_: (None, -1.0))
+    st_jv5.fit_heads(model, fitting(), tasks=["clustering"])
+    assert heads_in(model).hidden == {}
+
+
+def test_heads_saved_before_there_were_hidden_layers_load(model, texts, tmp_path):
+    st_jv5.fit_heads(model, fitting(), hidden=0)
+    model.save_pretrained(str(tmp_path))
+    path = tmp_path / "2_Heads/config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("hidden") == {}
+    path.write_text(json.dumps(config))
+    again = SentenceTransformer(str(tmp_path))
+    for one, other in zip(
+        *(encode_all_tasks(m, texts, mode="head").values() for m in (model, again)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_a_head_is_nearer_to_its_adapter_than_the_base_is(headed, texts):
@@ -87,7 +125,7 @@ def test_a_model_that_is_set_to_cut_has_whole_heads(headed, texts):
     assert encode_all_tasks(headed, texts, mode="head", dim=4)["clustering"].shape[1] == 4
     rows = encode(headed, texts, task="clustering", mode="head")
     np.testing.assert_allclose(rows, unit(whole[:, :8]), atol=1e-5)
-    st_jv5.fit_heads(headed, fitting(), tasks=["clustering"])
+    st_jv5.fit_heads(headed, fitting(), tasks=["clustering"], **SMALL)
     assert (heads_in(headed).dim, headed.truncate_dim) == (48, 8)
 
 
@@ -140,7 +178,7 @@ def test_heads_and_a_rotation_do_not_mind_each_other(headed, texts):
         np.testing.assert_allclose(rows @ rows.T, after[task] @ after[task].T, atol=1e-5)
         stock = headed.encode(texts, task=task, mode="head")
         np.testing.assert_allclose(stock, after[task], atol=1e-5)
-    st_jv5.fit_heads(headed, fitting(), tasks=["clustering"])
+    st_jv5.fit_heads(headed, fitting(), tasks=["clustering"], **SMALL)
     again = encode(headed, texts, task="clustering", mode="head")
     np.testing.assert_allclose(again, after["clustering"], atol=1e-3)
     assert heads_in(headed).tasks[-1] == "clustering"
@@ -152,6 +190,7 @@ def test_heads_and_a_rotation_do_not_mind_each_other(headed, texts):
     [
         (["a"] * 95, {}, "95 texts cannot fit maps of 48 dims; pass 96 or more"),
         (["a"] * 96, {"tasks": ["retreival"]}, "unknown task 'retreival'"),
+        (["a"] * 96, {"hidden": -1}, "hidden must be 0 or more, not -1"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(model, texts, settings, told):
@@ -190,7 +229,9 @@ def test_a_mode_or_a_task_without_a_head_is_refused(headed):
     [
         ({"dim": 1 << 20}, "dim must be 48"),
         ({"tasks": ["../x"]}, "tasks must be some of retrieval"),
-        ({"tasks": ["retrieval"]}, "must hold"),
+        ({"tasks": ["retrieval"], "hidden": {}}, "must hold"),
+        ({"hidden": {"retrieval": 0}}, "hidden must map some of"),
+        ({"hidden": {"retrieval": 7}}, "must hold"),
     ],
 )
 def test_a_folder_with_other_heads_than_it_says_is_refused(headed, tmp_path, change, told):

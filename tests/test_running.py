@@ -163,7 +163,9 @@ def test_a_server_on_auto_tells_once_what_it_took_and_what_that_costs(
 def test_a_server_says_what_its_engine_does_not_compute(backbones, cache, monkeypatch):
     monkeypatch.setenv(running.VARIABLE, str(cache))
     model = adapted(backbones["bert"], layers=[0])
-    st_jv5.fit_heads(model, [f"{text} {i}" for i in range(3) for text in real_texts()])
+    st_jv5.fit_heads(
+        model, [f"{text} {i}" for i in range(3) for text in real_texts()], hidden=8, steps=5
+    )
     body = {"model": "mine", "input": "a cat"}
     blend, head = {"retrieval": 0.5, "base": 0.5}, {"task": "clustering", "mode": "head"}
     for asked, param, told in (

@@ -1,6 +1,7 @@
 """What heads keep of the adapters, and what they cost beside them.
 
 python -m eval.studies.heads out/laptop/model --out out/heads
+python -m eval.studies.heads out/laptop/model --out out/heads-linear --hidden 0
 
 Heads are fitted on texts of the train split, and scored as the adapters and the base are, each task
 with the adapter of its type.
@@ -116,11 +117,11 @@ def told(model: SentenceTransformer) -> list[str]:
     return lines
 
 
-def run(name: str, folder: Path, tasks: Sequence[str]) -> Page:
+def run(name: str, folder: Path, tasks: Sequence[str], hidden: int) -> Page:
     """Fit heads, and score base, heads and adapters."""
     model = SentenceTransformer(name)
     texts = list(dict.fromkeys(text for pair in training_pairs() for text in pair))
-    fitted = st_jv5.fit_heads(model, texts)
+    fitted = st_jv5.fit_heads(model, texts, hidden=hidden, show_progress_bar=True)
     plain, heads = MTEBEncoder(model, remember=True), HeadEncoder(model, remember=True)
     records = {}
     for way, encoder, adapters in (
@@ -143,8 +144,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--hidden", type=int, default=2048, help="width of the hidden layer")
     args = parser.parse_args()
-    found = run(args.model, args.out, args.tasks)
+    found = run(args.model, args.out, args.tasks, args.hidden)
     found.write(args.out)
     print(found.markdown())
 

@@ -172,6 +172,10 @@ def check_lora_shapes(
             raise ValueError(f"{path}: {name} is for a layer that this backbone does not have")
 
 
+WIDEST_HIDDEN = 1 << 16
+"""Of a head's hidden layer."""
+
+
 def check_heads(folder: Path, width: int, tasks: Collection[str]) -> None:
     """The folder of heads: a map for each of some of the model's tasks, as wide as the backbone."""
     path = folder / "config.json"
@@ -181,9 +185,22 @@ def check_heads(folder: Path, width: int, tasks: Collection[str]) -> None:
         raise ValueError(f"{path}: dim must be {width}, the backbone's width, not {told!s:.80}")
     if not isinstance(names, list) or not all(isinstance(n, str) and n in tasks for n in names):
         raise ValueError(f"{path}: tasks must be some of {', '.join(tasks)}, not {names!s:.80}")
+    hidden = told.get("hidden", {})
+    if not isinstance(hidden, dict) or not all(
+        name in names and type(wide) is int and 1 <= wide <= WIDEST_HIDDEN
+        for name, wide in hidden.items()
+    ):
+        raise ValueError(
+            f"{path}: hidden must map some of {', '.join(names)} to 1..{WIDEST_HIDDEN}, not "
+            f"{hidden!s:.80}"
+        )
     wanted: dict[str, tuple[int, ...]]
     wanted = {f"maps.{name}.weight": (width, width) for name in names}
     wanted |= {f"maps.{name}.bias": (width,) for name in names}
+    for name, wide in hidden.items():
+        layer = f"layers.{name}"
+        wanted |= {f"{layer}.0.weight": (wide, width), f"{layer}.0.bias": (wide,)}
+        wanted |= {f"{layer}.2.weight": (width, wide), f"{layer}.2.bias": (width,)}
     path = folder / "model.safetensors"
     if (shapes := shapes_of(path)) != wanted:
         raise ValueError(f"{path} must hold {wanted!s:.200}, not {shapes!s:.200}")

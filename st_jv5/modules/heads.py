@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,14 +19,17 @@ HEAD = "head"
 
 
 class Heads(InFloat32, Module):
-    """A linear map for each task, from the base's unit vectors to the task's.
+    r"""A map for each task, from the base's unit vectors to the task's.
 
-    The module comes after the pooling. It does nothing unless ``encode`` is called with
-    ``mode="head"``.
+    .. math:: y = W x + b + V \, \mathrm{gelu}(U \, \mathrm{LN}(x) + u) + v
+
+    then scaled to length 1. A head without a hidden layer has ``W`` and ``b`` alone. The module
+    comes after the pooling. It does nothing unless ``encode`` is called with ``mode="head"``.
 
     Args:
         dim: Width of the embeddings.
         tasks: Names of the adapters that have a head.
+        hidden: Task -> width of its head's hidden layer, for those that have one.
 
     Example:
         >>> Heads(384, ["retrieval"]).tasks
@@ -34,12 +37,20 @@ class Heads(InFloat32, Module):
     """
 
     forward_kwargs: ClassVar[set[str]] = {"task", "mode"}
-    config_keys: ClassVar[list[str]] = ["dim", "tasks"]
+    config_keys: ClassVar[list[str]] = ["dim", "tasks", "hidden"]
 
-    def __init__(self, dim: int, tasks: Sequence[str] = ()) -> None:
+    def __init__(
+        self, dim: int, tasks: Sequence[str] = (), hidden: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.hidden = dim, dict(hidden or {})
         self.maps = nn.ModuleDict({name: nn.Linear(dim, dim) for name in tasks})
+        self.layers = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim))
+                for name, width in self.hidden.items()
+            }
+        )
         self._model = Owner()
         self.requires_grad_(False)
 
@@ -47,6 +58,24 @@ class Heads(InFloat32, Module):
     def tasks(self) -> list[str]:
         """The tasks that have a head."""
         return list(self.maps)
+
+    def one(self, task: str) -> Heads:
+        """The head of one task, alone; it shares the weights."""
+        found = Heads(self.dim, [task], {n: w for n, w in self.hidden.items() if n == task})
+        found.maps[task] = self.maps[task]
+        if task in self.layers:
+            found.layers[task] = self.layers[task]
+        return found
+
+    @classmethod
+    def joined(cls, parts: Sequence[Heads]) -> Heads:
+        """Heads of several tasks, of equal width, in one module; they share the weights."""
+        found = cls(parts[0].dim)
+        for part in parts:
+            found.hidden |= part.hidden
+            found.maps.update(part.maps)
+            found.layers.update(part.layers)
+        return found
 
     def on_model_ready(self, model: Any) -> None:
         belong(self, model)
@@ -70,9 +99,11 @@ class Heads(InFloat32, Module):
         rows = nn.functional.normalize(vectors.float(), dim=-1)
         if name == BASE:
             return rows
-        linear: Any = self.maps[name]
         with torch.autocast(rows.device.type, enabled=False):
-            return nn.functional.normalize(linear(rows), dim=-1)
+            found: Tensor = self.maps[name](rows)
+            if name in self.layers:
+                found = found + self.layers[name](nn.functional.layer_norm(rows, (self.dim,)))
+            return nn.functional.normalize(found, dim=-1)
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         self.save_config(output_path)

@@ -53,7 +53,9 @@ def test_every_way_to_name_a_task_gives_the_vectors_of_encode(
 
 def test_heads_give_the_vectors_of_encode_and_join_requests_of_the_base(backbones, texts):
     model = adapted(backbones["eurobert"])
-    st_jv5.fit_heads(model, [f"{text} {i}" for i in range(3) for text in real_texts()])
+    st_jv5.fit_heads(
+        model, [f"{text} {i}" for i in range(3) for text in real_texts()], hidden=8, steps=5
+    )
     with TestClient(create_app(model, [NAME])) as client:
         for task in (*TASKS, BASE, "query"):
             found = vectors_of(post(client, input=texts[:5], task=task, mode="head"))
