@@ -88,7 +88,7 @@ def encode(
         show_progress_bar: Show a progress bar that counts texts; or a bar of the caller's own,
             which is updated.
         prompt: Text of the prompt, in place of ``prompt_name``.
-        mode: ``"head"`` runs the base and then the task's head, a linear map, instead of its
+        mode: ``"head"`` runs the base and then the task's head, a small map, instead of its
             adapter (:func:`st_jv5.fit_heads`).
         engine: What computes; None or ``"torch"`` is the model as it is. ``"bfloat16"`` is a copy
             of it in that dtype; ``"onnx"``, ``"onnx-int8"``, ``"openvino"`` and ``"openvino-int8"``
