@@ -73,8 +73,8 @@ class Heads(InFloat32, Module):
         found = cls(parts[0].dim)
         for part in parts:
             found.hidden |= part.hidden
-            found.maps.update(part.maps)
-            found.layers.update(part.layers)
+            found.maps.update(dict(part.maps.items()))
+            found.layers.update(dict(part.layers.items()))
         return found
 
     def on_model_ready(self, model: Any) -> None:
