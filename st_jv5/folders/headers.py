@@ -173,7 +173,7 @@ def check_lora_shapes(
 
 
 WIDEST_HIDDEN = 1 << 16
-"""Of a head's hidden layer."""
+"""Largest width of a head's hidden layer."""
 
 
 def check_heads(folder: Path, width: int, tasks: Collection[str]) -> None:

@@ -34,7 +34,7 @@ class TokenCounter:
 
     @classmethod
     def of(cls, router: Any) -> TokenCounter:
-        """Of the first module of a model."""
+        """Counter of the tokens of a model, by its first module."""
         return cls(
             router.tokenizer.backend_tokenizer,
             most=router.max_seq_length,

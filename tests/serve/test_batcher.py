@@ -11,6 +11,7 @@ import pytest
 
 import st_jv5
 from st_jv5.encoding import NotFiniteError, encode_mixed
+from st_jv5.modules.merging import MergedAdapters
 from st_jv5.serve import Limits
 from st_jv5.serve.batcher import (
     MOST_RETRY_SECONDS,
@@ -78,13 +79,22 @@ def blocked(batcher: Batcher, held) -> Future:
     return first
 
 
-def test_a_short_text_is_merged_while_the_queue_runs_and_no_longer(served, batcher, texts):
-    queue = batcher()
-    found = submit(queue, texts[:1], "retrieval").result(30)
-    merged = served.encode(texts[:1], task="retrieval")
-    np.testing.assert_allclose(found, merged, atol=ATOL)
+def test_a_short_text_is_merged_while_the_queue_runs_and_no_longer(served, batcher, monkeypatch):
+    seen, real = [], MergedAdapters.weights
+
+    def spy(self, *args):
+        seen.append(real(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(served[0].merging, "least_tokens", 32)
+    queue = batcher()  # which merges each adapter for a text of 64 tokens
+    monkeypatch.setattr(MergedAdapters, "weights", spy)
+    found = submit(queue, ["a cat"], "retrieval").result(30)
+    assert seen[-1] is not None
     queue.close()
-    assert not np.array_equal(served.encode(texts[:1], task="retrieval"), merged)
+    alone = served.encode(["a cat"], task="retrieval")
+    assert seen[-1] is None
+    np.testing.assert_allclose(found, alone, atol=ATOL)
 
 
 def test_texts_of_all_tasks_wait_in_one_queue_and_share_a_batch(batcher, served, held, texts):
