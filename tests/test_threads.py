@@ -108,9 +108,17 @@ def test_a_task_that_is_removed_meanwhile_gives_its_exact_vectors_or_says_that_i
             np.testing.assert_allclose(found, expected, atol=1e-5)
             seen["there"] += 1
 
+    def wait_for(kind: str) -> None:
+        """Until an encoding has ended so, for a slow machine must meet both, or half a second."""
+        before, until = seen[kind], time.monotonic() + 0.5
+        while seen[kind] == before and time.monotonic() < until:
+            time.sleep(0.001)
+
     def come_and_go() -> None:
         st_jv5.adapters.remove_task(model, "clustering")
+        wait_for("gone")
         st_jv5.adapters.load_adapter(model, tmp_path / "task")
+        wait_for("there")
 
     side_by_side(encode, encode, come_and_go, seconds=1)
     assert min(seen.values()) > 0
