@@ -47,6 +47,13 @@ def least_cosine(one, other):
     return float((one * other).sum(axis=1).min())
 
 
+def test_a_layer_in_training_deep_inside_is_brought_out_of_it(model, texts):
+    expected = st_jv5.encode(model, texts, task="retrieval")
+    model[0].model.layers[-1].mlp.train()
+    assert np.array_equal(st_jv5.encode(model, texts, task="retrieval"), expected)
+    assert not any(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("engine", ["bfloat16", *GRAPHS])
 def test_an_engine_gives_the_vectors_of_every_task(small, texts, engine):
     texts = texts[:12]
