@@ -10,7 +10,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -164,7 +164,6 @@ class Batcher:
         self._turn = self._number = 0
         self._tokens_per_second = 0.0
         self._stopping = False
-        self._unchanging = ExitStack()
         self._thread = threading.Thread(target=self._work, name="st_jv5-model", daemon=True)
 
     @property
@@ -188,10 +187,6 @@ class Batcher:
             encode_mixed(
                 self.model, [WARM_TEXT], [task], batch_tokens=self.budget, engine=self.engine
             )
-        compute = engine_of(self.model, self.engine)
-        if isinstance(compute, TorchEngine):
-            merging = router_of(compute.model).merging
-            self._unchanging.enter_context(merging.unchanging())
         self._thread.start()
 
     def close(self) -> None:
@@ -201,7 +196,6 @@ class Batcher:
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join()
-        self._unchanging.close()
 
     def check_room(self, tokens: int = 0) -> None:
         """An error if so many more tokens cannot wait."""
@@ -264,12 +258,17 @@ class Batcher:
     # ----------------------------------------------------------------------------- the one thread
 
     def _work(self) -> None:
-        number = 0
-        while batch := self._next():
-            self._run(batch)
-            number += 1
-            if number % TIDY_BATCHES == 0:
-                give_back_memory()
+        number, compute = 0, engine_of(self.model, self.engine)
+        with (
+            router_of(compute.model).merging.unchanging()
+            if isinstance(compute, TorchEngine)
+            else nullcontext()
+        ):
+            while batch := self._next():
+                self._run(batch)
+                number += 1
+                if number % TIDY_BATCHES == 0:
+                    give_back_memory()
 
     def _next(self) -> list[Piece]:
         """The next batch; none when all is done and the server stops."""
