@@ -428,7 +428,7 @@ class Bench:
         """All tasks by adapters and by heads; a server's queue beside ``encode_mixed``."""
         model = self.model().to(torch.bfloat16 if DEVICE == "cuda" else torch.float32).eval()
         many = self.documents[: self.size.texts // 2]
-        st_jv5.fit_heads(model, self.documents[: max(4 * self.size.width, len(many))])
+        st_jv5.fit_heads(model, self.documents[: max(4 * self.size.width, len(many))], steps=10)
         by_adapters = self.timed(lambda: st_jv5.encode_all_tasks(model, many), 2, 1)
         by_heads = self.timed(lambda: st_jv5.encode_all_tasks(model, many, mode="head"), 2, 1)
         self.tell("all_tasks", texts=len(many), adapters=by_adapters, heads=by_heads,

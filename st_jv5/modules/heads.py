@@ -43,12 +43,12 @@ class Heads(InFloat32, Module):
         self, dim: int, tasks: Sequence[str] = (), hidden: Mapping[str, int] | None = None
     ) -> None:
         super().__init__()
-        self.dim, self.hidden = dim, dict(hidden or {})
+        self.dim = dim
         self.maps = nn.ModuleDict({name: nn.Linear(dim, dim) for name in tasks})
         self.layers = nn.ModuleDict(
             {
                 name: nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, dim))
-                for name, width in self.hidden.items()
+                for name, width in (hidden or {}).items()
             }
         )
         self._model = Owner()
@@ -59,9 +59,15 @@ class Heads(InFloat32, Module):
         """The tasks that have a head."""
         return list(self.maps)
 
+    @property
+    def hidden(self) -> dict[str, int]:
+        """Task -> width of its hidden layer, of those that have one."""
+        layers: dict[str, Any] = dict(self.layers.items())
+        return {name: layer[0].out_features for name, layer in layers.items()}
+
     def one(self, task: str) -> Heads:
         """The head of one task, alone; it shares the weights."""
-        found = Heads(self.dim, [task], {n: w for n, w in self.hidden.items() if n == task})
+        found = Heads(self.dim)
         found.maps[task] = self.maps[task]
         if task in self.layers:
             found.layers[task] = self.layers[task]
@@ -72,7 +78,6 @@ class Heads(InFloat32, Module):
         """Heads of several tasks, of equal width, in one module; they share the weights."""
         found = cls(parts[0].dim)
         for part in parts:
-            found.hidden |= part.hidden
             found.maps.update(dict(part.maps.items()))
             found.layers.update(dict(part.layers.items()))
         return found
