@@ -223,6 +223,14 @@ def test_what_leads_out_of_a_folder_of_others_is_refused(backbones, tmp_path, na
         st_jv5.new_student(folder)
 
 
+def test_a_config_of_an_inner_folder_that_leads_out_is_refused(backbones, tmp_path):
+    """A Router has a folder for each of its transformers."""
+    inner = shutil.copytree(backbones["bert"], tmp_path / "base" / "document_0_Transformer")
+    put("sentence_bert_config.json", tokenizer_name_or_path="/etc")(inner)
+    with pytest.raises(ValueError, match=r"document_0_Transformer.*tokenizer_name_or_path"):
+        check_stock(tmp_path / "base")
+
+
 def test_usual_arguments_of_a_folder_of_others_pass(backbones, tmp_path):
     folder = shutil.copytree(backbones["bert"], tmp_path / "base")
     put(
