@@ -207,7 +207,7 @@ def main() -> None:
     from st_jv5.teacher import TeacherStore
     from tests import conftest
 
-    texts = conftest.real_texts()[:8]
+    texts = conftest.real_texts()[:12]
     for architecture in sys.argv[1:] or conftest.ARCHITECTURES:
         WAITS.clear()
         folder = tempfile.mkdtemp()
@@ -215,7 +215,7 @@ def main() -> None:
         conftest._backbone(architecture, len(tokenizer)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         store = TeacherStore.open(tempfile.mkdtemp(), create=True).space("t", dim=24)
-        store.add(texts, np.random.default_rng(0).standard_normal((8, 24)))
+        store.add(texts, np.random.default_rng(0).standard_normal((12, 24)))
         model = conftest.adapted(folder)
         with _Mode():
             model.to(DEVICE)
@@ -226,11 +226,11 @@ def main() -> None:
                 key: Fake(value) if isinstance(value, torch.Tensor) else value
                 for key, value in model.preprocess(column).items()
             }
-            for column in (texts[:4], texts[4:])
+            for column in (texts[:6], texts[6:])
         ]
-        labels = torch.from_numpy(store.rows(texts).reshape(2, 4).T.copy())
+        labels = torch.from_numpy(store.rows(texts).reshape(2, 6).T.copy())
         told = {}
-        for tokens in (2048, 32):
+        for tokens in (2048, 8):
             with _Mode():
                 loss = st_jv5.losses.retrieval_loss(
                     model, 24, store=store, dims=(8, 48), mini_batch_tokens=tokens

@@ -229,12 +229,11 @@ def test_a_last_token_module_takes_no_other_mode(tmp_path):
 def test_alone_in_batches_and_padded_on_either_side_a_text_has_one_vector(
     backbones, kind, mode, texts, tmp_path
 ):
-    texts = texts[:24]
     model = adapted(backbones[kind], pooling=mode, prompts=PROMPTS)
     model.save_pretrained(str(tmp_path))
     expected = pooled(str(tmp_path), "retrieval", texts, mode)
     blind = (kind, mode) == ("qwen3", "cls")  # a causal decoder's first token sees no other
-    assert len(np.unique(expected.round(4), axis=0)) in ([1] if blind else range(22, 25))
+    assert len(np.unique(expected.round(4), axis=0)) in ([1] if blind else range(61, 65))
     for side in ("left", "right"):
         model.tokenizer.padding_side = side
         batched = model.encode(texts, task="retrieval", batch_size=64)
