@@ -74,33 +74,48 @@ def doctor(model: str | None = None, task: str | None = None, compiled: bool = F
 
 
 def examine(
-    model: str | None = None, task: str | None = None, compiled: bool = False
+    model: str | None = None,
+    task: str | None = None,
+    compiled: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[list[str], list[Probe]]:
-    """The lines of :func:`doctor`, and what was measured."""
-    lines = [*_versions(), *_device()]
+    """The lines of :func:`doctor`, each told as it is found, and what was measured."""
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if tell is not None:
+            tell(line)
+
+    for line in (*_versions(), *_device()):
+        say(line)
     if model is None:
-        return [*lines, "name a model to measure the ways to run it: st-jv5 doctor MODEL"], []
+        say("name a model to measure the ways to run it: st-jv5 doctor MODEL")
+        return lines, []
     loaded = load_model(model)
     router = router_of(loaded)
     name = router.resolve(task or next(iter(router.tasks), BASE)) or BASE
-    lines += _model(loaded)
+    for line in _model(loaded):
+        say(line)
     texts = sorted(parity_texts()[:: 200 // TEXTS], key=len)
-    lines.append(
+    say(
         f"task {name}, {len(texts)} real texts in six languages, median of {ROUNDS} runs; score: "
         f"how well half a text finds its other half, of 100:"
     )
-    probes = list(probe(loaded, name, texts, compiled))
-    lines += [f"  {one}" for one in probes]
+    probes = []
+    for one in probe(loaded, name, texts, compiled):
+        probes.append(one)
+        say(f"  {one}")
     best = choose(probes)
     told = "as it is"
     if best is not probes[0]:
         gain = best.texts_per_second / probes[0].texts_per_second
         cost = 100 * (1 - best.score / probes[0].score)
         told = f"{gain:.2f} times as fast as it is, at {cost:.2f}% of the score: {best.how}"
-    lines.append(f"fastest: {best.name}, {told}")
+    say(f"fastest: {best.name}, {told}")
     if best.name in ENGINES and router.tasks:
         keep_choice(loaded, best.name, f"{best.name}: {told.partition(': ')[0]}")
-        lines.append('  engine="auto" takes it from now on')
+        say('  engine="auto" takes it from now on')
     return lines, probes
 
 

@@ -74,6 +74,11 @@ def test_a_recipe_is_copied_with_the_one_that_it_extends_and_loads_there(tmp_pat
         cli.main(["recipes", "copy"])
 
 
+def test_a_recipes_name_alone_is_answered_with_the_command_that_copies_it():
+    with pytest.raises(SystemExit, match="to copy a recipe: st-jv5 recipes copy demo"):
+        cli.main(["recipes", "demo"])
+
+
 def test_the_copy_of_a_recipe_on_the_checkouts_text_says_where_that_is(tmp_path, capsys):
     cli.main(["recipes", "copy", "demo", "--to", str(tmp_path)])
     assert "set data_folder to a checkout" in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,25 @@ def test_bfloat16_is_for_gpus_that_multiply_it(model, monkeypatch, capability, f
     monkeypatch.setattr(SentenceTransformer, "device", torch.device("cuda"))
     monkeypatch.setattr(doctor, "free_memory", lambda device: 2**30)
     assert any('"dtype": "bfloat16"' in line for line in doctor._model(model)) is fast
+
+
+def test_each_way_is_told_when_it_is_measured(model, monkeypatch, tmp_path):
+    model.save_pretrained(str(tmp_path / "model"))
+    told: list[str] = []
+    seen: list[int] = []
+
+    def two(*_: object) -> Iterator[Probe]:
+        for name in ("torch", "onnx"):
+            seen.append(len(told))
+            yield Probe(name, 1.0, 1.0, 50.0, "how")
+
+    monkeypatch.setattr(doctor, "probe", two)
+    monkeypatch.setattr(doctor, "keep_choice", lambda *_: None)
+    lines, probes = doctor.examine(str(tmp_path / "model"), tell=told.append)
+    assert told == lines
+    assert [one.name for one in probes] == ["torch", "onnx"]
+    assert any(line.startswith("model: ") for line in told[: seen[0]])
+    assert seen[1] == seen[0] + 1  # torch's line was told before onnx was measured
 
 
 @pytest.mark.full

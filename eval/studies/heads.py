@@ -3,8 +3,8 @@
 python -m eval.studies.heads out/laptop/model --out out/heads
 python -m eval.studies.heads out/laptop/model --out out/heads-linear --hidden 0
 
-Heads are fitted on texts of the train split, and scored as the adapters and the base are, each task
-with the adapter of its type.
+Heads are fitted on texts of the train split (:func:`training_texts`), and scored as the adapters
+and the base are, each task with the adapter of its type.
 """
 
 from __future__ import annotations
@@ -20,21 +20,27 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
-from eval.studies.rotation import TASKS, training_pairs
-from st_jv5.encoding import encode_all_tasks, head_vectors
+from eval.studies.rotation import CHARACTERS, COLUMNS, TASKS, training_pairs
+from st_jv5.encoding import encode, encode_all_tasks, head_vectors
+from st_jv5.evaluation.corpora import rows
 from st_jv5.evaluation.local_tasks import local_tasks
 from st_jv5.evaluation.mteb_encoder import MTEBEncoder, adapter_for
-from st_jv5.evaluation.near_far import Scores
-from st_jv5.evaluation.page import Cell, Page, Table
+from st_jv5.evaluation.near_far import INTERVALS, Scores, near_and_far
+from st_jv5.evaluation.page import Cell, Page, Plot, Table
+from st_jv5.evaluation.plots import against
 from st_jv5.evaluation.record import Row, main_rows, read_record
 from st_jv5.evaluation.scoring import Settings, evaluate
 from st_jv5.modules.heads import HEAD
 from st_jv5.precision import Array, unit
 from st_jv5.task_table import BASE
 
+MORE = {"wikipedia": {"title"}}
+"""Kind of text -> columns that training texts come from, beside those of pairs."""
 NEIGHBOURS = 10
 TIMED = 500
 """Texts that are timed."""
+WAYS = {"base": "base", "heads": "heads", "adapters": "four adapters"}
+"""Way -> its name in the figure."""
 
 
 class HeadEncoder(MTEBEncoder):
@@ -67,6 +73,24 @@ def overlap(one: Array, other: Array, queries: Array, own: Array) -> float:
     return 100 * float(np.mean(same)) / NEIGHBOURS
 
 
+def training_texts(most: int = 0) -> list[str]:
+    """Texts of the train split of all near kinds, shuffled; so many of them, or all (0)."""
+    columns = {
+        kind: sorted({column for pair in pairs for column in pair} | MORE.get(kind, set()))
+        for kind, pairs in COLUMNS.items()
+    }
+    texts = dict.fromkeys(
+        row[column][:CHARACTERS]
+        for kind, own in columns.items()
+        for row in rows(kind, "train")
+        for column in own
+        if row[column]
+    )
+    found = list(texts)
+    random.Random(0).shuffle(found)
+    return found[: most or None]
+
+
 def table(records: Mapping[str, Sequence[Row]]) -> Table:
     """By adapter: the means of base, heads and adapters, the share and the part of the gain."""
     sides = {way: main_rows(found) for way, found in records.items()}
@@ -96,32 +120,59 @@ def seconds(act: Callable[[], Any], rounds: int = 3) -> float:
     return min(found)
 
 
-def told(model: SentenceTransformer) -> list[str]:
-    """Speed beside four adapters; and how many hits a head's index shares with the adapter's."""
-    pairs = random.Random(2).sample(training_pairs(seed=1), TIMED)
-    queries, documents = (list(dict.fromkeys(texts)) for texts in zip(*pairs, strict=True))
-    adapters = seconds(lambda: encode_all_tasks(model, documents))
-    heads = seconds(lambda: encode_all_tasks(model, documents, mode=HEAD))
-    lines = [f"All tasks of {len(documents)} texts: {adapters:.2f} s by adapters, {heads:.2f} s by "
-             f"heads, {adapters / heads:.1f} times as fast."]  # fmt: skip
+def speeds(model: SentenceTransformer, documents: Sequence[str]) -> dict[str, float]:
+    """Way -> texts a second whose vectors of all tasks it computes; the base's have no task."""
+    ways: dict[str, Callable[[], Any]] = {
+        "base": lambda: encode(model, documents, task=BASE),
+        "heads": lambda: encode_all_tasks(model, documents, mode=HEAD),
+        "adapters": lambda: encode_all_tasks(model, documents),
+    }
+    return {way: len(documents) / seconds(act) for way, act in ways.items()}
+
+
+def overlaps(
+    model: SentenceTransformer, queries: Sequence[str], documents: Sequence[str]
+) -> dict[str, float]:
+    """Task -> how many hits a head's index shares with the adapter's, in percent."""
     by_adapter, by_head = (
         [encode_all_tasks(model, texts, mode=mode) for texts in (queries, documents)]
         for mode in (None, HEAD)
     )
-    for task in by_head[0]:
-        (asked, index), (own_asked, own) = (
-            [side[task] for side in found] for found in (by_head, by_adapter)
-        )
-        shared = overlap(index, own, asked, own_asked)
-        lines.append(f"{task}: {shared:.1f}% of ten hits are those of the adapter's own index.")
-    return lines
+    return {
+        task: overlap(by_head[1][task], by_adapter[1][task], asked, by_adapter[0][task])
+        for task, asked in by_head[0].items()
+    }
 
 
-def run(name: str, folder: Path, tasks: Sequence[str], hidden: int) -> Page:
+def figure(
+    records: Mapping[str, Sequence[Row]], rates: Mapping[str, float], kinds: Sequence[str]
+) -> Plot:
+    """Mean scores over texts a second, near and far."""
+    sides = {way: main_rows(found) for way, found in records.items()}
+    tasks = list(sides["adapters"])
+    scores = Scores(sides, tasks)
+    panels = {
+        f"{group}, mean of {len(own)}": {
+            name: (rates[way], scores.mean(way, own).bar(name)) for way, name in WAYS.items()
+        }
+        for group, own in near_and_far(tasks, kinds).items()
+        if own
+    }
+    about = "Mean scores over texts a second whose vectors of all tasks are computed. " + INTERVALS
+    return against("heads", about, panels, "texts a second, all tasks")
+
+
+def run(
+    name: str, folder: Path, tasks: Sequence[str], kinds: Sequence[str], hidden: int, most: int
+) -> Page:
     """Fit heads, and score base, heads and adapters."""
     model = SentenceTransformer(name)
-    texts = list(dict.fromkeys(text for pair in training_pairs() for text in pair))
+    texts = training_texts(most)
+    began = time.monotonic()
     fitted = st_jv5.fit_heads(model, texts, hidden=hidden, show_progress_bar=True)
+    minutes = (time.monotonic() - began) / 60
+    print(f"heads fitted in {minutes:.0f} min: {fitted}", flush=True)
+    model.save_pretrained(str(folder / "model"))
     plain, heads = MTEBEncoder(model, remember=True), HeadEncoder(model, remember=True)
     records = {}
     for way, encoder, adapters in (
@@ -134,8 +185,18 @@ def run(name: str, folder: Path, tasks: Sequence[str], hidden: int) -> Page:
         records[way] = read_record(folder / way)["results"]
     found = Page("Heads")
     cosines = ", ".join(f"{task} {cosine:.4f}" for task, cosine in fitted.items())
-    found.add("Scores", f"Cosine with the adapter on held-out rows: {cosines}.", table(records))
-    found.add("Speed, and hits", *told(model))
+    made = f"{len(texts):,} texts, fitted in {minutes:.0f} minutes."
+    found.add("Scores", f"{made} Cosine with the adapter on held-out rows: {cosines}.",
+              table(records))  # fmt: skip
+    pairs = random.Random(2).sample(training_pairs(seed=1), TIMED)
+    queries, documents = (list(dict.fromkeys(own)) for own in zip(*pairs, strict=True))
+    rates = speeds(model, documents)
+    said = f"Texts a second, {len(documents)} texts; heads and adapters compute all tasks."
+    speed = Table(["way", "texts a second"], [[WAYS[way], rate] for way, rate in rates.items()])
+    found.add("Speed", said, speed, figure(records, rates, kinds))
+    shared = overlaps(model, queries, documents)
+    said = "Of ten hits, the share that the adapter's own index has too, in percent."
+    found.add("Hits", said, Table(["task", "shared"], [[*pair] for pair in shared.items()]))
     return found
 
 
@@ -144,9 +205,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--trained-on", nargs="+", default=list(COLUMNS), metavar="KIND")
     parser.add_argument("--hidden", type=int, default=2048, help="width of the hidden layer")
+    parser.add_argument("--texts", type=int, default=0, help="fit on so many; 0: on all")
     args = parser.parse_args()
-    found = run(args.model, args.out, args.tasks, args.hidden)
+    found = run(args.model, args.out, args.tasks, args.trained_on, args.hidden, args.texts)
     found.write(args.out)
     print(found.markdown())
 

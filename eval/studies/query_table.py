@@ -24,8 +24,9 @@ from st_jv5 import encode
 from st_jv5.adapters import merge_task
 from st_jv5.evaluation.corpora import rows
 from st_jv5.evaluation.local_tasks import local_tasks
-from st_jv5.evaluation.near_far import Scores
-from st_jv5.evaluation.page import Cell, Table
+from st_jv5.evaluation.near_far import INTERVALS, Scores
+from st_jv5.evaluation.page import Cell, Page, Plot, Table
+from st_jv5.evaluation.plots import against
 from st_jv5.evaluation.samples import Samples, ndcg_at_10
 from st_jv5.files import write_json
 from st_jv5.modules import AdapterRouter
@@ -45,6 +46,9 @@ QUERIES = (
     ("debian", "short"),
 )
 """Data file and column of the texts that a table learns from."""
+GROUPS = {"near": NEAR, "far": FAR}
+SHOWN = "look-up, 128 a batch"
+"""The look-up's speed in the figure."""
 TOP = 50
 """Documents of a query that are kept for its nDCG@10."""
 TIMED = 20_000
@@ -103,11 +107,25 @@ def table(found: dict[str, dict[str, dict[str, Any]]]) -> Table:
     scores = Scores(found, [*NEAR, *FAR])
     header = ["nDCG@10", "model", "look-up", "% of the model"]
     lines: list[list[Cell]] = []
-    groups = {f"near: mean of {len(NEAR)}": NEAR, f"far: mean of {len(FAR)}": FAR}
+    groups = {f"{name}: mean of {len(own)}": own for name, own in GROUPS.items()}
     for label, tasks in {**{name: (name,) for name in (*NEAR, *FAR)}, **groups}.items():
         own, fast = (scores.mean(side, tasks) for side in found)
         lines.append([label, own.shown(), fast.shown(), fast.percent_of(own).shown()])
     return Table(header, lines)
+
+
+def figure(found: dict[str, dict[str, dict[str, Any]]], rates: dict[str, int]) -> Plot:
+    """nDCG@10 over queries a second, near and far."""
+    scores = Scores(found, [*NEAR, *FAR])
+    places = {"model": rates["model"], "look-up": rates[SHOWN]}
+    panels = {
+        f"{name}, mean of {len(own)}": {
+            side: (rate, scores.mean(side, own).bar(side)) for side, rate in places.items()
+        }
+        for name, own in GROUPS.items()
+    }
+    about = f"nDCG@10 over queries a second on one core. {INTERVALS}"
+    return against("look-up", about, panels, "queries a second")
 
 
 def per_second(run: Callable[[list[str]], Any], texts: Sequence[str], passes: int = 3) -> int:
@@ -164,8 +182,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     fast.save_pretrained(str(output / "model"))
     found = scored(whole, fast, args.split)
     rates = speeds(whole, fast)
-    print(f"{len(queries):,} queries, fitted in {seconds} s\n\n{table(found).markdown()}\n")
-    print("\n".join(f"{side}: {rate:,} queries a second" for side, rate in rates.items()))
+    page = Page("Look-up queries")
+    page.add("Scores", f"{len(queries):,} queries, fitted in {seconds} s.", table(found))
+    speed = Table(["", "queries a second"], [[side, f"{rate:,}"] for side, rate in rates.items()])
+    page.add("Speed", speed, figure(found, rates))
+    page.write(output)
+    print(page.markdown())
     kept = {"split": args.split, "queries": len(queries), "seconds": seconds}
     write_json(output / "results.json", {**kept, "per_second": rates, "results": found})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from st_jv5.choices import EXPORTS
@@ -131,11 +132,10 @@ def run_publish(args: argparse.Namespace) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> None:
-    """Print a line for each finding."""
+    """Print a line for each finding, as soon as it is there."""
     from st_jv5.doctor import examine
 
-    lines, probes = examine(args.model, args.task, args.compile)
-    print("\n".join(lines))
+    lines, probes = examine(args.model, args.task, args.compile, partial(print, flush=True))
     if args.html:
         doctor_page(lines, probes).write_html(args.html)
         print(f"page: {args.html}")

@@ -95,7 +95,7 @@ def add_commands(commands: Any) -> None:
         """,
         run_recipes,
     )
-    recipes.add_argument("action", nargs="?", choices=["copy"], help="default: list them")
+    recipes.add_argument("action", nargs="?", metavar="copy", help="default: list them")
     recipes.add_argument("name", nargs="?", help="name of the recipe to copy")
     recipes.add_argument("--to", default=".", help="folder to copy to; default: the current one")
 
@@ -144,7 +144,9 @@ def run_recipes(args: argparse.Namespace) -> None:
     """Print a line for each recipe, or for each copied file."""
     from st_jv5.recipe.shipped import copy_recipe, list_recipes
 
-    if args.action == "copy":
+    if args.action not in (None, "copy"):
+        raise ValueError(f"to copy a recipe: st-jv5 recipes copy {args.name or args.action}")
+    if args.action:
         if args.name is None:
             raise ValueError("name a recipe: st-jv5 recipes copy NAME; st-jv5 recipes lists them")
         print("\n".join(copy_recipe(args.name, args.to)))

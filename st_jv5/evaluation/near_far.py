@@ -305,19 +305,21 @@ def in_words(
             size = f"{abs(gap.value):.1f} {{}} {start_name} [{low:+.1f}, {high:+.1f}]"
             began = "the model that training began with"
             gap_told, verdict = {
-                "better": (size.format("above"), f"{subject} is better than {began}"),
-                "worse": (size.format("below"), f"{subject} is WORSE than {began}"),
+                "better": (size.format("above"), f"it is better than {began}"),
+                "worse": (size.format("below"), f"it is WORSE than {began}"),
                 "within noise": (
                     f"within noise of {start_name} ({gap.shown('+')})",
-                    f"{subject} is neither better nor worse than {began}, as far as this tells",
+                    f"it is neither better nor worse than {began}, as far as this tells",
                 ),
                 "no samples": (
                     f"{gap.value:+.1f} beside {start_name}",
-                    f"what of that is noise is not known for {subject}",
+                    "what of that is noise is not known",
                 ),
             }[gap.verdict]
-            text = f"{group.capitalize()}: {mean.shown()}, {gap_told}: on {TEXT[group]} {verdict}."
-            sentences.append(Said(text, gap.verdict == "worse"))
+            told = f"{mean.shown()}, {gap_told}: on {TEXT[group]} {verdict}."
+            sentences.append(
+                Said(f"{group.capitalize()}, {subject}: {told}", gap.verdict == "worse")
+            )
     return sentences
 
 

@@ -143,8 +143,10 @@ def verdict_colour(bar: Bar) -> str:
     return COLOURS["better" if side > 0 else "worse"][0] if side else QUIET
 
 
-def sizes(name: str, about: str, panels: Mapping[str, Mapping[str, tuple[float, Bar]]]) -> Plot:
-    """Panel -> who -> size and score: small and good is above on the left."""
+def against(
+    name: str, about: str, panels: Mapping[str, Mapping[str, tuple[float, Bar]]], x: str
+) -> Plot:
+    """Panel -> who -> a cost or a speed, named by ``x``, and the score at it."""
     panels = {title: who for title, who in panels.items() if who}
     if pyplot() is None or not panels:
         return Plot(name, about, "")
@@ -152,17 +154,17 @@ def sizes(name: str, about: str, panels: Mapping[str, Mapping[str, tuple[float, 
         len(panels), 1, sharex=True, squeeze=False, figsize=(INCHES, 0.8 + 1.7 * len(panels))
     )
     for axis, (title, who) in zip(axes[:, 0], panels.items(), strict=True):
-        for number, (label, (size, bar)) in enumerate(who.items()):
+        for number, (label, (value, bar)) in enumerate(who.items()):
             colour = (INK, QUIET)[number % 2]
             if not math.isnan(bar.low):
-                axis.plot([size, size], [bar.low, bar.high], color=colour, lw=1)
+                axis.plot([value, value], [bar.low, bar.high], color=colour, lw=1)
             mark = MARKS[number % len(MARKS)]
-            axis.plot(size, bar.value, mark, ms=6, color=colour, label=label)
+            axis.plot(value, bar.value, mark, ms=6, color=colour, label=label)
         axis.set_title(title, loc="left")
         axis.set_ylabel("mean score, %")
-    found = [size for who in panels.values() for size, _ in who.values()]
-    _log_axis(axes[-1, 0], [float(f"{size:.3g}") for size in found])
-    axes[-1, 0].set_xlabel("million parameters")
+    found = [value for who in panels.values() for value, _ in who.values()]
+    _log_axis(axes[-1, 0], [float(f"{value:.3g}") for value in found])
+    axes[-1, 0].set_xlabel(x)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return _plot(figure, name, about)
 
@@ -222,7 +224,7 @@ def _log_axis(axis: Any, values: Iterable[float]) -> None:
         if not ticks or value > 1.4 * ticks[-1]:
             ticks.append(value)
     axis.set_xscale("log", base=2)
-    names = [f"{tick:.4g}" for tick in ticks]
+    names = [f"{tick:,.0f}" if tick >= 1000 else f"{tick:.4g}" for tick in ticks]
     axis.set_xticks(ticks, names, rotation=45 if len(ticks) > 7 else 0)
     axis.minorticks_off()
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from st_jv5.files import whole_file
 from st_jv5.recipe.config import HELD_OUT, DataSet
@@ -115,16 +116,29 @@ def new_recipe(
         Lines that tell what was seen.
 
     Raises:
-        RecipeError: Names the file that cannot be used, and why; or the recipe is there already.
+        RecipeError: Names the file or model that cannot be used, and why; or the recipe is there
+            already.
     """
     out = Path(out)
     if out.exists():
         raise RecipeError(f"{out} is there already; choose another --out, or remove it")
+    _check_model("base", base)
+    _check_model("teacher", teacher)
     owns = look(paths, out)
     with whole_file(out) as temporary:
         name = _first_free(out.stem, lambda one: Path("out", one).exists())  # another run's results
         temporary.write_text(recipe_text(name, owns, base, teacher), encoding="utf-8")
     return [line for own in owns for line in own.lines()]
+
+
+def _check_model(what: str, name: str) -> None:
+    """Refuse what is no folder and cannot be a model on the Hub, which is not asked here."""
+    if Path(resolve_model(name)).is_dir():
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise RecipeError(f"{what}: {name} is no folder, and no model's name on the Hub") from error
 
 
 def look(paths: Sequence[str], out: Path) -> list[Own]:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_TEXTS = 1024
 """Texts per write: what a kill loses at most."""
+SECONDS_BETWEEN_LINES = 60.0
+"""Where no bar is shown, a line tells how far it is, this often at most."""
 
 
 def fill(
@@ -99,15 +101,22 @@ def fill(
         check_width(store, source)
     where = f" {rank + 1}/{world_size}" if world_size > 1 else ""
     begin, done = time.time(), 0
+    said = begin
     how: dict[str, Any] = {}
 
     def told(more: int) -> None:
-        nonlocal done
+        nonlocal done, said
         done += more
         bar.update(more)
+        now = time.time()
+        if bar.disable and now - said >= SECONDS_BETWEEN_LINES:
+            said = now
+            left = (now - begin) / done * (count - done) / 60
+            text = "teacher%s: %d of %d texts, about %.0f minutes left"
+            logger.info(text, where, done, count, left)
 
     shown = {"desc": f"teacher{where}", "unit": "text", "smoothing": 0.1, "disable": None}
-    with tqdm(total=count, **shown) as bar:  # on a terminal alone
+    with tqdm(total=count, **shown) as bar:  # on a terminal alone; elsewhere lines are logged
         try:
             if engine == "ray":
                 from st_jv5.teacher.ray_engine import fill_shards

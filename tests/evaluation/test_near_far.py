@@ -68,11 +68,11 @@ def test_near_is_the_kind_of_text_that_was_trained_on():
 def test_a_far_mean_below_the_start_is_said_in_words():
     near, far = said(near=0.03, far=-0.014)
     assert "3.0 above MiniLM [+3.0, +3.0]: on text like the training text" in near.text
-    assert "this model is better than the model that training began with" in near.text
+    assert "it is better than the model that training began with" in near.text
     assert not near.is_worse
-    assert far.text.startswith("Far: ")
+    assert far.text.startswith("Far, this model: ")
     assert "1.4 below MiniLM [-1.4, -1.4]: on text of other kinds" in far.text
-    assert "this model is WORSE than the model that training began with" in far.text
+    assert "it is WORSE than the model that training began with" in far.text
     assert far.is_worse
 
 
@@ -87,7 +87,7 @@ def test_a_gap_that_may_be_noise_is_called_so():
 def test_what_was_not_measured_is_said():
     scores = Scores(sides(0.0, 0.0), ["a"], 50)
     near, far = in_words(scores, {"model": "this"}, {NEAR: ["a"], FAR: []}, "start", "MiniLM")
-    assert near.text.startswith("Near: ")
+    assert near.text.startswith("Near, this: ")
     assert far.text == (
         "No far task was measured: whether training hurt on other text is not known."
     )
@@ -179,7 +179,7 @@ def test_a_page_tells_near_from_far_beside_the_start(records):
         ]
     )
     page = (records / "model" / "report.md").read_text()
-    assert "2.0 below base [-2.0, -2.0]: on text of other kinds model is WORSE" in page
+    assert "2.0 below base [-2.0, -2.0]: on text of other kinds it is WORSE" in page
     assert "| near: mean of 1 task | above the start | far: mean of 1 task |" in page
 
 
@@ -197,8 +197,8 @@ def test_runs_side_by_side_are_held_against_the_start(records, capsys):
     printed = capsys.readouterr().out
     assert "| model | 5" in printed
     assert "+2.0 [+2.0, +2.0]" in printed
-    assert "Far: " in printed
-    assert "model is WORSE than the model that training began with" in printed
+    assert "Far, model: " in printed
+    assert "it is WORSE than the model that training began with" in printed
 
 
 def test_labels_are_new_where_none_of_them_was_trained_on():

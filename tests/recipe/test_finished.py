@@ -217,6 +217,6 @@ def test_a_finished_model_is_measured_beside_what_it_was(saved, tmp_path, capsys
     )
     assert [row["adapter"] for row in start] == ["retrieval"]  # with the adapter that it had
     assert {row["adapter"] for row in after} == {"base", *st_jv5.tasks(SentenceTransformer(saved))}
-    assert "its base alone" not in printed
+    assert "its base without adapters" not in printed
     summary = read_json(tmp_path / "out" / "report" / "summary.json")
     assert summary["start"]["faq (held out)"] == start[0]["main_score"]

@@ -95,7 +95,7 @@ def test_rows_held_out_are_measured_beside_the_start_and_the_teacher(
     rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("|")}
     for task in TASKS:
         assert rows[task].count("[") == len(who) + 1, task  # with intervals
-    assert "\nNear: " in printed
+    assert "\nNear, this model: " in printed
     assert "No far task was measured: whether training hurt on other text is not known." in printed
     assert "no far task among the tasks of held-out rows" in caplog.text
     out = tmp_path / "out"

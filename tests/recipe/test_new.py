@@ -186,3 +186,9 @@ def test_columns_without_a_role_are_named(tmp_path):
     assert any("not used: title, id; rename a column" in line for line in lines)
     lines = new_recipe([file_of(tmp_path, "pairs", 50)], tmp_path / "other.yaml")
     assert not any("not used" in line for line in lines)
+
+
+@pytest.mark.parametrize("which", ["base", "teacher"])
+def test_a_model_that_cannot_be_is_refused_before_the_data_is_read(which, tmp_path):
+    with pytest.raises(RecipeError, match=rf"^{which}: \./models/mini is no folder"):
+        new_recipe(["no such file"], tmp_path / "own.yaml", **{which: "./models/mini"})

@@ -50,7 +50,7 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
     for who in ("chance", "student before training", "base (stage 1)", "routed", "teacher"):
         assert f"| {who} |" in printed
     assert "| all-MiniLM-L6-v2 (start) |" in printed
-    assert "\n\nNear: " in printed
+    assert "\n\nNear, this model: " in printed
     assert "No far task was measured: whether training hurt on other text is not known." in printed
     model = SentenceTransformer(str(out / "model"))
     assert st_jv5.tasks(model) == ["retrieval", "text-matching", "clustering", "classification"]

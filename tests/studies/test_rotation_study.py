@@ -68,3 +68,35 @@ def test_indexes_overlap_by_the_hits_that_they_share():
     queries = documents[:5] + np.arange(40, 0, -1) / 1000
     assert heads.overlap(documents, documents, queries, queries) == 100.0
     assert heads.overlap(documents, documents[::-1], queries, queries) < 20.0
+
+
+def test_heads_learn_from_texts_of_the_train_split_alone():
+    texts = heads.training_texts()
+    assert len(texts) > 100_000
+    assert len(set(texts)) == len(texts)
+    assert heads.training_texts(50) == texts[:50]
+    train = {row["extract"] for row in rows("wikipedia", "train")}
+    test = {row["extract"][: heads.CHARACTERS] for row in rows("wikipedia", "test")}
+    assert not (test - train) & set(texts)
+
+
+def test_the_figure_of_heads_has_a_panel_for_near_and_one_for_far():
+    records = {
+        way: [
+            row("WordNetSTS", "STS", adapter, 48, score),
+            row("DocstringSTS", "STS", adapter, 48, score),
+        ]
+        for way, adapter, score in (
+            ("base", "base", 0.5),
+            ("adapters", "text-matching", 0.9),
+            ("heads", "text-matching", 0.7),
+        )
+    }
+    plot = heads.figure(records, {"base": 50.0, "heads": 49.0, "adapters": 12.0}, ["wordnet"])
+    for words in (
+        "near, mean of 1",
+        "far, mean of 1",
+        "texts a second, all tasks",
+        "four adapters",
+    ):
+        assert words in plot.svg

@@ -198,6 +198,17 @@ def test_a_second_writer_of_a_shard_is_refused(tmp_path, monkeypatch):
     assert fill(store, lengths, NAMES) == len(NAMES)
 
 
+def test_a_log_is_told_how_far_it_is(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sys.modules["st_jv5.teacher.filling"], "SECONDS_BETWEEN_LINES", 0)
+    with caplog.at_level("INFO"):
+        fill(small(tmp_path, shards=1), lengths, NAMES, chunk_texts=60)
+    told = [record.message for record in caplog.records if "minutes left" in record.message]
+    assert told == [
+        "teacher: 60 of 100 texts, about 0 minutes left",
+        "teacher: 100 of 100 texts, about 0 minutes left",
+    ]
+
+
 def test_another_precision_in_one_space_is_told(tmp_path, caplog):
     store = TeacherStore.open(tmp_path, create=True).space("minilm", dim=384)
     fill(store, LocalTeacher(MINILM), ["a cat"])

@@ -25,7 +25,7 @@ from st_jv5.evaluation.near_far import (
     near_and_far,
 )
 from st_jv5.evaluation.page import Cell, Part, Plot, Table, shade
-from st_jv5.evaluation.plots import intervals, sizes
+from st_jv5.evaluation.plots import against, intervals
 from st_jv5.evaluation.record import Row
 from st_jv5.recipe.config import Recipe
 from st_jv5.recipe.results.measure import BEFORE, CHANCE, START, TEACHER
@@ -122,7 +122,7 @@ class Standing:
         """How routed and base stand to the start, in words."""
         subjects = {ROUTED: "this model"}
         if self.recipe.adapters and not self.recipe.student.model:
-            subjects[BASE] = "its base alone, without adapters,"
+            subjects[BASE] = "its base without adapters"
         found = in_words(self.scores, subjects, self.groups, self.start, self.start_name)
         gaps = {
             " ".join(name): self.scores.mean(ROUTED, tasks) - self.scores.mean(self.start, tasks)
@@ -260,7 +260,7 @@ class Standing:
         if not any(len(who) > 1 for who in panels.values()):
             return None
         about = f"Size of each model against its mean scores, near and far. {INTERVALS}"
-        return sizes("sizes", about, panels)
+        return against("sizes", about, panels, "million parameters")
 
     def as_json(self) -> dict[str, dict[str, float]]:
         """Who -> main score by task, and the means ``near`` and ``far`` where there are such."""
