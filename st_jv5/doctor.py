@@ -23,6 +23,7 @@ from st_jv5.encoding import encode
 from st_jv5.engines.running import BFLOAT16, check_engine, keep_choice
 from st_jv5.export.parity import Array, parity_texts
 from st_jv5.jina import load_model
+from st_jv5.machine.about import has_fast_bfloat16
 from st_jv5.modules.merging import MergedAdapters, free_memory
 from st_jv5.modules.padding import is_causal
 from st_jv5.task_table import BASE
@@ -170,17 +171,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU or CPU multiplies bfloat16 in hardware.
-
-    ``torch.cuda.is_bf16_supported`` says yes of older GPUs, too, which emulate it slowly.
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _model(model: SentenceTransformer) -> Iterator[str]:

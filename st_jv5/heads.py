@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from st_jv5.adapters import router_of
 from st_jv5.encoding import encode
+from st_jv5.machine.about import has_fast_bfloat16
 from st_jv5.modules import AdapterRouter
 from st_jv5.modules.heads import Heads, heads_in
 from st_jv5.modules.rotation import rotation_in
@@ -53,7 +54,7 @@ def fit_heads(
     rows. Then a hidden layer beside it is trained, with it, to lower 1 - cosine with the adapter's
     vectors (AdamW). A tenth of the rows is held out of that; a hidden layer that does not come
     nearer to the adapter on them is left out. The training runs where the model is: seconds on a
-    GPU, minutes a task on a CPU.
+    GPU, minutes a task on a CPU, its products in bfloat16 where the hardware multiplies that.
 
     A head is less than its adapter. With six layers of MiniLM and 140,000 texts, on validation, it
     had 98.3% of the retrieval adapter's score, 98.8% of text-matching's, 100% of clustering's and
@@ -167,7 +168,7 @@ def _trained(
     for tensor in (out.weight, out.bias):
         nn.init.zeros_(tensor)
     head.to(device).requires_grad_(True)
-    rows, wanted = (torch.from_numpy(one).float().to(device) for one in (base, adapter))
+    rows, wanted = (torch.from_numpy(unit(one)).float().to(device) for one in (base, adapter))
     learn = torch.from_numpy(np.flatnonzero(~held))
     parameters = list(head.parameters())
     groups: list[dict[str, Any]] = [
@@ -178,11 +179,12 @@ def _trained(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, RATE, total_steps=steps + 1, pct_start=WARMUP
     )
-    size = min(BATCH, len(learn))
+    size, fast = min(BATCH, len(learn)), has_fast_bfloat16(device)
     with torch.enable_grad():
         for _ in tqdm(range(steps), desc=name, unit="step", disable=not bar):
             batch = learn[torch.randint(len(learn), (size,), generator=draw)].to(device)
-            cosines = (head.through(name, rows[batch]) * wanted[batch]).sum(dim=1)
+            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+                cosines = (head.mapped(name, rows[batch]) * wanted[batch]).sum(dim=1)
             optimizer.zero_grad()
             (1 - cosines.mean()).backward()
             optimizer.step()

@@ -53,3 +53,14 @@ def commit() -> str | None:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU or CPU multiplies bfloat16 in hardware.
+
+    ``torch.cuda.is_bf16_supported`` says yes of older GPUs, too, which emulate it slowly.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

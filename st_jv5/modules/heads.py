@@ -105,10 +105,14 @@ class Heads(InFloat32, Module):
         if name == BASE:
             return rows
         with torch.autocast(rows.device.type, enabled=False):
-            found: Tensor = self.maps[name](rows)
-            if name in self.layers:
-                found = found + self.layers[name](nn.functional.layer_norm(rows, (self.dim,)))
-            return nn.functional.normalize(found, dim=-1)
+            return self.mapped(name, rows)
+
+    def mapped(self, name: str, rows: Tensor) -> Tensor:
+        """Unit rows ``(n, dim)`` of the base as the task's; under autocast, by its products."""
+        found: Tensor = self.maps[name](rows)
+        if name in self.layers:
+            found = found + self.layers[name](nn.functional.layer_norm(rows, (self.dim,)))
+        return nn.functional.normalize(found.float(), dim=-1)
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         self.save_config(output_path)

@@ -20,11 +20,10 @@ from transformers.trainer_utils import set_seed
 
 import st_jv5
 from st_jv5.checksums import of_file
-from st_jv5.doctor import has_fast_bfloat16
 from st_jv5.files import write_json
 from st_jv5.folders.licenses import Licenses
 from st_jv5.jina import is_jina_v5, load_model
-from st_jv5.machine.about import commit, machine, now
+from st_jv5.machine.about import commit, has_fast_bfloat16, machine, now
 from st_jv5.machine.cpu import give_back_memory
 from st_jv5.modules import AdapterRouter
 from st_jv5.recipe.config import (

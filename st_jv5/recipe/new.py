@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from huggingface_hub import ModelCard
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub import ModelCard, hf_hub_url
+from huggingface_hub.errors import HFValidationError
 
 from st_jv5.files import whole_file
 from st_jv5.recipe.config import HELD_OUT, DataSet
@@ -136,7 +136,7 @@ def _check_model(what: str, name: str) -> None:
     if Path(resolve_model(name)).is_dir():
         return
     try:
-        validate_repo_id(name)
+        hf_hub_url(name, "config.json")
     except HFValidationError as error:
         raise RecipeError(f"{what}: {name} is no folder, and no model's name on the Hub") from error
 
