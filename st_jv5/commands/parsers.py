@@ -45,4 +45,5 @@ def add_command(
 def log_lines() -> None:
     """Log the lines of a recipe's run to stderr, and warnings of everything else."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("st_jv5.recipe").setLevel(logging.INFO)
+    for name in ("st_jv5.recipe", "st_jv5.teacher.filling"):
+        logging.getLogger(name).setLevel(logging.INFO)

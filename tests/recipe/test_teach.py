@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from pathlib import Path
 
@@ -160,6 +161,7 @@ def test_ranks_of_torchrun_share_the_work(recipe, tmp_path, monkeypatch, caplog)
     caplog.set_level("INFO", "st_jv5.recipe")
     small = [word for setting in SMALL for word in ("--set", setting)]
     monkeypatch.setattr(teach, "WORLD_SIZE", 2)
+    monkeypatch.setattr(sys.modules["st_jv5.teacher.filling"], "SECONDS_BETWEEN_LINES", 0)
     counts = []
     for rank in range(2):
         monkeypatch.setattr(teach, "RANK", rank)
@@ -167,6 +169,7 @@ def test_ranks_of_torchrun_share_the_work(recipe, tmp_path, monkeypatch, caplog)
         cli.main(["teach", recipe, *small])
         told = [r.message for r in caplog.records if r.message.endswith(" new")]
         counts.append([int(message.split(", ")[1].split()[0]) for message in told])
+        assert f"teacher {rank + 1}/2: " in caplog.text  # how far it is
     assert len(counts[0]) == 2
     run = Run(load_recipe(recipe, SMALL))
     for prompt, one, other in zip(teach.wanted(run), *counts, strict=True):
