@@ -90,9 +90,12 @@ def advice(
     groups: Groups,
     types: Mapping[str, str],
     labels: Mapping[str, str],
-) -> str:
-    """When to use which adapter, by its tasks: of those with labels, the ones with new labels."""
-    sentences = []
+) -> Table | None:
+    """When to use which adapter, by its tasks: of those with labels, the ones with new labels.
+
+    None where no adapter has such tasks.
+    """
+    rows: list[list[Cell]] = []
     for adapter in adapters:
         named = own_tasks(adapter, groups, types, labels)
         gaps = {
@@ -107,12 +110,14 @@ def advice(
         do = ADVICE.get((near, far), NOTHING)
         if worse:
             do = f"worse than the base on {' and '.join(worse)} text: take `base` there"
-        figures = ", ".join(f"{side} {gap.shown('+')}" for side, gap in gaps.items())
-        new = ", with labels that it was not trained on" if (BOTH_SIDES, NEW) in named else ""
-        sentences.append(f"`{adapter}` ({figures} beside the base{new}): {do}.")
-    return (
-        " ".join(["When to use which adapter, by these numbers:", *sentences]) if sentences else ""
+        gained = [gaps[side].shown("+") if side in gaps else "" for side in (NEAR, FAR)]
+        rows.append([adapter, *gained, do])
+    caption = (
+        "When to use which adapter: what its tasks gain over the base, in points, on text like the "
+        "training text (near) and on other text (far). Tasks whose labels an adapter was trained "
+        f"on are left out. {INTERVALS}"
     )
+    return Table(["adapter", NEAR, FAR, "advice"], rows, caption=caption) if rows else None
 
 
 def kept_table(found: Sequence[Row], resamples: int) -> Table | None:

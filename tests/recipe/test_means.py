@@ -94,16 +94,23 @@ def test_the_advice_rests_on_labels_that_an_adapter_was_not_trained_on():
     }
     scores = Scores(records, [*types], 200)
     groups = {side: [t for t in types if t.split()[1] == side] for side in (NEAR, FAR)}
-    told = advice(scores, [*gaps], groups, types, labels)
-    assert (
-        "`clustering` (near +4.0 [+4.0, +4.0], far +1.0 [+1.0, +1.0] beside the base, with labels "
-        "that it was not trained on): take it for its tasks, on any text." in told
-    )
-    assert "`classification` (near +0.0 [+0.0, +0.0], far +0.0" in told
-    assert "not trained on): it brings nothing: take `base`." in told
-    assert "beside the base): worse than the base on far text: take `base` there." in told
-    near_alone = advice(scores, ["clustering"], {NEAR: groups[NEAR]}, types, labels)
-    assert near_alone.endswith("on text like the training text; elsewhere it is not known.")
+    told = {line[0]: line[1:] for line in advice(scores, [*gaps], groups, types, labels).rows}
+    assert told == {
+        "clustering": [
+            *("+4.0 [+4.0, +4.0]", "+1.0 [+1.0, +1.0]", "take it for its tasks, on any text"),
+        ],
+        "classification": [
+            *("+0.0 [+0.0, +0.0]", "+0.0 [+0.0, +0.0]", "it brings nothing: take `base`"),
+        ],
+        "retrieval": [
+            *("+3.0 [+3.0, +3.0]", "-1.0 [-1.0, -1.0]"),
+            "worse than the base on far text: take `base` there",
+        ],
+    }
+    (near,) = advice(scores, ["clustering"], {NEAR: groups[NEAR]}, types, labels).rows
+    assert near[2] == ""
+    assert near[3].endswith("on text like the training text; elsewhere it is not known")
+    assert advice(scores, [], groups, types, labels) is None
     table = adapters_table(scores, ["clustering"], groups, types, labels)
     assert [one[1:4] for one in table.rows] == [
         ["near", "new", 1], ["far", "new", 1], ["near", "seen", 1], ["near and far", "new", 2],

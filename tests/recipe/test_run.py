@@ -60,7 +60,7 @@ def test_a_recipe_runs_stops_goes_on_and_leaves_a_model(recipe, tmp_path, capsys
     for task, vector in vectors.items():
         assert not np.array_equal(vector, base), task
     card = (out / "model" / "README.md").read_text()
-    for words in ("on text like the training text this model is", "No far task was measured"):
+    for words in ("on text like the training text it is", "No far task was measured"):
         assert words in card
         assert words in (out / "report" / "report.md").read_text()
     (own,) = json.loads((out / "evaluation" / "start" / "results.json").read_text())["results"]

@@ -82,7 +82,8 @@ def test_everyones_near_and_far_means_stand_beside_the_start():
         ["retrieval", "near", "within noise"],
         ["retrieval", "far", "worse"],
     ]
-    assert found.advice.endswith("worse than the base on far text: take `base` there.")
+    (line,) = found.advice.rows
+    assert line[-1] == "worse than the base on far text: take `base` there"
 
 
 def test_near_tasks_and_far_ones_stand_in_tables_of_their_own_with_a_row_per_task():

@@ -340,6 +340,7 @@ def card_facts(run: Run, scores: str, standing: Standing | None = None) -> dict[
         standing: Of its model; None: nothing was measured.
     """
     recipe = run.recipe
+    advice = standing.advice if standing else None
     told = read_json(run.folder / "run.json")
     settings = read_json(run.folder / "model" / "st_jv5.json")
     measured = run.folder / "evaluation" / MODEL / "results.json"
@@ -392,5 +393,5 @@ def card_facts(run: Run, scores: str, standing: Standing | None = None) -> dict[
         "version": told["versions"]["st-jv5"]
         + (f", commit {told['commit'][:12]}" if told["commit"] else ""),
         "limits": limits_of(run, standing),
-        "advice": f"## Which adapter\n\n{standing.advice}" if standing and standing.advice else "",
+        "advice": f"## Which adapter\n\n{advice.markdown()}" if advice else "",
     }

@@ -150,8 +150,8 @@ class Standing:
         }
 
     @property
-    def advice(self) -> str:
-        """When to use which adapter, in one paragraph; empty where there is none."""
+    def advice(self) -> Table | None:
+        """When to use which adapter."""
         return advice(
             self.scores, [*self.recipe.adapters], self.groups, self._types, self.labels_of_tasks
         )
