@@ -80,7 +80,7 @@ def examine(
     compiled: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> tuple[list[str], list[Probe]]:
-    """The lines of :func:`doctor`, each told as it is found, and what was measured."""
+    """The lines of :func:`doctor`, each given as it is found, and what was measured."""
     lines: list[str] = []
 
     def say(line: str) -> None:

@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
         actions,
         "info",
         "show everything about a space, as JSON",
-        "st-jv5 teacher info out/teacher --space 3f",
+        "st-jv5 teacher info out/teacher --space all-MiniLM",
         run_info,
     )
     check = add_command(
@@ -46,7 +46,7 @@ def add_commands(commands: Any) -> None:
         actions,
         "prune",
         "write a new store without some spaces",
-        "st-jv5 teacher prune out/teacher --space 3f --out smaller",
+        "st-jv5 teacher prune out/teacher --space all-MiniLM --out smaller",
         run_prune,
     )
     for parser in (ls, info, check, drop):
