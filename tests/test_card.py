@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from st_jv5.folders.card import TEMPLATE, as_code, as_words, model_card
+from tests.conftest import ROOT
 
 EVIL = "a/b\nlicense: apache-2.0\n---\n# x | `y` <script>alert(1)</script> [z](http://evil)"
 
@@ -65,3 +66,15 @@ def test_limits_and_which_adapter_stand_before_the_usage_and_the_scores():
     text = card("name", "mini")
     places = [text.index(f"the {name}") for name in ("limits", "advice", "usage", "scores")]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", ["demo", "laptop"])
+def test_a_card_of_the_repository_is_laid_out_as_it_is_written_now(name):
+    text = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
+    wanted = re.findall(r"^## .+$", TEMPLATE.read_text(encoding="utf-8"), re.M)
+    wanted.insert(1, "## Which adapter")  # where there are adapters
+    added = ["## Smaller and faster"]  # by hand, of studies
+    found = re.findall(r"^## .+$", text, re.M)
+    assert [heading for heading in found if heading not in added] == wanted
+    for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (ROOT / "model_cards" / link).is_file()
