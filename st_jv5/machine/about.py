@@ -1,4 +1,4 @@
-"""What computed a number: the machine, the commit and the time, for records."""
+"""What the machine is and multiplies fast; with commit and time, what computed a number."""
 
 from __future__ import annotations
 

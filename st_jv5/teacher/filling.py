@@ -109,7 +109,7 @@ def fill(
         done += more
         bar.update(more)
         now = time.time()
-        if bar.disable and now - said >= SECONDS_BETWEEN_LINES:
+        if bar.disable and done and now - said >= SECONDS_BETWEEN_LINES:
             said = now
             left = (now - begin) / done * (count - done) / 60
             text = "teacher%s: %d of %d texts, about %.0f minutes left"
