@@ -180,10 +180,12 @@ def _trained(
         optimizer, RATE, total_steps=steps + 1, pct_start=WARMUP
     )
     size, fast = min(BATCH, len(learn)), has_fast_bfloat16(device)
-    with torch.enable_grad():
+    # Inside a caller's autocast its cache would keep the first step's casts of the weights.
+    low = torch.autocast(device.type, torch.bfloat16, enabled=fast, cache_enabled=False)
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for _ in tqdm(range(steps), desc=name, unit="step", disable=not bar):
             batch = learn[torch.randint(len(learn), (size,), generator=draw)].to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            with low:
                 cosines = (head.mapped(name, rows[batch]) * wanted[batch]).sum(dim=1)
             optimizer.zero_grad()
             (1 - cosines.mean()).backward()

@@ -191,22 +191,23 @@ def refined(axes: Array, groups: Sequence[Array], steps: int, seed: int = 0) -> 
     rows = [torch.from_numpy(group.astype(np.float32)) for group in groups]
     turn, whole = torch.from_numpy(axes).float(), torch.eye(width)
     momentum, square = torch.zeros(width, width), 0.0
-    for step in range(steps):
-        own = rows[step % len(rows)]
-        batch = own[torch.randperm(len(own), generator=draw)[:BATCH]].reshape(-1, width)
-        with torch.enable_grad():
-            turn.requires_grad_(True)
-            (slope,) = torch.autograd.grad(neighbours_lost(batch, batch @ turn, dims), turn)
-        turn = turn.detach()
-        skew = slope @ turn.T - turn @ slope.T
-        momentum = 0.9 * momentum + skew
-        square = 0.99 * square + 0.01 * float(skew.square().mean())
-        size = RATE * min(1.0, 2 * (steps - step) / steps)
-        size /= (square / (1 - 0.99 ** (step + 1))) ** 0.5 * width**0.5 + 1e-12
-        half = -size / 2 * momentum
-        turn = torch.linalg.solve(whole - half, (whole + half) @ turn)
-        if step % 50 == 49:
-            turn = torch.from_numpy(_orthonormal(turn.numpy())).float()
+    with torch.autocast("cpu", enabled=False):  # a caller's would cost digits
+        for step in range(steps):
+            own = rows[step % len(rows)]
+            batch = own[torch.randperm(len(own), generator=draw)[:BATCH]].reshape(-1, width)
+            with torch.enable_grad():
+                turn.requires_grad_(True)
+                (slope,) = torch.autograd.grad(neighbours_lost(batch, batch @ turn, dims), turn)
+            turn = turn.detach()
+            skew = slope @ turn.T - turn @ slope.T
+            momentum = 0.9 * momentum + skew
+            square = 0.99 * square + 0.01 * float(skew.square().mean())
+            size = RATE * min(1.0, 2 * (steps - step) / steps)
+            size /= (square / (1 - 0.99 ** (step + 1))) ** 0.5 * width**0.5 + 1e-12
+            half = -size / 2 * momentum
+            turn = torch.linalg.solve(whole - half, (whole + half) @ turn)
+            if step % 50 == 49:
+                turn = torch.from_numpy(_orthonormal(turn.numpy())).float()
     return _orthonormal(turn.numpy())
 
 

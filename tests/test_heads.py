@@ -77,6 +77,20 @@ def test_a_hidden_layer_finds_a_map_that_is_not_linear_and_the_same_one_again():
     assert all(torch.equal(own[name], again[name]) for name in own)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_hidden_layer_is_trained_as_well_inside_a_callers_autocast(fast, monkeypatch):
+    monkeypatch.setattr("st_jv5.heads.has_fast_bfloat16", lambda device: fast)
+    inputs, targets = bent()
+
+    def cosine() -> float:
+        return _trained("a", inputs, targets, 64, 300, False, torch.device("cpu"))[1]
+
+    alone = cosine()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cosine() == alone
+    assert alone > _linear("a", inputs, targets)[1] + 0.1
+
+
 def test_a_hidden_layer_that_comes_no_nearer_is_left_out(model, monkeypatch):
     monkeypatch.setattr("st_jv5.heads._trained", lambda *_: (None, -1.0))
     st_jv5.fit_heads(model, fitting(), tasks=["clustering"])

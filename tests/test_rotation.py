@@ -22,6 +22,7 @@ from st_jv5.fingerprint import fingerprint
 from st_jv5.folders.trust import check_folder
 from st_jv5.modules import Rotation
 from st_jv5.modules.rotation import rotation_in
+from st_jv5.precision import unit
 from st_jv5.projection import Projection
 from st_jv5.rotation import axes_of, moment_of, neighbours_lost, refined, unrotate
 from st_jv5.task_table import TASKS
@@ -325,3 +326,10 @@ def test_a_folder_with_a_rotation_of_another_width_is_refused(rotated, dim, widt
     save_file({"linear.weight": torch.eye(width)}, rotated / "2_Rotation/model.safetensors")
     with pytest.raises(ValueError, match=told):
         check_folder(rotated)
+
+
+def test_axes_are_the_same_inside_a_callers_autocast():
+    rows = unit(np.random.default_rng(3).standard_normal((200, 48)))[:, None]
+    alone = refined(np.eye(48), [rows], steps=20)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(refined(np.eye(48), [rows], steps=20), alone)
