@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -28,6 +29,15 @@ def test_workflows_run_on_the_oldest_python_that_is_allowed():
     oldest = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
     versions = tests["jobs"]["everywhere"]["strategy"]["matrix"]["python"]
     assert versions[0] == oldest
+
+
+def test_a_workflow_tests_the_lowest_versions_that_are_allowed():
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    floors = dict(re.match(r"([\w-]+)>=([\d.]+)", one).groups() for one in required if ">=" in one)
+    tests = yaml.safe_load((WORKFLOWS / "test.yml").read_text())
+    steps = tests["jobs"]["lowest-dependencies"]["steps"]
+    installed = re.findall(r"([\w-]+)==([\d.]+)", " ".join(step.get("run", "") for step in steps))
+    assert {name: version.removesuffix(".0") for name, version in installed} == floors
 
 
 def test_every_entry_of_the_log_is_in_its_index_and_every_link_hits_an_entry():

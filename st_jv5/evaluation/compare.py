@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mteb
 import yaml
@@ -48,12 +50,28 @@ def verdict(one: Row, other: Row, resamples: int) -> str:
     return f"{gap:+.1f} ({low:+.1f} to {high:+.1f}) {word}"
 
 
+def settings_of(row: Row) -> tuple[tuple[str, Any], ...]:
+    """What a row was scored at."""
+    return tuple((key, row.get(key)) for key in SETTINGS)
+
+
+def usual_settings(rows: Iterable[Row]) -> tuple[tuple[str, Any], ...]:
+    """What most rows were scored at."""
+    return Counter(map(settings_of, rows)).most_common(1)[0][0]
+
+
+def as_words(settings: Iterable[tuple[str, Any]]) -> str:
+    """Such as ``dim 64, precision int8``."""
+    return ", ".join(f"{key} {value}" for key, value in settings)
+
+
 def task_table(
     runs: dict[str, dict[str, Row]], others: dict[str, dict[str, float]], resamples: int
 ) -> Table:
     """A row per task, a column per run; then ``others``, of whom only scores are known."""
     first = next(iter(runs))
     tasks = list(dict.fromkeys(task for best_rows in runs.values() for task in best_rows))
+    usual = {name: usual_settings(best_rows.values()) for name, best_rows in runs.items()}
     rows: list[list[Cell]] = []
     for task in tasks:
         at = next(best_rows[task] for best_rows in runs.values() if task in best_rows)
@@ -65,12 +83,15 @@ def task_table(
             score = f"{100 * best_rows[task]['main_score']:.1f}"
             if name != first and task in runs[first]:
                 score += f": {verdict(runs[first][task], best_rows[task], resamples)}"
-            if any(best_rows[task].get(key) != at.get(key) for key in SETTINGS):
-                score += f" at {', '.join(f'{key} {best_rows[task].get(key)}' for key in SETTINGS)}"
+            if own := [one for one in settings_of(best_rows[task]) if one not in usual[name]]:
+                score += f" at {as_words(own)}"
             cells.append(score)
         cells += [scores.get(task, "-") for scores in others.values()]
         rows.append(cells)
     caption = f"Main score in percent; after the colon, what it is above {first}. {INTERVALS}"
+    if len(set(usual.values())) > 1:
+        told = "; ".join(f"{name} at {as_words(own)}" for name, own in usual.items())
+        caption += f" Settings differ: {told}."
     return Table(["task", "metric", *runs, *others], rows, caption=caption)
 
 

@@ -23,7 +23,12 @@ def machine() -> str:
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         return f"{count} x {torch.cuda.get_device_name()}"
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    return f"{_processor()}, {_counted(cores, 'core')}, {_counted(threads, 'thread')}"
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _processor() -> str:

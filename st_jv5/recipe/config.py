@@ -402,11 +402,11 @@ class Recipe:
     long: Phase | None = None
     """A second phase of stage 1, on long texts, after ``stage1``."""
     keep: tuple[float, ...] | None = None
-    """Share of the start's weights (of the model before training) that stays in the base: 0 none, 1
-    all. Of several shares, each is scored on the validation tasks, and the one with the best mean
-    of near and far is taken. Shares are passed over if the far mean is below that of the model
-    before training, or a family of far tasks more than half a point below. None: 0.5 if the student
-    starts as a whole sentence-transformers model with its own pooling and prompts, else 0."""
+    """Share of the student before training that stays in the base's weights: 0 none, 1 all. Of
+    several shares, each is scored on the validation tasks, and the one with the best mean of near
+    and far is taken. Shares are passed over if the far mean is below that of the student before
+    training, or a family of far tasks more than half a point below. None: 0.5 if the student starts
+    as a whole sentence-transformers model with its own pooling and prompts, else 0."""
     more_teachers: tuple[Teacher, ...] = ()
     """Further teachers. The student learns from all teachers at once: from their unit vectors,
     weighted and joined side by side."""

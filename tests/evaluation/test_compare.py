@@ -104,11 +104,19 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         main([folder, "--resamples", "0"])
 
 
-def test_runs_at_other_settings_say_so(tmp_path, capsys):
-    one = run(tmp_path / "one", {"A": [1.0, 0.0]})
-    two = run(tmp_path / "two", {"A": [1.0, 0.0]}, dim=4)
+def test_other_settings_of_a_run_are_said_once_and_those_of_a_task_in_its_cell(tmp_path, capsys):
+    tasks: dict[str, Any] = {"A": [1.0, 0.0], "B": [1.0, 0.0], "C": [1.0, 0.0]}
+    one, two = run(tmp_path / "one", tasks), run(tmp_path / "two", tasks, dim=4)
+    record = json.loads((Path(two) / "results.json").read_text())
+    record["results"][2]["max_tokens"] = 32
+    write_json(Path(two) / "results.json", record)
     main([one, two])
-    assert "at dim 4, precision float32, max_tokens 64 |" in capsys.readouterr().out
+    caption, *table = capsys.readouterr().out.splitlines()
+    assert "two at dim 4, precision float32, max_tokens 64." in caption
+    assert [" at " in line for line in table[3:]] == [False, False, True]
+    assert "at max_tokens 32 |" in table[-1]
+    main([one, one.replace("one", "./one/../one")])
+    assert "Settings" not in capsys.readouterr().out
 
 
 def test_published_averages_stand_beside_a_run_that_has_all_tasks(tmp_path, capsys):
