@@ -25,8 +25,8 @@ __all__ = ["fit_heads", "ridge"]
 
 STRENGTHS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Strengths of the regularisation, per row; the best one on held-out rows is taken."""
-HELD_OUT = 10
-"""Every so many-th row is held out."""
+FOLDS = 10
+"""A text is in one of so many parts; one part is held out."""
 BATCH = 2048
 """Rows of a training step."""
 RATE, WARMUP, WEIGHT_DECAY = 1e-3, 0.05, 0.05
@@ -52,7 +52,7 @@ def fit_heads(
 
     A head begins as a ridge regression in closed form, whose regularisation is chosen on held-out
     rows. Then a hidden layer beside it is trained, with it, to lower 1 - cosine with the adapter's
-    vectors (AdamW). A tenth of the rows is held out of that; a hidden layer that does not come
+    vectors (AdamW). A tenth of the texts is held out of that; a hidden layer that does not come
     nearer to the adapter on them is left out. The training runs where the model is: seconds on a
     GPU, minutes a task on a CPU, its products in bfloat16 where the hardware multiplies that.
 
@@ -120,6 +120,8 @@ def _fitted(
             f"times as many for good ones"
         )
     found, of_base = [], dict[str, Array]()
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    folds = np.array([places[text] % FOLDS for text in texts])
     for name in names:
         sides = []
         for own, prompt in _prompts(router, name):
@@ -128,18 +130,21 @@ def _fitted(
             adapters = _plain(model, encode(model, texts, task=name, prompt=prompt))
             sides.append((of_base[own], adapters))
         base, adapter = (np.concatenate(rows) for rows in zip(*sides, strict=True))
-        one, cosine = _linear(name, base, adapter)
+        own_folds = np.tile(folds, len(sides))
+        one, cosine = _linear(name, base, adapter, own_folds)
         if hidden:
-            other, nearer = _trained(name, base, adapter, hidden, steps, bar, model.device)
+            other, nearer = _trained(
+                name, base, adapter, own_folds, hidden, steps, bar, model.device
+            )
             if nearer > cosine:
                 one, cosine = other, nearer
         found.append((one, cosine))
     return found
 
 
-def _linear(name: str, base: Array, adapter: Array) -> tuple[Heads, float]:
+def _linear(name: str, base: Array, adapter: Array, folds: Array) -> tuple[Heads, float]:
     """A task's head without a hidden layer, and its cosine on held-out rows."""
-    weight, bias, cosine = ridge(base, adapter)
+    weight, bias, cosine = ridge(base, adapter, folds)
     head = Heads(base.shape[1], [name])
     state = {"weight": torch.from_numpy(weight.T), "bias": torch.from_numpy(bias)}
     head.maps[name].load_state_dict(state)
@@ -150,14 +155,15 @@ def _trained(
     name: str,
     base: Array,
     adapter: Array,
+    folds: Array,
     hidden: int,
     steps: int,
     bar: bool,
     device: torch.device,
 ) -> tuple[Heads, float]:
     """The same with a hidden layer, trained on the rows that are not held out."""
-    held = np.arange(len(base)) % HELD_OUT == 0
-    start, _ = _linear(name, base[~held], adapter[~held])
+    held = folds == folds.min()
+    start, _ = _linear(name, base[~held], adapter[~held], folds[~held])
     draw = torch.Generator().manual_seed(0)
     head = Heads(base.shape[1], [name], {name: hidden})
     head.maps.load_state_dict(start.maps.state_dict())
@@ -197,12 +203,13 @@ def _trained(
     return head.cpu(), float(nearer)
 
 
-def ridge(inputs: Array, targets: Array) -> tuple[Array, Array, float]:
+def ridge(inputs: Array, targets: Array, folds: Array) -> tuple[Array, Array, float]:
     """Fit a linear map by ridge regression: least squared error, with small weights.
 
     Args:
         inputs: ``(n, D)``.
         targets: ``(n, E)`` unit rows.
+        folds: ``(n,)`` integers, of two values or more; the rows of the lowest are held out.
 
     Returns:
         Weights ``(D, E)`` and bias ``(E,)``, float64, fitted on all rows; and the mean cosine with
@@ -210,12 +217,12 @@ def ridge(inputs: Array, targets: Array) -> tuple[Array, Array, float]:
 
     Example:
         >>> rows = unit(np.random.default_rng(0).standard_normal((100, 4)))
-        >>> weight, bias, cosine = ridge(rows, rows[:, ::-1])
+        >>> weight, bias, cosine = ridge(rows, rows[:, ::-1], np.arange(100) % 10)
         >>> round(cosine, 3)
         1.0
     """
     inputs, targets = inputs.astype(np.float64), targets.astype(np.float64)
-    held = np.arange(len(inputs)) % HELD_OUT == 0
+    held = folds == folds.min()
     of_others = _Ridge(inputs[~held], targets[~held])
 
     def score(strength: float) -> float:

@@ -54,11 +54,12 @@ def test_ridge_finds_a_linear_map_and_chooses_its_strength_by_rows_held_out():
     rng = np.random.default_rng(0)
     inputs, true = unit(rng.standard_normal((400, 6))), rng.standard_normal((6, 6))
     targets = unit(inputs @ true + 0.3)
-    weight, bias, told = ridge(inputs, targets)
+    folds = np.arange(400) % 10
+    weight, bias, told = ridge(inputs, targets, folds)
     assert told > 0.95
     assert cosine(unit(inputs @ weight + bias), targets) > told - 0.05
     noise = unit(rng.standard_normal((400, 6)))
-    assert abs(ridge(inputs, noise)[2]) < 0.2  # not what fits the rows themselves
+    assert abs(ridge(inputs, noise, folds)[2]) < 0.2  # not what fits the rows themselves
 
 
 def bent(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -68,10 +69,14 @@ def bent(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return inputs, unit(np.abs(inputs @ rng.standard_normal((8, 8))) - 0.5)
 
 
+FOLDS = np.arange(4000) % 10
+
+
 def test_a_hidden_layer_finds_a_map_that_is_not_linear_and_the_same_one_again():
     inputs, targets = bent()
-    _, linear = _linear("a", inputs, targets)
-    found = [_trained("a", inputs, targets, 64, 300, False, torch.device("cpu")) for _ in range(2)]
+    _, linear = _linear("a", inputs, targets, FOLDS)
+    cpu = torch.device("cpu")
+    found = [_trained("a", inputs, targets, FOLDS, 64, 300, False, cpu) for _ in range(2)]
     assert found[0][1] > linear + 0.1
     own, again = (head.state_dict() for head, _ in found)
     assert all(torch.equal(own[name], again[name]) for name in own)
@@ -83,12 +88,28 @@ def test_a_hidden_layer_is_trained_as_well_inside_a_callers_autocast(fast, monke
     inputs, targets = bent()
 
     def cosine() -> float:
-        return _trained("a", inputs, targets, 64, 300, False, torch.device("cpu"))[1]
+        return _trained("a", inputs, targets, FOLDS, 64, 300, False, torch.device("cpu"))[1]
 
     alone = cosine()
     with torch.autocast("cpu", torch.bfloat16):
         assert cosine() == alone
-    assert alone > _linear("a", inputs, targets)[1] + 0.1
+    assert alone > _linear("a", inputs, targets, FOLDS)[1] + 0.1
+
+
+def test_a_text_that_is_held_out_is_held_out_under_every_prompt_and_each_time_it_comes(
+    model, monkeypatch
+):
+    seen, width = [], model.get_embedding_dimension()
+    fitted = np.eye(width), np.zeros(width), 1.0
+    monkeypatch.setattr("st_jv5.heads.ridge", lambda *rows: seen.append(rows) or fitted)
+    texts = [f"text {i}" for i in range(401)]
+    texts += texts[:400]
+    st_jv5.fit_heads(model, texts, tasks=["retrieval"], hidden=0)
+    ((base, _, folds),) = seen
+    assert len(base) == len(folds) == 2 * len(texts)  # a query's prompt, and a document's
+    held = {text for text, fold in zip(2 * texts, folds, strict=True) if fold == 0}
+    assert held.isdisjoint(t for t, fold in zip(2 * texts, folds, strict=True) if fold)
+    assert len(held) == 41
 
 
 def test_a_hidden_layer_that_comes_no_nearer_is_left_out(model, monkeypatch):
