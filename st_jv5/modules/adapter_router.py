@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -810,8 +811,10 @@ class AdapterRouter(Transformer):
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         """All modules at one moment, whatever adapters other threads add meanwhile."""
+        found = super().named_modules(*args, **kwargs)
+        yield from islice(found, 1)  # itself: ``model.device`` asks for no more, at each batch
         with self.registry.changing:
-            modules = list(super().named_modules(*args, **kwargs))
+            modules = list(found)
         yield from modules
 
     def train(self, mode: bool = True) -> AdapterRouter:

@@ -31,6 +31,10 @@ WINDOW = 1024
 """Texts, of those that wait longest, that a batch is chosen from."""
 SPARE_TOKENS = 16
 """Tokens of padding that cost less than a forward more."""
+PADDED = {"cpu": 1 / 16}
+"""Device -> most that lengths in a batch differ by, as a share of the longest, beyond that."""
+PADDED_ELSEWHERE = 1 / 4
+"""On a GPU larger batches are worth more padding."""
 WARM_TEXT = "warm " * 300
 """Long enough that an adapter is merged."""
 TIDY_BATCHES = 256
@@ -96,7 +100,7 @@ class Piece(NamedTuple):
         return self.job.tokens[self.place]
 
 
-def chosen(waiting: Sequence[Piece], budget: int) -> list[Piece]:
+def chosen(waiting: Sequence[Piece], budget: int, padded: float) -> list[Piece]:
     """Choose the next batch: the first waiting text, and others that fit it.
 
     The others are texts of the same adapter, nearest in length first, up to ``budget`` padded
@@ -106,6 +110,7 @@ def chosen(waiting: Sequence[Piece], budget: int) -> list[Piece]:
     Args:
         waiting: Waiting texts in the order of their turns, at least one.
         budget: Most padded tokens; the first text is taken even if it is longer.
+        padded: Most that their lengths differ by, as a share of the longest, above 16 tokens.
     """
     first, window = waiting[0], waiting[:WINDOW]
     same = [piece for piece in window if piece.job.adapter == first.job.adapter]
@@ -116,7 +121,7 @@ def chosen(waiting: Sequence[Piece], budget: int) -> list[Piece]:
         low, high = min(least, piece.tokens), max(most, piece.tokens)
         if found and high * (len(found) + 1) > budget:
             break
-        if high - low <= max(SPARE_TOKENS, high // 4):
+        if high - low <= max(SPARE_TOKENS, padded * high):
             found.append(piece)
             least, most = low, high
     if sum(piece.tokens for piece in found) > SHARED_TOKENS:
@@ -158,6 +163,7 @@ class Batcher:
     ) -> None:
         self.model, self.limits, self.observe, self.engine = model, limits, observe, engine
         self.budget = batch_tokens or default_budget(model.device.type)
+        self.padded = PADDED.get(model.device.type, PADDED_ELSEWHERE)
         self.waiting_tokens = 0
         self._waiting: list[Piece] = []
         self._changed = threading.Condition()
@@ -282,7 +288,7 @@ class Batcher:
                 until = first.job.arrived + self.limits.batch_wait_ms / 1000
                 left = until - time.monotonic()
                 if left <= 0 or self._stopping or self.waiting_tokens >= self.budget:
-                    batch = chosen(self._waiting, self.budget)
+                    batch = chosen(self._waiting, self.budget, self.padded)
                     self._turn = max(self._turn, first.turn)
                     self._remove(batch, WINDOW)
                     return batch

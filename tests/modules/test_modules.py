@@ -499,3 +499,14 @@ def test_encode_query_of_a_model_without_retrieval_takes_the_default_task(studen
     student[0].default_task = "clustering"
     expected = student.encode(texts, task="clustering", prompt_name="query")
     assert np.array_equal(student.encode_query(texts), expected)
+
+
+def test_asking_for_a_models_device_lists_no_layers(model, monkeypatch):
+    seen = []
+    walk = torch.nn.Module.named_modules
+    counted = lambda self, *a, **k: seen.append(self) or walk(self, *a, **k)  # noqa: E731
+    monkeypatch.setattr(torch.nn.Module, "named_modules", counted)
+    assert model.device == torch.device("cpu")
+    asked = len(seen)
+    assert len([*model.modules()]) > 50
+    assert asked < 5 < len(seen) - asked

@@ -37,20 +37,26 @@ def numbers(pieces: list[Piece]) -> list[int]:
 
 def test_a_batch_has_the_first_text_and_those_of_its_adapter_that_are_about_as_long():
     pieces = waiting(("a", 200), ("a", 10), ("b", 200), ("a", 170), ("a", 250), ("a", 270))
-    assert numbers(chosen(pieces, 2048)) == [0, 3]  # 250 would pad 170 by more than a quarter
-    assert numbers(chosen(pieces[:1] + pieces[4:], 2048)) == [0, 4]
+    assert numbers(chosen(pieces, 2048, 0.25)) == [0, 3]  # 250 would pad 170 by more than a quarter
+    assert numbers(chosen(pieces[:1] + pieces[4:], 2048, 0.25)) == [0, 4]
+    assert numbers(chosen(pieces, 2048, 1 / 16)) == [0]
+
+
+def test_a_few_tokens_of_padding_are_always_spare():
+    pieces = waiting(("a", 100), ("a", 84), ("a", 83))
+    assert numbers(chosen(pieces, 2048, 0.0)) == [0, 1]
 
 
 def test_a_batch_keeps_to_its_padded_tokens_but_takes_a_text_that_is_longer():
-    assert numbers(chosen(waiting(*[("a", 100)] * 9), 500)) == [0, 1, 2, 3, 4]
-    assert numbers(chosen(waiting(("a", 900), ("a", 900)), 500)) == [0]
+    assert numbers(chosen(waiting(*[("a", 100)] * 9), 500, 0.25)) == [0, 1, 2, 3, 4]
+    assert numbers(chosen(waiting(("a", 900), ("a", 900)), 500, 0.25)) == [0]
 
 
 def test_few_short_texts_of_other_adapters_share_a_batch():
     pieces = waiting(("a", 20), ("b", 30), ("c", 65), ("b", 30), ("b", 30), ("d", 9))
-    assert numbers(chosen(pieces, 2048)) == [0, 1, 3, 5]  # at most 64 tokens of each
-    assert numbers(chosen(pieces, 80)) == [0, 1]
-    assert numbers(chosen(waiting(("a", 65), ("b", 5)), 2048)) == [0]
+    assert numbers(chosen(pieces, 2048, 0.25)) == [0, 1, 3, 5]  # at most 64 tokens of each
+    assert numbers(chosen(pieces, 80, 0.25)) == [0, 1]
+    assert numbers(chosen(waiting(("a", 65), ("b", 5)), 2048, 0.25)) == [0]
 
 
 @pytest.fixture
