@@ -46,7 +46,7 @@ def rotate(
     largest eigenvalue first. Then :func:`refined` trains it until cut vectors have the same
     neighbours as full vectors. The model's weights are not trained.
 
-    Cut vectors become better, but binary vectors of full width score about a point lower than
+    Cut vectors become better, but binary vectors of full width score about two points lower than
     before (int8 ones score the same). If you store binary vectors, do not rotate, or call
     :func:`unrotate`.
 

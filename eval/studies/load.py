@@ -5,7 +5,7 @@
 Closed loop: each of so many clients sends one text of 5 to 300 words under a task drawn at random,
 and the next when it has the vector. Then ``encode_mixed`` computes what was asked, in one call, and
 every vector is compared. Server and clients share this machine's cores; on Linux, ``--cores 0 1``
-gives the server the first of them and the clients the other.
+gives the server, and then ``encode_mixed``, the first of them and the clients the other.
 
     texts_per_second   that were answered
     p50, p99           milliseconds of a request
@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -201,12 +201,17 @@ def load(
     tasks: list[str],
     clients: int,
     seconds: float,
+    cores: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """So many clients for so long; then the same texts by ``encode_mixed``."""
     told, served = asked_by_all(Asked(port), texts, tasks, clients, seconds)
+    if cores:
+        os.sched_setaffinity(0, cores[:1])
     begin = time.monotonic()
     wanted = st_jv5.encode_mixed(model, told.texts, told.tasks)
     alone = time.monotonic() - begin
+    if cores:
+        os.sched_setaffinity(0, cores[1:])
     if not (apart := float(np.abs(np.stack(told.vectors) - wanted).max())) <= APART:
         raise SystemExit(f"a vector differs from encode_mixed's by {apart:.2e}")
     return {
@@ -266,7 +271,7 @@ def main() -> None:
         for one in [Asked(port), *others]:  # a warm-up
             asked_by_all(one, texts, tasks, 4, short)
         for clients in args.clients * args.rounds:
-            rows = [load(model, port, texts, tasks, clients, args.seconds)]
+            rows = [load(model, port, texts, tasks, clients, args.seconds, args.cores)]
             for other in others:
                 rows.append(load_beside(model, other, texts, tasks, clients, args.seconds))
             for row in rows:
