@@ -223,6 +223,11 @@ def test_heads_and_a_rotation_do_not_mind_each_other(headed, texts):
 @pytest.mark.parametrize(
     ("texts", "settings", "told"),
     [
+        (
+            [*map(str, range(95))],
+            {},
+            "95 different texts cannot fit maps of 48 dims; pass 96 or more",
+        ),
         ([*"abc"] * 95, {}, "3 different texts cannot fit maps of 48 dims; pass 96 or more"),
         (["a"] * 96, {"tasks": ["retreival"]}, "unknown task 'retreival'"),
         (["a"] * 96, {"hidden": -1}, "hidden must be 0 or more, not -1"),
