@@ -32,9 +32,9 @@ WINDOW = 1024
 SPARE_TOKENS = 16
 """Tokens of padding that cost less than a forward more."""
 PADDED = {"cpu": 1 / 16}
-"""Device -> most that lengths in a batch differ by, as a share of the longest, beyond that."""
+"""Device -> most that lengths in a batch differ by, as a share of the longest."""
 PADDED_ELSEWHERE = 1 / 4
-"""On a GPU larger batches are worth more padding."""
+"""The same on a GPU, where larger batches are worth more padding."""
 WARM_TEXT = "warm " * 300
 """Long enough that an adapter is merged."""
 TIDY_BATCHES = 256
@@ -110,7 +110,8 @@ def chosen(waiting: Sequence[Piece], budget: int, padded: float) -> list[Piece]:
     Args:
         waiting: Waiting texts in the order of their turns, at least one.
         budget: Most padded tokens; the first text is taken even if it is longer.
-        padded: Most that their lengths differ by, as a share of the longest, above 16 tokens.
+        padded: Most that their lengths differ by, as a share of the longest; 16 tokens are always
+            allowed.
     """
     first, window = waiting[0], waiting[:WINDOW]
     same = [piece for piece in window if piece.job.adapter == first.job.adapter]
