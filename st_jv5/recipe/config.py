@@ -239,8 +239,8 @@ class Student:
     serve_theta: float | None = None
     """RoPE's theta of the finished model. None: the base's."""
     rotate: bool = False
-    """Rotate the finished model's vectors (``st_jv5.rotate``), so that they lose less when they are
-    cut to a few dims."""
+    """Rotate the base's vectors (``st_jv5.rotate``) before adapters are trained, so that vectors
+    lose less when they are cut to a few dims."""
     config: dict[str, bool | int | float | str] = field(default_factory=dict)
     """The student's architecture, like ``teacher.config``."""
 

@@ -37,7 +37,7 @@ from st_jv5.recipe.keep import choose_base, choose_strength, shares_kept
 from st_jv5.recipe.processes import join_processes, wait_for_all
 from st_jv5.recipe.strict import RecipeError
 from st_jv5.recipe.teach import teach
-from st_jv5.recipe.train import check_epochs, drawn_texts, put_adapter, train
+from st_jv5.recipe.train import check_epochs, drawn_pairs, drawn_texts, put_adapter, train
 from st_jv5.recipe.trial import try_phases
 from st_jv5.rotation import rotate
 from st_jv5.task_table import BASE
@@ -47,10 +47,10 @@ from st_jv5.trainer.settings import check_gpus
 logger = logging.getLogger("st_jv5.recipe")
 
 MODEL_ONLY = ("serve_theta", "config", "rotate", "model", "source", "license")
-"""Settings of the student that no phase depends on."""
+"""Settings of the student that no phase of the base depends on."""
 
-ROTATED_ON = 4000
-"""Texts that a rotation is fitted on, about."""
+ROTATED_ON = 16_000
+"""Pairs that the base's rotation is fitted on, about; 3,000 keep three points less at 32 dims."""
 
 PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
 """Tracker -> its package, where that has another name."""
@@ -86,7 +86,8 @@ def kept(run: Run) -> dict[str, Any]:
     tasks = run.recipe.evaluation.tasks if len(shares) > 1 else None
     model = run.recipe.student.model
     start = {"start": [model, run.start_hash]} if model else {}
-    return {**upstream(run.recipe), "keep": shares, "chosen_on": tasks, **start}
+    rotated = {"rotate": True} if run.recipe.student.rotate else {}
+    return {**upstream(run.recipe), "keep": shares, "chosen_on": tasks, **start, **rotated}
 
 
 def settings_of(recipe: Recipe, phase: Phase) -> dict[str, Any]:
@@ -212,8 +213,9 @@ def run_teacher(run: Run) -> None:
 def run_stage1(run: Run) -> None:
     """Distil the whole backbone: the general phase, then the long one where there is one.
 
-    The base that the adapters stand on lies between what that leaves and the start (``keep``). Of a
-    finished model nothing is trained: it is the base as it is, adapters and all.
+    The base that the adapters stand on lies between what that leaves and the start (``keep``),
+    rotated where the recipe says so. Of a finished model nothing is trained: it is the base,
+    adapters and all.
     """
     settings = upstream(run.recipe)
     before: Path | None = None
@@ -233,6 +235,8 @@ def run_stage1(run: Run) -> None:
     settings = kept(run)
     if RANK == 0 and not done(run.base.parent, settings):
         base = choose_base(run, before, run.base.parent) if before else run.new_student()
+        if run.recipe.student.rotate:
+            rotate_base(run, base)
         save_whole(base, run.base)
         mark_done(run.base.parent, settings)
     wait_for_all()
@@ -272,7 +276,6 @@ def run_model(run: Run) -> None:
     settings = {
         **kept(run),
         "serve_theta": recipe.student.serve_theta,
-        **({"rotate": True} if recipe.student.rotate else {}),
         "adapters": {task: settings_of(recipe, one) for task, one in recipe.adapters.items()},
     }
     marker = run.folder / "model.done"
@@ -285,22 +288,22 @@ def run_model(run: Run) -> None:
             model[0].theta_train[task] = phase.theta
     if recipe.student.serve_theta is not None:
         rope.serve_at(model, recipe.student.serve_theta)
-    if recipe.student.rotate:
-        rotate_model(run, model)
     save_whole(model, folder)
     mark_done(marker, settings)
 
 
-def rotate_model(run: Run, model: SentenceTransformer) -> None:
-    """Rotate on texts of the first phase."""
-    phase = next(iter(run.recipe.phases.values()))
-    drawn = drawn_texts(run, phase, ROTATED_ON, model.max_seq_length)
-    texts = [text for found in drawn.values() for text in found]
-    if len(texts) < model.get_embedding_dimension():
-        logger.warning("%d texts are too few to fit a rotation; there is none", len(texts))
-        return
+def rotate_base(run: Run, base: SentenceTransformer) -> None:
+    """Rotate the base on pairs of the first phase; where it has too few, on its texts."""
+    phase, width = next(iter(run.recipe.phases.values())), base.get_embedding_dimension() or 0
+    found: list[Any] = drawn_pairs(run, phase, ROTATED_ON)
+    if 2 * len(found) < width:
+        drawn = drawn_texts(run, phase, ROTATED_ON, base.max_seq_length)
+        found = [text for texts in drawn.values() for text in texts]
+        if len(found) < width:
+            logger.warning("%d texts are too few to fit a rotation; there is none", len(found))
+            return
     with run.forwards():
-        rotate(model, texts)
+        rotate(base, found)
 
 
 def run_evaluation(run: Run) -> None:

@@ -407,6 +407,23 @@ def drawn_texts(
     return texts
 
 
+def drawn_pairs(run: Run, phase: Phase, count: int) -> list[tuple[str, str]]:
+    """About so many queries and positives of a phase's data sets, each by its weight.
+
+    Scored pairs are left out: theirs may mean different things.
+    """
+    draw, pairs = random.Random(run.recipe.seed), list[tuple[str, str]]()
+    kinds = run.recipe.data_sets
+    sets = {n: w for n, w in phase.mix.items() if kinds[n].kind in ("pairs", "long")}
+    for name, weight in sets.items():
+        rows = run.rows[name]
+        own = min(len(rows), round(count * weight / sum(sets.values())))
+        drawn = np.array(sorted(draw.sample(range(len(rows)), own)), dtype=np.int64)
+        sides = (rows.texts(rows.numbers(role)[drawn]) for role in ("query", "positive"))
+        pairs += zip(*sides, strict=True)
+    return pairs
+
+
 def make_replay_loss(
     run: Run, student: SentenceTransformer, phase: Phase, stores: Mapping[str, Vectors]
 ) -> CompositeLoss:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +22,8 @@ from st_jv5.cli import train as main
 from st_jv5.modules.rotation import rotation_in
 from st_jv5.recipe.context import Run
 from st_jv5.recipe.load import load_recipe
-from st_jv5.recipe.run import preflight, rotate_model, upstream
-from st_jv5.recipe.train import _Spent, peak_memory_mib
+from st_jv5.recipe.run import kept, preflight, rotate_base, upstream
+from st_jv5.recipe.train import _Spent, drawn_pairs, peak_memory_mib
 from tests.recipe.test_config import DEMO
 
 
@@ -196,19 +197,55 @@ def test_a_recipe_may_ask_for_compiled_layers(recipe, tmp_path, monkeypatch):
     assert asked == [("inductor", None)]
 
 
-@pytest.mark.parametrize("count", [47, 48])
-def test_a_recipes_model_is_rotated_on_texts_of_its_first_stage_if_there_are_enough(
-    student, monkeypatch, caplog, count
+@pytest.mark.parametrize(
+    ("pairs", "texts", "what"), [(24, 9, tuple), (23, 48, str), (23, 47, None)]
+)
+def test_a_base_is_rotated_on_pairs_of_its_first_stage_else_on_texts_if_there_are_enough(
+    student, monkeypatch, caplog, pairs, texts, what
 ):
-    texts = {("query", 64): dict.fromkeys(map(str, range(20)))}
-    texts["positive", 32] = dict.fromkeys(map(str, range(100, 80 + count)))
-    monkeypatch.setattr("st_jv5.recipe.run.drawn_texts", lambda *_: texts)
+    drawn = {("positive", 32): dict.fromkeys(map(str, range(texts)))}
+    monkeypatch.setattr("st_jv5.recipe.run.drawn_texts", lambda *_: drawn)
+    monkeypatch.setattr("st_jv5.recipe.run.drawn_pairs", lambda *_: [("a", "b")] * pairs)
+    told = []
+    monkeypatch.setattr("st_jv5.recipe.run.rotate", lambda model, rows: told.append(type(rows[0])))
     recipe = SimpleNamespace(phases={"stage1": None})
-    rotate_model(SimpleNamespace(recipe=recipe, forwards=nullcontext), student)
-    assert (rotation_in(student) is None) == (count < 48)
-    assert ("47 texts are too few to fit a rotation" in caplog.text) == (count < 48)
+    rotate_base(SimpleNamespace(recipe=recipe, forwards=nullcontext), student)
+    assert told == ([what] if what else [])
+    assert ("47 texts are too few to fit a rotation" in caplog.text) == (what is None)
 
 
-def test_the_models_stage_alone_depends_on_whether_it_is_rotated():
-    plain, rotated = (load_recipe(DEMO, [f"student.rotate={on}"]) for on in ("false", "true"))
-    assert upstream(plain) == upstream(rotated)
+def test_pairs_are_drawn_by_weight_from_the_sets_that_have_them(recipe):
+    run = Run(load_recipe(recipe, ["stage1.replay={wordnet-glosses: 8}"]))
+    sets = run.recipe.stage1.data
+    drawn = drawn_pairs(run, run.recipe.stage1, 16)
+    for name, weight in sets.items():
+        own = {(row["query"], row["positive"]) for row in run.rows[name]}
+        assert len(own & {*drawn}) == 16 * weight / sum(sets.values()), name
+    assert len(drawn) == 16
+    assert drawn == drawn_pairs(run, run.recipe.stage1, 16)
+
+
+def test_adapters_but_not_the_phases_of_the_base_depend_on_whether_it_is_rotated(tmp_path):
+    plain, rotated = (
+        Run(load_recipe(DEMO, [f"student.rotate={on}", f"output={tmp_path}"]))
+        for on in ("false", "true")
+    )
+    assert upstream(plain.recipe) == upstream(rotated.recipe)
+    assert kept(plain) != kept(rotated)
+
+
+def test_adapters_stand_on_a_rotated_base(recipe, tmp_path, monkeypatch):
+    pairs = [(f"what is {number}", f"a number, {number}") for number in range(192)]
+    monkeypatch.setattr("st_jv5.recipe.run.drawn_pairs", lambda *_: pairs)
+    monkeypatch.setattr("st_jv5.recipe.run.rotate", partial(st_jv5.rotate, steps=1))
+    sets = ["--set", f"output={tmp_path}", "--set", "student.rotate=true"]
+    for stage in ("teacher", "stage1", "adapters", "model"):
+        main([recipe, "--only", stage, *sets])
+    saved = (
+        SentenceTransformer(str(tmp_path / at)) for at in ("stage1/model", "base/model", "model")
+    )
+    trained, base, model = map(rotation_in, saved)
+    assert trained is None
+    assert base is not None
+    assert model is not None
+    np.testing.assert_array_equal(base.weight, model.weight)

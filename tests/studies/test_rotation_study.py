@@ -25,7 +25,7 @@ def test_pairs_are_of_the_train_split_alone():
     assert all(query and len(text) <= rotation.CHARACTERS for query, text in pairs)
 
 
-def test_shares_are_of_the_full_width_as_it_is_each_task_alike():
+def test_shares_are_of_each_ways_own_full_width_each_task_alike():
     def found(at_full: float, at_16: float) -> list[dict]:
         return [
             row("WordNetSTS", "STS", "text-matching", 48, at_full),
@@ -35,7 +35,12 @@ def test_shares_are_of_the_full_width_as_it_is_each_task_alike():
             row("DocstringRetrieval", "Retrieval", "clustering", 16, 0.9),  # not the task's own
         ]
 
-    records = {"as it is": found(0.8, 0.4), "rotated": found(0.8, 0.6)}
+    more = row("FactbookSTS", "STS", "text-matching", 48, 0.1)  # not of all records
+    records = {
+        "as it is": found(0.8, 0.4),
+        "rotated": found(0.8, 0.6),
+        "beside": [*found(0.4, 0.3), more],
+    }
     (section,) = rotation.page(records, ["wordnet"]).sections
     _, table, plot = section[1]
     assert [line[:3] for line in table.rows] == [
@@ -43,8 +48,10 @@ def test_shares_are_of_the_full_width_as_it_is_each_task_alike():
         ["as it is", 16, 64],
         ["rotated", 48, 192],
         ["rotated", 16, 64],
+        ["beside", 48, 192],
+        ["beside", 16, 64],
     ]
-    assert [line[3] for line in table.rows] == ["100.0", "50.0", "100.0", "62.5"]
+    assert [line[3] for line in table.rows] == ["100.0", "50.0", "100.0", "62.5", "100.0", "62.5"]
     assert table.rows[3][4:] == ["75.0", "50.0"]
     assert plot.name == "rotation-float32"
 
