@@ -109,7 +109,7 @@ def page(records: Mapping[str, Sequence[Row]], kinds: Sequence[str]) -> Page:
         body: list[list[Cell]] = []
         curves: dict[str, list[tuple[float, float]]] = {}
         for who in sides:
-            way, _, dim = who.partition(", ")
+            way, _, dim = who.rpartition(", ")
             whole = f"{way}, {WHOLE}"
             shares = {name: share(scores, who, whole, own) for name, own in groups.items()}
             bytes_ = bytes_per_vector(int(dim), precision)

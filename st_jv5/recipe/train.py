@@ -413,11 +413,12 @@ def drawn_pairs(run: Run, phase: Phase, count: int) -> list[tuple[str, str]]:
     Scored pairs are left out: theirs may mean different things.
     """
     draw, pairs = random.Random(run.recipe.seed), list[tuple[str, str]]()
-    kinds = run.recipe.data_sets
-    sets = {n: w for n, w in phase.mix.items() if kinds[n].kind in ("pairs", "long")}
+    specs = run.recipe.data_sets
+    sets = {n: w for n, w in phase.mix.items() if specs[n].kind in ("pairs", "long")}
+    whole = sum(sets.values())
     for name, weight in sets.items():
         rows = run.rows[name]
-        own = min(len(rows), round(count * weight / sum(sets.values())))
+        own = min(len(rows), round(count * weight / whole))
         drawn = np.array(sorted(draw.sample(range(len(rows)), own)), dtype=np.int64)
         sides = (rows.texts(rows.numbers(role)[drawn]) for role in ("query", "positive"))
         pairs += zip(*sides, strict=True)

@@ -205,12 +205,19 @@ def test_a_base_is_rotated_on_pairs_of_its_first_stage_else_on_texts_if_there_ar
 ):
     drawn = {("positive", 32): dict.fromkeys(map(str, range(texts)))}
     monkeypatch.setattr("st_jv5.recipe.run.drawn_texts", lambda *_: drawn)
-    monkeypatch.setattr("st_jv5.recipe.run.drawn_pairs", lambda *_: [("a", "b")] * pairs)
+    both = [(f"what is {number}", str(number)) for number in range(pairs)]
+    monkeypatch.setattr("st_jv5.recipe.run.drawn_pairs", lambda *_: both)
     told = []
-    monkeypatch.setattr("st_jv5.recipe.run.rotate", lambda model, rows: told.append(type(rows[0])))
+
+    def rotated(model, rows):
+        told.append(type(rows[0]))
+        st_jv5.rotate(model, rows, steps=1)
+
+    monkeypatch.setattr("st_jv5.recipe.run.rotate", rotated)
     recipe = SimpleNamespace(phases={"stage1": None})
     rotate_base(SimpleNamespace(recipe=recipe, forwards=nullcontext), student)
     assert told == ([what] if what else [])
+    assert (rotation_in(student) is None) == (what is None)
     assert ("47 texts are too few to fit a rotation" in caplog.text) == (what is None)
 
 
